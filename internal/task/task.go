@@ -1,0 +1,82 @@
+// Package task defines what travels through revq: a Task on its way to a
+// worker, a Result on its way to the listeners, and the rules that both keep.
+package task
+
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// Limits on what is accepted.
+const (
+	// MaxIDLength is the longest task id, in bytes. An id travels as an AMQP
+	// short string (255 bytes at most) and is kept in memory for each result
+	// in the deduplication window, so it is held well below that.
+	MaxIDLength = 128
+
+	// DefaultMaxText is the longest text, in bytes, unless configured otherwise.
+	DefaultMaxText = 64 << 10
+)
+
+// A Task is a text that was accepted for processing.
+type Task struct {
+	ID       string    // unique; a repeated ID is the same task
+	Text     string    // not empty, UTF-8
+	Accepted time.Time // when the API took it; zero if enqueued by someone else
+}
+
+// A Result is a processed text.
+type Result struct {
+	ID       string    // the ID of its Task
+	Text     string    // the processed text, UTF-8
+	Accepted time.Time // copied from its Task
+	Done     time.Time // when the worker finished it
+}
+
+// What CheckText and CheckID find wrong.
+var (
+	ErrNoText  = errors.New("the text is empty")
+	ErrNotUTF8 = errors.New("the text is not valid UTF-8")
+	ErrTooLong = errors.New("the text is too long")
+	ErrBadID   = fmt.Errorf("a task id is 1 to %d printable ASCII characters without spaces", MaxIDLength)
+)
+
+// NewID returns a new task id: a UUID of version 7 (RFC 9562), which sorts by
+// the time it was made.
+func NewID() string {
+	// NewV7 fails only when the system has no randomness, and then crypto/rand
+	// has already ended the program.
+	return uuid.Must(uuid.NewV7()).String()
+}
+
+// CheckID returns ErrBadID unless id may name a task.
+func CheckID(id string) error {
+	if id == "" || len(id) > MaxIDLength {
+		return ErrBadID
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return ErrBadID
+		}
+	}
+	return nil
+}
+
+// CheckText returns nil if text may be processed, and otherwise ErrNoText,
+// ErrNotUTF8, or ErrTooLong wrapped with both lengths. maxBytes is the longest
+// text allowed.
+func CheckText(text string, maxBytes int) error {
+	switch {
+	case text == "":
+		return ErrNoText
+	case len(text) > maxBytes:
+		return fmt.Errorf("%w: %d bytes, at most %d are taken", ErrTooLong, len(text), maxBytes)
+	case !utf8.ValidString(text):
+		return ErrNotUTF8
+	}
+	return nil
+}

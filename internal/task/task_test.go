@@ -1,0 +1,67 @@
+package task
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestCheckText(t *testing.T) {
+	for _, tc := range []struct {
+		name, text string
+		want       error
+	}{
+		{"plain", "abcdef", nil},
+		{"as long as allowed", strings.Repeat("a", 16), nil},
+		{"blank is a text", " ", nil},
+		{"NUL is a character", "a\x00b", nil},
+		{"empty", "", ErrNoText},
+		{"one too long", strings.Repeat("a", 17), ErrTooLong},
+		{"length counts bytes", strings.Repeat("é", 9), ErrTooLong},
+		{"cut in a character", "abc\xc3", ErrNotUTF8},
+		{"surrogate", "\xed\xa0\x80", ErrNotUTF8},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := CheckText(tc.text, 16); !errors.Is(err, tc.want) {
+				t.Errorf("CheckText(%q) = %v, want %v", tc.text, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestCheckID(t *testing.T) {
+	for _, tc := range []struct {
+		name, id string
+		want     error
+	}{
+		{"one made here", NewID(), nil},
+		{"client's own", "order/42:a", nil},
+		{"as long as allowed", strings.Repeat("x", MaxIDLength), nil},
+		{"empty", "", ErrBadID},
+		{"too long", strings.Repeat("x", MaxIDLength+1), ErrBadID},
+		{"space", "a b", ErrBadID},
+		{"line break", "a\nb", ErrBadID},
+		{"not ASCII", "é", ErrBadID},
+		{"DEL", "a\x7f", ErrBadID},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := CheckID(tc.id); !errors.Is(err, tc.want) {
+				t.Errorf("CheckID(%q) = %v, want %v", tc.id, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestNewIDSortsByTime(t *testing.T) {
+	ids := make([]string, 1000)
+	for i := range ids {
+		ids[i] = NewID()
+	}
+	if !slices.IsSorted(ids) {
+		t.Error("ids made one after another are not in order")
+	}
+	if len(slices.Compact(ids)) != len(ids) {
+		t.Error("an id was made twice")
+	}
+}
