@@ -20,6 +20,11 @@ const (
 
 	// DefaultMaxText is the longest text, in bytes, unless configured otherwise.
 	DefaultMaxText = 64 << 10
+
+	// MaxText is the longest text, in bytes, that can be configured: several
+	// are in memory at once in each process, and RabbitMQ 4 takes messages of
+	// 16 MiB by default.
+	MaxText = 16 << 20
 )
 
 // A Task is a text that was accepted for processing.

@@ -1,0 +1,132 @@
+package rabbit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/urfave/cli/v3"
+)
+
+// DefaultURL is a RabbitMQ on this machine, as it is after installation.
+const DefaultURL = "amqp://guest:guest@localhost:5672/"
+
+// Config says how to reach the broker. DefaultConfig gives a usable one.
+type Config struct {
+	// URLs are the AMQP addresses of the nodes of one broker, tried in turn.
+	// A password with reserved characters is percent-encoded.
+	URLs []string
+
+	// Name is shown by the broker for each connection.
+	Name string
+
+	// DialTimeout bounds connecting, TLS and the AMQP handshake together.
+	// Default 5 s: a node that needs longer is better left for the next one.
+	DialTimeout time.Duration
+
+	// Heartbeat is how often both sides show that they are alive; a broker
+	// silent for three of them is given up. `?heartbeat=SECONDS` in a URL
+	// takes precedence. Default 10 s, the broker's own suggestion.
+	Heartbeat time.Duration
+
+	// RetryMin and RetryMax bound the wait before connecting again. It doubles
+	// with each failure and is jittered, so that a restarted broker is not met
+	// by everyone at once. Default 100 ms to 5 s: work resumes within seconds.
+	RetryMin, RetryMax time.Duration
+
+	// ConfirmTimeout is how long a message may wait for the broker's
+	// confirmation before its publisher is told that it is not known to be
+	// queued. Default 1.5 s: a client is better served by a quick 503, and a
+	// repetition with the same id is harmless.
+	ConfirmTimeout time.Duration
+
+	// MaxUnconfirmed is how many messages may wait for confirmation at once;
+	// what comes on top is refused. Default 8,192, a quarter of a second of
+	// what a broker on two cores confirms.
+	MaxUnconfirmed int
+
+	// Topology is what is declared where it is missing.
+	Topology Topology
+}
+
+// DefaultConfig returns the configuration for connections called name.
+func DefaultConfig(name string) Config {
+	return Config{
+		URLs:           []string{DefaultURL},
+		Name:           name,
+		DialTimeout:    5 * time.Second,
+		Heartbeat:      10 * time.Second,
+		RetryMin:       100 * time.Millisecond,
+		RetryMax:       5 * time.Second,
+		ConfirmTimeout: 1500 * time.Millisecond,
+		MaxUnconfirmed: 8192,
+		Topology:       DefaultTopology(),
+	}
+}
+
+// Flags returns the command line flags that set c. The URL may also come from
+// the file amqp-url in $CREDENTIALS_DIRECTORY, where systemd puts secrets.
+func (c *Config) Flags() []cli.Flag {
+	sources := cli.EnvVars("REVQ_AMQP_URL")
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		sources.Append(cli.Files(filepath.Join(dir, "amqp-url")))
+	}
+	return []cli.Flag{
+		&cli.StringSliceFlag{
+			Name:        "amqp-url",
+			Usage:       "`URL` of a broker node, amqp://USER:PASSWORD@HOST:PORT/VHOST; several nodes of a cluster: repeat it, or separate with commas",
+			Category:    "broker",
+			Sources:     sources,
+			Value:       c.URLs,
+			HideDefault: false,
+			Destination: &c.URLs,
+			Validator:   checkURLs,
+		},
+		&cli.DurationFlag{
+			Name:        "confirm-timeout",
+			Usage:       "how long a message may wait for the broker's confirmation",
+			Category:    "broker",
+			Sources:     cli.EnvVars("REVQ_CONFIRM_TIMEOUT"),
+			Value:       c.ConfirmTimeout,
+			Destination: &c.ConfirmTimeout,
+			Validator:   atLeast(10 * time.Millisecond),
+		},
+	}
+}
+
+func atLeast(least time.Duration) func(time.Duration) error {
+	return func(d time.Duration) error {
+		if d < least {
+			return fmt.Errorf("%v is too short: give %v or more", d, least)
+		}
+		return nil
+	}
+}
+
+// checkURLs trims each URL in place (a credential file ends with a line break)
+// and reports what is wrong with one, without repeating it: it holds a password.
+func checkURLs(urls []string) error {
+	if len(urls) == 0 {
+		return errors.New("no broker given: use amqp://USER:PASSWORD@HOST:PORT/VHOST")
+	}
+	for i, url := range urls {
+		urls[i] = strings.TrimSpace(url)
+		if _, err := amqp.ParseURI(urls[i]); err != nil {
+			return fmt.Errorf("broker URL %d is not usable: use amqp://USER:PASSWORD@HOST:PORT/VHOST, special characters in the password percent-encoded", i+1)
+		}
+	}
+	return nil
+}
+
+// host returns what may be shown of an AMQP URL.
+func host(url string) string {
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		return "an unusable URL"
+	}
+	return fmt.Sprintf("%s:%d", uri.Host, uri.Port)
+}

@@ -1,0 +1,117 @@
+package rabbit
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// A Consumer takes tasks over a connection of its own.
+type Consumer struct {
+	link     *link
+	prefetch int
+}
+
+// NewConsumer returns a Consumer that holds up to prefetch tasks at once.
+func NewConsumer(cfg Config, prefetch int, log *slog.Logger) *Consumer {
+	return &Consumer{link: newLink(cfg, "consumer", log), prefetch: prefetch}
+}
+
+// Ready returns nil while tasks are being consumed, otherwise why not.
+func (c *Consumer) Ready() error { return c.link.Ready() }
+
+// A Delivery is a task on loan from the broker. Exactly one of Ack, Reject,
+// Refuse and Requeue ends the loan. They fail when the session has ended, and
+// then the broker has taken the task back by itself.
+type Delivery struct {
+	d       amqp.Delivery
+	task    task.Task
+	invalid error
+}
+
+func newDelivery(d amqp.Delivery) *Delivery {
+	t, err := decodeTask(d)
+	return &Delivery{d: d, task: t, invalid: err}
+}
+
+// Task returns the task, and an error if the message is not a proper one.
+func (d *Delivery) Task() (task.Task, error) { return d.task, d.invalid }
+
+// Attempt counts the deliveries of this task, from 1.
+func (d *Delivery) Attempt() int64 { return intHeader(d.d.Headers, deliveryCountHeader) + 1 }
+
+// Ack tells the broker that the task is done.
+func (d *Delivery) Ack() error { return d.d.Ack(false) }
+
+// Reject tells the broker that this attempt failed. The task is delivered
+// again, until it has reached the delivery limit and goes to the dead letters.
+func (d *Delivery) Reject() error { return d.d.Reject(true) }
+
+// Refuse sends the task to the dead letters at once.
+func (d *Delivery) Refuse() error { return d.d.Reject(false) }
+
+// Requeue gives the task back through no fault of its own. RabbitMQ 4.3 and
+// later do not count that as an attempt, earlier versions do.
+func (d *Delivery) Requeue() error { return d.d.Nack(false, true) }
+
+// Run consumes until ctx ends. It calls handle for each delivery, in a
+// goroutine of its own; the context given to handle ends when Run's does, or
+// when the session ends that brought the delivery. When ctx has ended, Run
+// takes no more tasks, waits until every handle has returned, and returns.
+func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) error {
+	c.link.run(ctx, func(s *session) error {
+		return c.consume(ctx, s, handle)
+	})
+	return nil
+}
+
+func (c *Consumer) consume(ctx context.Context, s *session, handle func(context.Context, *Delivery)) error {
+	if err := s.ch.Qos(c.prefetch, 0, false); err != nil {
+		return fmt.Errorf("set the prefetch: %w", err)
+	}
+	const tag = "revq-worker"
+	deliveries, err := s.ch.Consume(TasksQueue, tag, false, false, false, false, nil)
+	if err != nil {
+		return fmt.Errorf("consume from %s: %w", TasksQueue, err)
+	}
+	c.link.up()
+
+	handleCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+
+	// Handlers of a session that died are not waited for: they cannot do
+	// anything to the broker any more, and the next session is needed now.
+	var handlers sync.WaitGroup
+	for {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return context.Cause(s.ctx)
+			}
+			handlers.Go(func() { handle(handleCtx, newDelivery(d)) })
+		case <-s.ctx.Done():
+			return nil
+		case <-ctx.Done():
+			hung := time.AfterFunc(closeTimeout, func() { s.raw.Close() })
+			err := s.ch.Cancel(tag, false)
+			hung.Stop()
+			if err != nil {
+				return fmt.Errorf("stop consuming: %w", err)
+			}
+			// What came before the broker knew is handled, too: its context
+			// has ended, so that it goes back at once.
+			for d := range deliveries {
+				handlers.Go(func() { handle(handleCtx, newDelivery(d)) })
+			}
+			handlers.Wait()
+			return nil
+		}
+	}
+}

@@ -1,0 +1,389 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// Why a message is not known to be queued. Publishing it again with the same
+// id is safe after each of them. ErrNotConnected is one, too.
+var (
+	ErrLost       = errors.New("the connection to the broker was lost before it confirmed")
+	ErrTimeout    = errors.New("the broker did not confirm in time")
+	ErrBlocked    = errors.New("the broker takes no messages: it is short of memory or disk space")
+	ErrUnroutable = errors.New("the broker has no queue for the message: see `revq setup`")
+	ErrRefused    = errors.New("the broker refused the message: the queue is full or not available")
+	ErrBusy       = errors.New("too many messages wait for the broker's confirmation")
+)
+
+// expiryInterval is how often overdue messages are looked for, and so the most
+// that a publisher waits beyond its ConfirmTimeout.
+const expiryInterval = 50 * time.Millisecond
+
+// repairInterval is the least time between attempts to bring back a queue or
+// binding that was removed under a running publisher.
+const repairInterval = time.Second
+
+// A Publisher publishes tasks and results over a connection of its own. Many
+// goroutines share it: messages go out in a pipeline, and each caller is
+// answered when the broker has confirmed that caller's message.
+type Publisher struct {
+	link *link
+
+	mu   sync.Mutex
+	pipe *pipeline // nil while there is no session
+}
+
+// NewPublisher returns a Publisher that is connected while Run runs.
+func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
+	return &Publisher{link: newLink(cfg, "publisher", log)}
+}
+
+// Run keeps the publisher connected until ctx ends. Messages not confirmed by
+// then are answered with ErrLost.
+func (p *Publisher) Run(ctx context.Context) error {
+	p.link.run(ctx, func(s *session) error {
+		pipe, err := newPipeline(s, p.link.cfg, p.link.log)
+		if err != nil {
+			return err
+		}
+		p.use(pipe)
+		p.link.up()
+		defer p.use(nil)
+		return pipe.run(ctx)
+	})
+	return nil
+}
+
+func (p *Publisher) use(pipe *pipeline) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pipe = pipe
+}
+
+// Ready returns nil while messages can be published, otherwise why not.
+func (p *Publisher) Ready() error {
+	p.mu.Lock()
+	pipe := p.pipe
+	p.mu.Unlock()
+	if pipe == nil {
+		return p.link.Ready()
+	}
+	return pipe.ready()
+}
+
+// PublishTask sends t to the workers. The channel gets exactly one value,
+// within the ConfirmTimeout: nil once the broker has confirmed t, otherwise
+// why t is not known to be queued.
+func (p *Publisher) PublishTask(t task.Task) <-chan error {
+	return p.publish(tasksKey, encodeTask(t))
+}
+
+// PublishResult sends r to the listeners, and answers as PublishTask does.
+func (p *Publisher) PublishResult(r task.Result) <-chan error {
+	return p.publish(resultsKey, encodeResult(r))
+}
+
+func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
+	pub := &publication{key: key, message: m, answer: make(chan error, 1)}
+	p.mu.Lock()
+	pipe := p.pipe
+	p.mu.Unlock()
+	if pipe == nil {
+		err := p.link.Ready()
+		if err == nil { // between two sessions
+			err = ErrNotConnected
+		}
+		pub.settle(err)
+	} else {
+		pipe.take(pub)
+	}
+	return pub.answer
+}
+
+// A publication is a message on its way to its confirmation.
+type publication struct {
+	key      string
+	message  amqp.Publishing
+	deadline time.Time
+	answer   chan error // has room for the one answer
+	settled  bool
+}
+
+// settle answers, once. It is called under the pipeline's lock.
+func (p *publication) settle(err error) {
+	if !p.settled {
+		p.settled = true
+		p.answer <- err
+	}
+}
+
+// A pipeline publishes over one session. One goroutine writes, another one
+// (watch) takes in everything that the broker says; callers only wait for
+// their answer, so that a connection that hangs never holds them up.
+type pipeline struct {
+	s   *session
+	cfg Config
+	log *slog.Logger
+
+	confirms chan amqp.Confirmation
+	returns  chan amqp.Return
+	blocks   chan amqp.Blocking // memory or disk alarm at the broker
+	wake     chan struct{}      // there is something in waiting
+
+	mu      sync.Mutex
+	refusal error          // why nothing is taken now; nil if it is
+	blocked bool           // the broker reads nothing at present
+	waiting []*publication // taken, not handed to the connection yet
+	sent    []*publication // handed to the connection, not confirmed, in the order of their delivery tags
+}
+
+func newPipeline(s *session, cfg Config, log *slog.Logger) (*pipeline, error) {
+	if err := s.ch.Confirm(false); err != nil {
+		return nil, fmt.Errorf("ask for confirmations: %w", err)
+	}
+	return &pipeline{
+		s: s, cfg: cfg, log: log,
+		// amqp091-go drops a notification that nobody takes for five seconds.
+		// There is room for one of each kind for every message under way, so
+		// that its reader never has to wait.
+		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxUnconfirmed)),
+		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxUnconfirmed)),
+		blocks:   s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
+		wake:     make(chan struct{}, 1),
+	}, nil
+}
+
+// take accepts pub into the pipeline, or answers at once why not.
+func (p *pipeline) take(pub *publication) {
+	pub.deadline = time.Now().Add(p.cfg.ConfirmTimeout)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.refusal != nil:
+		pub.settle(p.refusal)
+		return
+	case len(p.waiting)+len(p.sent) >= p.cfg.MaxUnconfirmed:
+		pub.settle(ErrBusy)
+		return
+	}
+	p.waiting = append(p.waiting, pub)
+	select {
+	case p.wake <- struct{}{}:
+	default: // the writer has not looked since the last one
+	}
+}
+
+func (p *pipeline) ready() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refusal
+}
+
+// run works until the session or ctx ends, and answers everyone before it returns.
+func (p *pipeline) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.s.ctx, func() { cancel(context.Cause(p.s.ctx)) })
+	defer stop()
+
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := p.write(ctx); err != nil {
+			cancel(err)
+		}
+	})
+	if err := p.watch(ctx); err != nil {
+		cancel(err)
+	}
+	p.abandon()
+	// The writer may be in the middle of a write to a connection that hangs.
+	p.s.close()
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// abandon answers everyone who still waits.
+func (p *pipeline) abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refusal = ErrNotConnected
+	for _, pub := range p.waiting {
+		pub.settle(ErrNotConnected)
+	}
+	for _, pub := range p.sent {
+		pub.settle(ErrLost)
+	}
+	p.waiting, p.sent = nil, nil
+}
+
+// write hands to the connection what is waiting.
+func (p *pipeline) write(ctx context.Context) error {
+	for {
+		select {
+		case <-p.wake:
+		case <-ctx.Done():
+			return nil
+		}
+		for _, pub := range p.next() {
+			if _, err := p.s.ch.PublishWithDeferredConfirm(Exchange, pub.key, true, false, pub.message); err != nil {
+				return fmt.Errorf("publish: %w", err)
+			}
+		}
+	}
+}
+
+// next moves all that is waiting to sent, in the order in which it will be
+// written, and returns it. What was answered already (overdue) is left out.
+func (p *pipeline) next() []*publication {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	batch := make([]*publication, 0, len(p.waiting))
+	for _, pub := range p.waiting {
+		if !pub.settled {
+			batch = append(batch, pub)
+		}
+	}
+	clear(p.waiting)
+	p.waiting = p.waiting[:0]
+	p.sent = append(p.sent, batch...)
+	return batch
+}
+
+// watch takes in what the broker says, and answers whoever waited too long.
+func (p *pipeline) watch(ctx context.Context) error {
+	expiry := time.NewTicker(expiryInterval)
+	defer expiry.Stop()
+	returned := make(map[string]int) // by message id; unroutable, not confirmed yet
+	var repaired time.Time
+	var tag uint64
+	for {
+		select {
+		case c, ok := <-p.confirms:
+			if !ok {
+				return errors.New("the channel was closed")
+			}
+			if tag++; c.DeliveryTag != tag {
+				return fmt.Errorf("confirmation %d came where %d was due", c.DeliveryTag, tag)
+			}
+			// The broker returns a message before it confirms it, so the
+			// return is there already if there is one.
+			p.drainReturns(returned)
+			if unroutable := p.confirmed(c.Ack, returned); unroutable && time.Since(repaired) > repairInterval {
+				repaired = time.Now()
+				go p.repair()
+			}
+		case b, ok := <-p.blocks:
+			if !ok {
+				return errors.New("the connection was closed")
+			}
+			p.setBlocked(b)
+		case now := <-expiry.C:
+			p.expire(now)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (p *pipeline) drainReturns(returned map[string]int) {
+	for {
+		select {
+		case r := <-p.returns:
+			returned[r.MessageId]++
+		default:
+			return
+		}
+	}
+}
+
+// confirmed answers the oldest publication that was sent, and says whether it
+// came back as unroutable.
+func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pub := p.sent[0]
+	p.sent[0] = nil
+	p.sent = p.sent[1:]
+	id := pub.message.MessageId
+	switch {
+	case returned[id] > 0:
+		if returned[id]--; returned[id] == 0 {
+			delete(returned, id)
+		}
+		unroutable = true
+		pub.settle(ErrUnroutable)
+	case ack:
+		pub.settle(nil)
+	default:
+		pub.settle(ErrRefused)
+	}
+	p.review()
+	return unroutable
+}
+
+// setBlocked answers everyone when the broker stops reading: their messages
+// may arrive later, but nobody knows when.
+func (p *pipeline) setBlocked(b amqp.Blocking) {
+	if b.Active {
+		p.log.Warn("the broker takes no messages", "reason", b.Reason)
+	} else {
+		p.log.Info("the broker takes messages again")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.blocked = b.Active
+	if b.Active {
+		p.settleAll(func(*publication) bool { return true }, ErrBlocked)
+	}
+	p.review()
+}
+
+// expire answers everyone whose time is over.
+func (p *pipeline) expire(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.settleAll(func(pub *publication) bool { return now.After(pub.deadline) }, ErrTimeout)
+	p.review()
+}
+
+func (p *pipeline) settleAll(which func(*publication) bool, err error) {
+	for _, list := range [][]*publication{p.sent, p.waiting} {
+		for _, pub := range list {
+			if !which(pub) {
+				break // they are in the order of their deadlines
+			}
+			pub.settle(err)
+		}
+	}
+}
+
+// review decides whether more messages are taken: not while the broker says
+// that it reads nothing, and not while it leaves a message unconfirmed that
+// its publisher has given up, since the next one would fare no better.
+func (p *pipeline) review() {
+	switch {
+	case p.blocked:
+		p.refusal = ErrBlocked
+	case len(p.sent) > 0 && p.sent[0].settled:
+		p.refusal = ErrTimeout
+	default:
+		p.refusal = nil
+	}
+}
+
+// repair brings back what was deleted at the broker while we are connected.
+func (p *pipeline) repair() {
+	if err := p.s.declare(p.cfg.Topology); err != nil {
+		p.log.Error("a message was unroutable, and what is missing could not be declared: run `revq setup` as one who may", "error", err)
+		return
+	}
+	p.log.Warn("a message was unroutable: declared what was missing at the broker")
+}

@@ -1,0 +1,219 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// ErrNotConnected means that there is no session with the broker at present.
+var ErrNotConnected = errors.New("the broker is not connected")
+
+const (
+	// closeTimeout bounds the orderly end of a connection.
+	closeTimeout = 2 * time.Second
+
+	// writeTimeout bounds one write to the broker. A broker that takes
+	// nothing for longer is as good as dead, and heartbeats say so too.
+	writeTimeout = 15 * time.Second
+)
+
+// A session is one connection with one channel. It lives until either ends,
+// and everything that came through it dies with it: in particular nothing
+// received in one session is acknowledged in another, where the same delivery
+// tag names another message.
+type session struct {
+	conn *amqp.Connection
+	ch   *amqp.Channel
+	raw  net.Conn // below conn
+
+	// ctx ends with the session; its cause says why.
+	ctx context.Context
+	end context.CancelCauseFunc
+}
+
+// A link keeps one session with the broker after another.
+type link struct {
+	cfg  Config
+	role string // what the connection is for
+	log  *slog.Logger
+
+	mu  sync.Mutex
+	err error // why there is no session; nil while there is one
+}
+
+func newLink(cfg Config, role string, log *slog.Logger) *link {
+	return &link{cfg: cfg, role: role, log: log.With("connection", role), err: ErrNotConnected}
+}
+
+// Ready returns nil while the link has a working session, otherwise an
+// ErrNotConnected that says why not.
+func (l *link) Ready() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func (l *link) setState(err error) {
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrNotConnected, err)
+	}
+	l.mu.Lock()
+	l.err = err
+	l.mu.Unlock()
+}
+
+// run connects, sees to the topology, and calls use with the session, again
+// and again until ctx ends. use returns when it or the session ends. run
+// returns when the last use has returned; it does not give up by itself.
+func (l *link) run(ctx context.Context, use func(*session) error) {
+	wait := l.cfg.RetryMin
+	for try := 0; ctx.Err() == nil; try++ {
+		url := l.cfg.URLs[try%len(l.cfg.URLs)]
+		began := time.Now()
+		err := l.once(ctx, url, use)
+		l.setState(err)
+		if ctx.Err() != nil {
+			return
+		}
+		// Only a session that lasted shows that the trouble is over: one that
+		// the broker ends right away must not be opened in a tight loop.
+		if time.Since(began) > l.cfg.RetryMax {
+			wait = l.cfg.RetryMin
+		}
+		pause := wait/2 + rand.N(wait/2+1)
+		l.log.Warn("no session with the broker; will connect again",
+			"broker", host(url), "error", err, "wait", pause.Round(time.Millisecond))
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, l.cfg.RetryMax)
+	}
+}
+
+// once runs a single session to its end and says why it ended.
+func (l *link) once(ctx context.Context, url string, use func(*session) error) error {
+	s, err := open(ctx, l.cfg, url, l.role)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", host(url), err)
+	}
+	defer s.close()
+	if err := s.ensure(l.cfg.Topology); err != nil {
+		return err
+	}
+	l.log.Info("connected to the broker", "broker", host(url))
+	err = use(s)
+	if cause := context.Cause(s.ctx); cause != nil {
+		err = cause // says more than what failed because of it
+	}
+	if err == nil {
+		err = errors.New("the session ended")
+	}
+	return err
+}
+
+// up records that the session does what the link is for.
+func (l *link) up() { l.setState(nil) }
+
+// open connects to one node. ctx bounds the opening only.
+func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
+	defer cancel()
+
+	var raw net.Conn
+	stop := func() bool { return true }
+	properties := amqp.NewConnectionProperties()
+	properties.SetClientConnectionName(cfg.Name + " " + role)
+	conn, err := amqp.DialConfig(url, amqp.Config{
+		Heartbeat:  cfg.Heartbeat,
+		Locale:     "en_US",
+		Properties: properties,
+		Dial: func(network, addr string) (_ net.Conn, err error) {
+			var d net.Dialer
+			if raw, err = d.DialContext(ctx, network, addr); err != nil {
+				return nil, err
+			}
+			// The handshake knows no context: closing the connection ends it.
+			stop = context.AfterFunc(ctx, func() { raw.Close() })
+			return &boundedConn{raw}, nil
+		},
+	})
+	if !stop() && err == nil {
+		conn.Close()
+		err = ctx.Err()
+	}
+	if err != nil {
+		if raw != nil {
+			raw.Close()
+		}
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("no answer within %v: %w", cfg.DialTimeout, err)
+		}
+		return nil, err
+	}
+
+	s := &session{conn: conn, raw: raw}
+	s.ctx, s.end = context.WithCancelCause(context.Background())
+	if s.ch, err = conn.Channel(); err != nil {
+		s.close()
+		return nil, fmt.Errorf("open a channel: %w", err)
+	}
+	connClosed := conn.NotifyClose(make(chan *amqp.Error, 1))
+	chClosed := s.ch.NotifyClose(make(chan *amqp.Error, 1))
+	cancelled := s.ch.NotifyCancel(make(chan string, 1))
+	go func() {
+		select {
+		case err := <-connClosed:
+			s.end(closed("connection", err))
+		case err := <-chClosed:
+			s.end(closed("channel", err))
+		case tag, ok := <-cancelled:
+			// The queue was deleted or moved, or (from RabbitMQ 4.3) a
+			// delivery was held longer than the consumer timeout.
+			if ok {
+				s.end(fmt.Errorf("the broker cancelled the consumer %q", tag))
+			} else {
+				s.end(closed("channel", nil))
+			}
+		case <-s.ctx.Done():
+		}
+	}()
+	return s, nil
+}
+
+func closed(what string, err *amqp.Error) error {
+	if err == nil {
+		return fmt.Errorf("the %s was closed", what)
+	}
+	return fmt.Errorf("the %s was closed: %w", what, err)
+}
+
+// close ends the session. One that is alive is ended in agreement with the
+// broker, in closeTimeout at most; one that is dead is just dropped.
+func (s *session) close() {
+	if s.ctx.Err() != nil {
+		s.raw.Close()
+	}
+	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
+	s.end(errors.New("the session was closed"))
+	s.conn.Close() // its error tells that the connection had ended already
+}
+
+// A boundedConn never waits for ever to write: amqp091-go sets no deadline,
+// and a publisher stuck in a write holds its channel's lock.
+type boundedConn struct{ net.Conn }
+
+func (c *boundedConn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
