@@ -1,0 +1,77 @@
+// Package reverse is the job that revq was seeded with: after a pause in
+// proportion to its length, a text is returned in reverse.
+package reverse
+
+import (
+	"context"
+	"time"
+
+	"github.com/rivo/uniseg"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// Config sets the pause. DefaultConfig gives a usable one.
+type Config struct {
+	// PausePerChar is the pause for each character as a reader sees it
+	// (a grapheme cluster). Default 100 ms, slow enough to watch.
+	PausePerChar time.Duration
+
+	// MaxPause bounds the pause, however long the text. Default 60 s, far
+	// from the half hour after which RabbitMQ takes a task back.
+	MaxPause time.Duration
+}
+
+// DefaultConfig returns the pauses of the seed.
+func DefaultConfig() Config {
+	return Config{PausePerChar: 100 * time.Millisecond, MaxPause: time.Minute}
+}
+
+// A Handler pauses and reverses.
+type Handler struct{ cfg Config }
+
+// New returns a Handler with the pauses of cfg.
+func New(cfg Config) *Handler { return &Handler{cfg} }
+
+// Handle returns the task's text in reverse, after the pause. When ctx ends
+// first, it returns the cause at once.
+func (h *Handler) Handle(ctx context.Context, t task.Task) (string, error) {
+	if pause := h.cfg.pause(t.Text); pause > 0 {
+		timer := time.NewTimer(pause)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
+	return Reverse(t.Text), nil
+}
+
+// pause returns how long to pause for text.
+func (c Config) pause(text string) time.Duration {
+	if c.PausePerChar == 0 {
+		return 0
+	}
+	// Divide rather than multiply: the product may overflow.
+	if n := uniseg.GraphemeClusterCount(text); n < int(c.MaxPause/c.PausePerChar) {
+		return time.Duration(n) * c.PausePerChar
+	}
+	return c.MaxPause
+}
+
+// Reverse returns the grapheme clusters of text (Unicode Standard Annex 29) in
+// the opposite order, so that an accent stays on its letter and a family stays
+// together. Clusters may join with their new neighbours: Reverse does not undo
+// itself for every text.
+func Reverse(text string) string {
+	reversed := make([]byte, len(text))
+	end := len(text)
+	state := -1
+	for rest := text; rest != ""; {
+		var cluster string
+		cluster, rest, _, state = uniseg.FirstGraphemeClusterInString(rest, state)
+		end -= copy(reversed[end-len(cluster):], cluster)
+	}
+	return string(reversed)
+}

@@ -1,0 +1,69 @@
+package worker
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
+
+// Config sets how a worker takes tasks. DefaultConfig gives a usable one.
+type Config struct {
+	// Concurrency is how many tasks are in hand at once, and so how many the
+	// broker sends ahead (the prefetch): none waits in a worker while another
+	// one is free. Default 10.
+	Concurrency int
+
+	// ConsumerTimeout is what the broker has as consumer_timeout: the time
+	// after which it takes an unacknowledged task back and closes the channel
+	// that held it. Default 30 min, as the broker's.
+	ConsumerTimeout time.Duration
+}
+
+// maxConcurrency keeps a worker's unacknowledged tasks well below what one
+// channel carries (65,535).
+const maxConcurrency = 10_000
+
+// DefaultConfig returns the configuration used unless something else is given.
+func DefaultConfig() Config {
+	return Config{Concurrency: 10, ConsumerTimeout: 30 * time.Minute}
+}
+
+// Flags returns the command line flags that set c.
+func (c *Config) Flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{
+			Name:        "concurrency",
+			Usage:       "tasks in hand at once",
+			Category:    "job",
+			Sources:     cli.EnvVars("REVQ_CONCURRENCY"),
+			Value:       c.Concurrency,
+			Destination: &c.Concurrency,
+			Validator: func(n int) error {
+				if n < 1 || n > maxConcurrency {
+					return fmt.Errorf("%d tasks at once are not possible: give 1 to %d", n, maxConcurrency)
+				}
+				return nil
+			},
+		},
+		&cli.DurationFlag{
+			Name:        "consumer-timeout",
+			Usage:       "the broker's consumer_timeout, after which it takes a task back",
+			Category:    "broker",
+			Sources:     cli.EnvVars("REVQ_CONSUMER_TIMEOUT"),
+			Value:       c.ConsumerTimeout,
+			Destination: &c.ConsumerTimeout,
+		},
+	}
+}
+
+// Check returns an error if a task that takes longest to handle could meet the
+// broker's consumer timeout. Half of it is left for publishing the result to
+// a broker that is slow or away, and because the broker looks only now and then.
+func (c *Config) Check(longest time.Duration) error {
+	if most := c.ConsumerTimeout / 2; longest > most {
+		return fmt.Errorf("a task may take %v, too near to the broker's consumer timeout of %v: lower --max-pause to %v or less, or raise consumer_timeout at the broker and --consumer-timeout here",
+			longest, c.ConsumerTimeout, most)
+	}
+	return nil
+}
