@@ -1,0 +1,36 @@
+package feed
+
+import "encoding/binary"
+
+// An Opcode is the kind of a websocket frame (RFC 6455, section 5.2).
+type Opcode byte
+
+// The kinds of frames that a server sends.
+const (
+	OpText  Opcode = 0x1
+	OpClose Opcode = 0x8
+	OpPing  Opcode = 0x9
+	OpPong  Opcode = 0xA
+)
+
+// AppendFrame appends to dst a whole, final frame as a server sends it: not
+// masked, and so the same for every listener.
+func AppendFrame(dst []byte, op Opcode, payload []byte) []byte {
+	const final = 0x80
+	dst = append(dst, final|byte(op))
+	switch n := len(payload); {
+	case n < 126:
+		dst = append(dst, byte(n))
+	case n < 1<<16:
+		dst = binary.BigEndian.AppendUint16(append(dst, 126), uint16(n))
+	default:
+		dst = binary.BigEndian.AppendUint64(append(dst, 127), uint64(n))
+	}
+	return append(dst, payload...)
+}
+
+// AppendClose appends a close frame with a status code (RFC 6455, section
+// 7.4) and a reason of at most 123 bytes.
+func AppendClose(dst []byte, code uint16, reason string) []byte {
+	return AppendFrame(dst, OpClose, append(binary.BigEndian.AppendUint16(nil, code), reason...))
+}
