@@ -1,0 +1,109 @@
+package socket
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
+
+// Config limits what listeners may use. DefaultConfig gives a usable one.
+type Config struct {
+	// MaxListeners is how many may listen at once; more get 503. Default
+	// 100,000: about what the kernel's buffers and one process's descriptors
+	// are good for.
+	MaxListeners int
+
+	// PingInterval is how often each listener is asked whether it is still
+	// there. One that has not answered by the next time is closed. Default
+	// 30 s, below the minute after which many proxies drop a quiet connection.
+	PingInterval time.Duration
+
+	// WriteTimeout is how long a listener may take nothing of what is sent to
+	// it before it is closed. Default 30 s.
+	WriteTimeout time.Duration
+
+	// HandshakeTimeout bounds the request that begins listening. Default 10 s.
+	HandshakeTimeout time.Duration
+
+	// MaxMessage is the longest message, in bytes, that a listener may send;
+	// it is ignored. Default 4 KiB: enough for those that send a greeting or
+	// pings of their own.
+	MaxMessage int
+
+	// AllowOrigins are the web origins (scheme://host[:port]) whose pages may
+	// listen besides those of the server's own host name; "*" allows all.
+	// Default none: browsers would otherwise let any page on the internet
+	// read results from an internal network.
+	AllowOrigins []string
+}
+
+// maxHeard is how many bytes a listener may send in one PingInterval.
+const maxHeard = 64 << 10
+
+// DefaultConfig returns the limits used unless others are given.
+func DefaultConfig() Config {
+	return Config{
+		MaxListeners:     100_000,
+		PingInterval:     30 * time.Second,
+		WriteTimeout:     30 * time.Second,
+		HandshakeTimeout: 10 * time.Second,
+		MaxMessage:       4 << 10,
+	}
+}
+
+// Flags returns the command line flags that set c.
+func (c *Config) Flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{
+			Name:        "max-listeners",
+			Usage:       "listeners at once",
+			Category:    "limits",
+			Sources:     cli.EnvVars("REVQ_MAX_LISTENERS"),
+			Value:       c.MaxListeners,
+			Destination: &c.MaxListeners,
+			Validator: func(n int) error {
+				if n < 1 {
+					return fmt.Errorf("%d listeners are too few: give 1 or more", n)
+				}
+				return nil
+			},
+		},
+		duration("ping-interval", "REVQ_PING_INTERVAL", "time between signs of life that a listener has to give", &c.PingInterval),
+		duration("write-timeout", "REVQ_WRITE_TIMEOUT", "how long a listener may take nothing before it is closed", &c.WriteTimeout),
+		duration("handshake-timeout", "REVQ_HANDSHAKE_TIMEOUT", "how long the request to listen may take", &c.HandshakeTimeout),
+		&cli.StringSliceFlag{
+			Name:        "allow-origin",
+			Usage:       "web `ORIGIN` whose pages may listen, besides this host's own, as https://example.org; * for all (repeatable)",
+			Category:    "limits",
+			Sources:     cli.EnvVars("REVQ_ALLOW_ORIGIN"),
+			Destination: &c.AllowOrigins,
+			Validator: func(origins []string) error {
+				for _, o := range origins {
+					if o != "*" && !strings.Contains(o, "://") {
+						return fmt.Errorf("%q is not an origin: give scheme://host, as https://example.org", o)
+					}
+				}
+				return nil
+			},
+		},
+	}
+}
+
+func duration(name, env, usage string, destination *time.Duration) cli.Flag {
+	return &cli.DurationFlag{
+		Name:        name,
+		Usage:       usage,
+		Category:    "limits",
+		Sources:     cli.EnvVars(env),
+		Value:       *destination,
+		Destination: destination,
+		Validator: func(d time.Duration) error {
+			if d < time.Second {
+				return fmt.Errorf("%v is too short: give 1s or more", d)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,398 @@
+package socket
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fasthttp/websocket"
+
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/task"
+)
+
+// patience bounds what a test waits for; it is reached only when it fails.
+const patience = 20 * time.Second
+
+type bundle struct {
+	feed  *feed.Feed
+	addr  string
+	ready error
+}
+
+// setup starts a server on a free port.
+func setup(t *testing.T, cfg Config, size feed.Config) (*Server, *bundle) {
+	t.Helper()
+	b := &bundle{feed: feed.New(size)}
+	s, err := New(cfg, b.feed, func() error { return b.ready }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.addr = ln.Addr().String()
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ln) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		s.Shutdown(ctx) // its error: clients of the test are still connected
+		if err := <-served; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+		if n := s.Listeners(); n != 0 {
+			t.Errorf("%d listeners are counted after the end", n)
+		}
+	})
+	return s, b
+}
+
+func (b *bundle) append(from, to int) {
+	for i := from; i < to; i++ {
+		b.feed.Append(int64(i), task.Result{ID: fmt.Sprint("id", i), Text: fmt.Sprint("text ", i)})
+	}
+}
+
+// listen connects and reads the greeting.
+func (b *bundle) listen(t *testing.T, query string) *websocket.Conn {
+	t.Helper()
+	c, _, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results"+query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetReadDeadline(time.Now().Add(patience))
+	if _, m, err := c.ReadMessage(); err != nil || !strings.Contains(string(m), "Salut, let's wait some text...") {
+		t.Fatalf("greeting = %q, %v", m, err)
+	}
+	return c
+}
+
+// raw connects and returns the bare connection behind the handshake.
+func (b *bundle) raw(t *testing.T) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintf(c, "GET /listen_results HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	r := bufio.NewReader(c)
+	res, err := http.ReadResponse(r, nil)
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("handshake: %v, %v", res, err)
+	}
+	if op, payload := readFrame(t, r); op != 1 || string(payload) != Greeting {
+		t.Fatalf("first frame is %d %q", op, payload)
+	}
+	return c, r
+}
+
+// readFrame reads a short frame.
+func readFrame(t *testing.T, r *bufio.Reader) (op byte, payload []byte) {
+	t.Helper()
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		t.Fatal(err)
+	}
+	if head[1] >= 126 {
+		t.Fatalf("frame of length code %d", head[1])
+	}
+	payload = make([]byte, head[1])
+	if _, err := io.ReadFull(r, payload); err != nil {
+		t.Fatal(err)
+	}
+	return head[0] & 0xf, payload
+}
+
+func expect(t *testing.T, c *websocket.Conn, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		kind, m, err := c.ReadMessage()
+		if want := fmt.Sprint("text ", i); err != nil || kind != websocket.TextMessage || string(m) != want {
+			t.Fatalf("frame is %d %q, %v; want %q", kind, m, err, want)
+		}
+	}
+}
+
+func TestEveryListenerGetsEveryResultInOrder(t *testing.T) {
+	s, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	const listeners, results = 100, 2000
+	b.append(0, 10) // nobody hears these
+	var wg sync.WaitGroup
+	for range listeners {
+		c := b.listen(t, "")
+		wg.Go(func() { expect(t, c, 10, 10+results) })
+	}
+	if n := s.Listeners(); n != listeners {
+		t.Errorf("Listeners = %d, want %d", n, listeners)
+	}
+	b.append(10, 10+results)
+	wg.Wait()
+}
+
+func TestJSONFrames(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	b.append(0, 3)
+	c, _, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results?format=json", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	expect := func(want feed.Message) {
+		t.Helper()
+		var m feed.Message
+		if err := c.ReadJSON(&m); err != nil || m != want {
+			t.Errorf("message %+v, %v; want %+v", m, err, want)
+		}
+	}
+	expect(feed.Message{Type: "greeting", Offset: 2, Text: Greeting})
+	b.append(3, 4)
+	expect(feed.Message{Type: "result", Offset: 3, ID: "id3", Text: "text 3"})
+}
+
+func TestAStalledListenerHoldsUpNobodyAndIsTold(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.Config{MaxBytes: 1 << 20, Window: 10})
+	stalled, _ := b.raw(t) // reads nothing
+	c := b.listen(t, "")
+	big := strings.Repeat("x", 60_000)
+	for i := range 1000 { // 60 MB: more than any socket buffer takes
+		b.feed.Append(int64(i), task.Result{ID: fmt.Sprint(i), Text: big})
+		if _, m, err := c.ReadMessage(); err != nil || len(m) != len(big) {
+			t.Fatalf("result %d: %d bytes, %v", i, len(m), err)
+		}
+	}
+	// The stalled one now reads what was written to it, and then its end.
+	if n, err := io.Copy(io.Discard, stalled); n > 50<<20 || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the stalled listener got %d bytes, %v; want to be closed", n, err)
+	}
+}
+
+func TestAListenerThatTakesNothingIsClosed(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.WriteTimeout = time.Second
+	s, b := setup(t, cfg, feed.Config{MaxBytes: 100 << 20, Window: 10})
+	b.raw(t)
+	big := strings.Repeat("x", 60_000)
+	for i := range 1000 {
+		b.feed.Append(int64(i), task.Result{ID: fmt.Sprint(i), Text: big})
+	}
+	until(t, "the listener is closed", func() bool { return s.Listeners() == 0 })
+}
+
+func TestControlFrames(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	for _, tc := range []struct {
+		name   string
+		send   []byte
+		op     byte
+		answer string
+	}{
+		{"ping is answered", clientFrame(0x89, "hello", -1), 0xA, "hello"},
+		{"messages are ignored", append(clientFrame(0x81, strings.Repeat("x", 3000), -1), clientFrame(0x89, "!", -1)...), 0xA, "!"},
+		{"close is answered", clientFrame(0x88, "\x03\xe8", -1), 0x8, "\x03\xe8"},
+		{"no mask", []byte{0x81, 1, 'a'}, 0x8, "\x03\xeaa frame is not masked"},
+		{"too big", clientFrame(0x81, "", 5000), 0x8, "\x03\xf1listeners are not expected to send that much"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, r := b.raw(t)
+			for i := range tc.send { // one by one: the server may see any split
+				if _, err := c.Write(tc.send[i : i+1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if op, payload := readFrame(t, r); op != tc.op || string(payload) != tc.answer {
+				t.Errorf("answer is %d %q, want %d %q", op, payload, tc.op, tc.answer)
+			}
+			if tc.op == 0x8 {
+				if _, err := r.ReadByte(); err != io.EOF {
+					t.Errorf("after the close frame came %v, want the end", err)
+				}
+			}
+		})
+	}
+}
+
+func TestAListenerThatSendsTooMuchIsClosed(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	c, r := b.raw(t)
+	message := clientFrame(0x81, strings.Repeat("x", 4000), -1)
+	for range maxHeard/4000 + 1 {
+		if _, err := c.Write(message); err != nil {
+			break
+		}
+	}
+	if op, payload := readFrame(t, r); op != 0x8 || string(payload[:2]) != "\x03\xf0" {
+		t.Errorf("answer is %d %q, want a close frame with 1008", op, payload)
+	}
+}
+
+func TestPings(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.PingInterval = time.Second
+	s, b := setup(t, cfg, feed.DefaultConfig())
+	c := b.listen(t, "") // answers pings while it reads
+	pings := make(chan struct{}, 10)
+	answer := c.PingHandler()
+	c.SetPingHandler(func(data string) error {
+		pings <- struct{}{}
+		return answer(data)
+	})
+	go c.ReadMessage()
+	mute, r := b.raw(t)
+	if op, _ := readFrame(t, r); op != 0x9 {
+		t.Errorf("frame %d, want a ping", op)
+	}
+	if _, err := io.Copy(io.Discard, mute); err != nil {
+		t.Errorf("the listener that does not answer: %v, want to be closed", err)
+	}
+	for range 3 {
+		select {
+		case <-pings:
+		case <-time.After(patience):
+			t.Fatal("no ping came")
+		}
+	}
+	if n := s.Listeners(); n != 1 {
+		t.Errorf("%d listeners, want the one that answers", n)
+	}
+}
+
+func TestTheNumberOfListenersIsBounded(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxListeners = 2
+	s, b := setup(t, cfg, feed.DefaultConfig())
+	first := b.listen(t, "")
+	b.listen(t, "")
+	_, res, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results", nil)
+	if err == nil || res == nil || res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Fatalf("third listener: %v, %v; want 503 with Retry-After", res, err)
+	}
+	first.Close()
+	until(t, "the place is free", func() bool { return s.Listeners() == 1 })
+	b.listen(t, "")
+}
+
+func TestShutdownTellsListeners(t *testing.T) {
+	s, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	c := b.listen(t, "")
+	b.append(0, 5)
+	done := make(chan error)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		done <- s.Shutdown(ctx)
+	}()
+	expect(t, c, 0, 5)
+	_, _, err := c.ReadMessage()
+	if !websocket.IsCloseError(err, websocket.CloseServiceRestart) {
+		t.Errorf("the listener got %v, want close 1012", err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Shutdown = %v", err)
+	}
+}
+
+func TestAnswersWithoutWebsocket(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	for _, tc := range []struct {
+		method, path string
+		ready        error
+		status       int
+		body         string
+	}{
+		{"GET", "/healthz", nil, 200, "ok"},
+		{"HEAD", "/healthz", nil, 200, ""},
+		{"GET", "/readyz", nil, 200, "ready"},
+		{"GET", "/readyz", errors.New("the broker is away"), 503, "the broker is away"},
+		{"GET", "/", nil, 404, "listen at /listen_results"},
+		{"POST", "/listen_results", nil, 405, "use GET"},
+		{"GET", "/listen_results", nil, 426, "connect with ws://"},
+		{"GET", "/listen_results?format=xml", nil, 400, "use text or json"},
+	} {
+		t.Run(tc.method+" "+tc.path, func(t *testing.T) {
+			b.ready = tc.ready
+			req, _ := http.NewRequest(tc.method, "http://"+b.addr+tc.path, nil)
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			body, _ := io.ReadAll(res.Body)
+			if res.StatusCode != tc.status || !strings.Contains(string(body), tc.body) {
+				t.Errorf("%s %q, want %d %q", res.Status, body, tc.status, tc.body)
+			}
+			if res.StatusCode >= 400 {
+				var p struct{ Detail string }
+				if ct := res.Header.Get("Content-Type"); ct != "application/problem+json" || json.Unmarshal(body, &p) != nil || p.Detail == "" {
+					t.Errorf("%s %q is no problem object", ct, body)
+				}
+			}
+			if got := res.Header.Get("Cache-Control"); got != "no-store" {
+				t.Errorf("Cache-Control = %q", got)
+			}
+		})
+	}
+}
+
+func TestOrigins(t *testing.T) {
+	for _, tc := range []struct {
+		allow, origin string
+		ok            bool
+	}{
+		{"", "", true},
+		{"", "http://127.0.0.1", true},
+		{"", "https://127.0.0.1:8443", true},
+		{"", "https://example.org", false},
+		{"", "null", false},
+		{"", "http://[", false},
+		{"https://example.org", "https://example.org", true},
+		{"https://example.org", "https://evil.example.org", false},
+		{"*", "https://example.org", true},
+	} {
+		t.Run(tc.allow+" lets in "+tc.origin, func(t *testing.T) {
+			cfg := DefaultConfig()
+			if tc.allow != "" {
+				cfg.AllowOrigins = []string{tc.allow}
+			}
+			_, b := setup(t, cfg, feed.DefaultConfig())
+			header := http.Header{}
+			if tc.origin != "" {
+				header.Set("Origin", tc.origin)
+			}
+			c, res, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results", header)
+			if err == nil {
+				c.Close()
+			}
+			if (err == nil) != tc.ok || err != nil && res.StatusCode != http.StatusForbidden {
+				t.Errorf("%v, %v; want allowed %v", res, err, tc.ok)
+			}
+		})
+	}
+}
+
+// until polls for a state that has no signal of its own.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	for !ok() {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-deadline:
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}

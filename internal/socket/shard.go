@@ -1,0 +1,403 @@
+package socket
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/revq/revq/internal/feed"
+)
+
+const (
+	// tick is how often a shard looks for listeners to ping or to give up.
+	tick = time.Second
+
+	// closeGrace is how long a listener has to close its side, once it was
+	// sent a close frame.
+	closeGrace = 2 * time.Second
+
+	// pollBatch is how many events one poll takes in.
+	pollBatch = 256
+)
+
+// A shard serves a part of the listeners with one goroutine: it polls their
+// sockets for what they send, and writes to each what has been appended to its
+// log since the last time. Everything it does to a socket is non-blocking.
+type shard struct {
+	cfg    Config
+	log    *slog.Logger
+	onDrop func() // called for each listener that is gone
+
+	epoll int // file descriptors
+	event int // written to wake the goroutine
+	awake atomic.Bool
+
+	mu      sync.Mutex
+	joining []*listener // to be taken over by the goroutine
+	stop    *violation  // closes all listeners, and then ends the goroutine
+	aborted bool        // ends it without waiting for them
+	ended   bool        // the goroutine is gone, the descriptors are closed
+
+	// The rest belongs to the goroutine.
+	listeners []*listener
+	byFD      map[int]*listener
+	stopping  bool
+	now       time.Time
+	round     time.Time // when the pinging of all listeners began
+	pinged    int       // how many of them it has come to
+	received  [4096]byte
+	parser    inbound // for listeners that are between frames
+}
+
+func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("create an epoll instance: %w", err)
+	}
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(epoll)
+		return nil, fmt.Errorf("create an event descriptor: %w", err)
+	}
+	s := &shard{cfg: cfg, log: log, onDrop: onDrop, epoll: epoll, event: event, byFD: make(map[int]*listener)}
+	if err := s.poll(unix.EPOLL_CTL_ADD, event, unix.EPOLLIN); err != nil {
+		unix.Close(epoll)
+		unix.Close(event)
+		return nil, fmt.Errorf("poll the event descriptor: %w", err)
+	}
+	return s, nil
+}
+
+// wake makes the goroutine look for something new. It costs next to nothing
+// while the goroutine has not done so since the last time.
+func (s *shard) wake() {
+	if s.awake.Swap(true) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return // and the descriptor may be something else by now
+	}
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	unix.Write(s.event, one[:]) // fails only when the event is pending anyway
+}
+
+// join hands l over to the shard.
+func (s *shard) join(l *listener) {
+	s.mu.Lock()
+	ended := s.ended
+	if !ended {
+		s.joining = append(s.joining, l)
+	}
+	s.mu.Unlock()
+	if ended {
+		s.turnAway(l)
+		return
+	}
+	s.wake()
+}
+
+// turnAway closes a listener that was not taken in.
+func (s *shard) turnAway(l *listener) {
+	l.conn.Close()
+	s.onDrop()
+}
+
+// close has every listener told why and closed; run returns when they are gone.
+func (s *shard) close(why violation) {
+	s.mu.Lock()
+	s.stop = &why
+	s.mu.Unlock()
+	s.wake()
+}
+
+// abort makes run return without waiting for anyone.
+func (s *shard) abort() {
+	s.mu.Lock()
+	s.aborted = true
+	s.mu.Unlock()
+	s.wake()
+}
+
+// run serves until it is told to stop and all listeners are gone.
+func (s *shard) run() {
+	defer s.release()
+	events := make([]unix.EpollEvent, pollBatch)
+	s.now = time.Now()
+	s.round = s.now
+	for nextTick := s.now.Add(tick); ; {
+		n, err := unix.EpollWait(s.epoll, events, int(nextTick.Sub(s.now).Milliseconds())+1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments can do that
+		}
+		s.now = time.Now()
+		woken := false
+		for _, e := range events[:max(n, 0)] {
+			if int(e.Fd) == s.event {
+				woken = true
+			} else {
+				s.handle(int(e.Fd), e.Events)
+			}
+		}
+		if woken && !s.lookAround() {
+			return
+		}
+		if !s.now.Before(nextTick) {
+			nextTick = s.now.Add(tick)
+			s.expire()
+			s.ping()
+		}
+		if s.stopping && len(s.listeners) == 0 {
+			return
+		}
+	}
+}
+
+// handle sees to one listener's socket.
+func (s *shard) handle(fd int, events uint32) {
+	l, ok := s.byFD[fd]
+	if !ok {
+		return
+	}
+	if events&unix.EPOLLOUT != 0 {
+		l.blockedSince = time.Time{}
+		s.poll(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
+		s.send(l)
+	}
+	if events&^unix.EPOLLOUT != 0 && s.byFD[fd] == l {
+		s.receive(l)
+	}
+}
+
+// lookAround does what the shard was woken for. It returns false if the shard
+// is to end at once.
+func (s *shard) lookAround() bool {
+	var count [8]byte
+	unix.Read(s.event, count[:])
+	s.awake.Store(false) // what comes from here on wakes again
+	s.mu.Lock()
+	joining, stop, aborted := s.joining, s.stop, s.aborted
+	s.joining = nil
+	s.mu.Unlock()
+
+	for _, l := range joining {
+		s.admit(l)
+	}
+	if stop != nil {
+		s.stopping = true
+		for _, l := range s.backwards() {
+			s.dismiss(l, *stop)
+		}
+	}
+	for _, l := range s.backwards() {
+		s.send(l)
+	}
+	return !aborted
+}
+
+// backwards goes through the listeners so that the one at hand may be dropped.
+func (s *shard) backwards() iter.Seq2[int, *listener] { return slices.Backward(s.listeners) }
+
+func (s *shard) admit(l *listener) {
+	if err := s.poll(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN); err != nil {
+		s.log.Error("could not poll a listener's socket; closed it", "error", err)
+		s.turnAway(l)
+		return
+	}
+	l.index = len(s.listeners)
+	s.listeners = append(s.listeners, l)
+	s.byFD[l.fd] = l
+}
+
+// drop closes l's connection and forgets l.
+func (s *shard) drop(l *listener) {
+	last := len(s.listeners) - 1
+	s.listeners[l.index] = s.listeners[last]
+	s.listeners[l.index].index = l.index
+	s.listeners[last] = nil
+	s.listeners = s.listeners[:last]
+	delete(s.byFD, l.fd)
+	l.conn.Close() // takes the descriptor out of the poll, too
+	s.onDrop()
+}
+
+// dismiss has l told why it is closed, as soon as it takes more.
+func (s *shard) dismiss(l *listener, why violation) {
+	if !l.leaving {
+		l.leaving = true
+		l.control = feed.AppendClose(l.control, why.code, why.reason)
+	}
+}
+
+// send writes what l has not got yet, as far as its socket takes it.
+func (s *shard) send(l *listener) {
+	for l.blockedSince.IsZero() && l.leftAt.IsZero() {
+		b, fromLog, ok := s.next(l)
+		if !ok {
+			s.drop(l)
+			return
+		}
+		if len(b) == 0 {
+			return
+		}
+		n, err := unix.Write(l.fd, b)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			l.blockedSince = s.now
+			s.poll(unix.EPOLL_CTL_MOD, l.fd, unix.EPOLLIN|unix.EPOLLOUT)
+			return
+		case err != nil:
+			s.drop(l)
+			return
+		}
+		if fromLog {
+			l.torn = l.pos + feed.Position(len(b))
+			l.pos += feed.Position(n)
+			continue
+		}
+		if l.control = l.control[n:]; len(l.control) > 0 {
+			continue
+		}
+		l.control = nil
+		if l.leaving {
+			l.leftAt = s.now
+			unix.Shutdown(l.fd, unix.SHUT_WR) // fails if it has closed already
+		}
+	}
+}
+
+// next returns what is to be written to l, and whether it comes from the log.
+// It is not ok when l cannot be helped: what it got only half of is gone.
+func (s *shard) next(l *listener) (b []byte, fromLog, ok bool) {
+	if l.pos >= l.torn {
+		if len(l.control) > 0 {
+			return l.control, false, true
+		}
+		b, err := l.log.Read(l.pos)
+		if err != nil {
+			s.dismiss(l, violation{closePolicy, "fell behind: what comes next is no longer kept"})
+			return l.control, false, true
+		}
+		return b, true, true
+	}
+	b, err := l.log.Read(l.pos)
+	if err != nil {
+		return nil, false, false
+	}
+	return b[:min(len(b), int(l.torn-l.pos))], true, true
+}
+
+// receive takes in what l has sent.
+func (s *shard) receive(l *listener) {
+	n, err := unix.Read(l.fd, s.received[:])
+	switch {
+	case err == unix.EAGAIN || err == unix.EINTR:
+		return // the poll tells again
+	case err != nil || n == 0:
+		s.drop(l)
+		return
+	}
+	l.pingedAt = time.Time{}
+	if l.heard += n; l.heard > maxHeard {
+		s.dismiss(l, violation{closePolicy, "listeners are not expected to send that much"})
+	}
+	if !l.leaving {
+		s.parse(l, s.received[:n])
+	}
+	s.send(l)
+}
+
+func (s *shard) parse(l *listener, b []byte) {
+	in := l.in
+	if in == nil {
+		in = &s.parser
+	}
+	wrong := in.take(b, s.cfg.MaxMessage, func(op feed.Opcode, payload []byte) {
+		switch {
+		case l.leaving:
+		case op == feed.OpPing:
+			l.control = feed.AppendFrame(l.control, feed.OpPong, payload)
+		case op == feed.OpClose:
+			l.leaving = true
+			l.control = feed.AppendFrame(l.control, feed.OpClose, payload)
+		}
+	})
+	if wrong == nil && len(l.control) > maxControl {
+		wrong = &violation{closePolicy, "too many pings are not answered yet"}
+	}
+	if wrong != nil {
+		s.dismiss(l, *wrong)
+	}
+	switch {
+	case l.leaving || in.idle():
+		l.in = nil
+		s.parser = inbound{}
+	case l.in == nil: // the rest of the frame is still to come
+		l.in = in.clone()
+		s.parser = inbound{}
+	}
+}
+
+// expire drops those who take nothing, or do not go.
+func (s *shard) expire() {
+	for _, l := range s.backwards() {
+		if !l.blockedSince.IsZero() && s.now.Sub(l.blockedSince) > s.cfg.WriteTimeout ||
+			!l.leftAt.IsZero() && s.now.Sub(l.leftAt) > closeGrace {
+			s.drop(l)
+		}
+	}
+}
+
+// ping asks the next few listeners whether they are still there, so that all
+// have been asked after a PingInterval, and drops those that did not show
+// themselves since the last time.
+func (s *shard) ping() {
+	elapsed := s.now.Sub(s.round)
+	due := int(float64(len(s.listeners)) * min(1, elapsed.Seconds()/s.cfg.PingInterval.Seconds()))
+	for ; s.pinged < due && s.pinged < len(s.listeners); s.pinged++ {
+		l := s.listeners[s.pinged]
+		switch {
+		case l.leaving:
+		case l.pingedAt.IsZero():
+			l.pingedAt, l.heard = s.now, 0
+			l.control = feed.AppendFrame(l.control, feed.OpPing, nil)
+			s.send(l)
+		case s.now.Sub(l.pingedAt) >= s.cfg.PingInterval:
+			s.drop(l)
+		}
+	}
+	if elapsed >= s.cfg.PingInterval {
+		s.round, s.pinged = s.now, 0
+	}
+}
+
+func (s *shard) poll(operation, fd int, events uint32) error {
+	return unix.EpollCtl(s.epoll, operation, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+}
+
+// release ends all that is left.
+func (s *shard) release() {
+	for _, l := range s.backwards() {
+		s.drop(l)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, l := range s.joining {
+		s.turnAway(l)
+	}
+	unix.Close(s.epoll)
+	unix.Close(s.event)
+}
