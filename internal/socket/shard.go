@@ -195,12 +195,15 @@ func (s *shard) lookAround() bool {
 	}
 	if stop != nil {
 		s.stopping = true
-		for _, l := range s.backwards() {
-			s.dismiss(l, *stop)
-		}
 	}
 	for _, l := range s.backwards() {
 		s.send(l)
+	}
+	if stop != nil { // now that everything was sent that came before
+		for _, l := range s.backwards() {
+			s.dismiss(l, *stop)
+			s.send(l)
+		}
 	}
 	return !aborted
 }
@@ -313,19 +316,24 @@ func (s *shard) receive(l *listener) {
 	if l.heard += n; l.heard > maxHeard {
 		s.dismiss(l, violation{closePolicy, "listeners are not expected to send that much"})
 	}
-	if !l.leaving {
-		s.parse(l, s.received[:n])
+	if gone := s.parse(l, s.received[:n]); gone {
+		s.drop(l)
+		return
 	}
 	s.send(l)
 }
 
-func (s *shard) parse(l *listener, b []byte) {
+// parse answers the control frames that l has sent. It returns true when l has
+// answered our close frame, so that nobody waits for anything any more.
+func (s *shard) parse(l *listener, b []byte) (gone bool) {
 	in := l.in
 	if in == nil {
 		in = &s.parser
 	}
 	wrong := in.take(b, s.cfg.MaxMessage, func(op feed.Opcode, payload []byte) {
 		switch {
+		case op == feed.OpClose && !l.leftAt.IsZero():
+			gone = true
 		case l.leaving:
 		case op == feed.OpPing:
 			l.control = feed.AppendFrame(l.control, feed.OpPong, payload)
@@ -341,13 +349,14 @@ func (s *shard) parse(l *listener, b []byte) {
 		s.dismiss(l, *wrong)
 	}
 	switch {
-	case l.leaving || in.idle():
+	case wrong != nil || in.idle():
 		l.in = nil
 		s.parser = inbound{}
 	case l.in == nil: // the rest of the frame is still to come
 		l.in = in.clone()
 		s.parser = inbound{}
 	}
+	return gone
 }
 
 // expire drops those who take nothing, or do not go.
