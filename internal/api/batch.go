@@ -1,0 +1,124 @@
+package api
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/valyala/fasthttp"
+)
+
+// maxLines is the most lines in a batch. It bounds the answer, which for short
+// bad lines is many times as long as the request.
+const maxLines = 10_000
+
+// A batch is an NDJSON request being answered.
+//
+// Its lines are published one after the other without waiting, and answered in
+// their order. When no place is free (MaxInFlight), the batch waits for the
+// oldest of its own tasks, which the publisher's deadline bounds; only when it
+// has none is a line refused. So a batch may be larger than MaxInFlight.
+type batch struct {
+	s       *Server
+	ctx     *fasthttp.RequestCtx
+	pending []line // not yet answered, oldest first
+	places  int    // held of MaxInFlight
+	status  int    // common to the lines answered so far, 0 before the first
+	retry   bool   // a line may succeed later
+}
+
+// A line is one line of a batch on its way to an answer.
+type line struct {
+	number    int // in the body, from 1
+	id        string
+	confirmed <-chan error // nil if there is a problem already
+	problem   *problem
+}
+
+// queueBatch publishes each line of an NDJSON body.
+func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem {
+	if len(ctx.Request.Header.Peek(idempotencyKey)) > 0 {
+		return badRequest(idempotencyKey + ` is for one text: give each line of a batch its own "id"`)
+	}
+	body := ctx.PostBody()
+	if bytes.Count(body, []byte("\n")) > maxLines {
+		return newProblem(fasthttp.StatusRequestEntityTooLarge,
+			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
+	}
+	b := batch{s: s, ctx: ctx}
+	defer func() { s.release(b.places) }() // some are held only after a panic
+	number := 0
+	for text := range bytes.SplitSeq(body, []byte("\n")) {
+		number++
+		if len(bytes.Trim(text, " \t\r")) == 0 {
+			continue
+		}
+		l := b.publish(text)
+		l.number = number
+		b.pending = append(b.pending, l)
+	}
+	for len(b.pending) > 0 {
+		b.answerOldest()
+	}
+	if b.status == 0 {
+		return badRequest(`the batch is empty: send lines such as {"text": "abcdef"}`)
+	}
+	start(ctx, b.status, typeNDJSON)
+	if b.retry {
+		ctx.Response.Header.Set("Retry-After", retryAfter)
+	}
+	return nil
+}
+
+// publish starts to publish the task that text, a line, describes.
+func (b *batch) publish(text []byte) line {
+	sub, p := parseJSON(text)
+	if p != nil {
+		return line{problem: p}
+	}
+	t, p := b.s.newTask(sub, b.ctx.Time())
+	if p != nil {
+		return line{problem: p}
+	}
+	for !b.s.acquire() {
+		if b.places == 0 {
+			return line{problem: b.s.busy()}
+		}
+		b.answerOldest()
+	}
+	b.places++
+	return line{id: t.ID, confirmed: b.s.pub.PublishTask(t)}
+}
+
+// answerOldest waits until the first pending line is decided and writes its answer.
+func (b *batch) answerOldest() {
+	l := b.pending[0]
+	b.pending = b.pending[1:]
+	if l.confirmed != nil {
+		err := <-l.confirmed
+		b.s.release(1)
+		b.places--
+		if err != nil {
+			l.problem = unconfirmed(l.id, err)
+		}
+	}
+	resp := &b.ctx.Response
+	status := fasthttp.StatusAccepted
+	if l.problem == nil {
+		resp.AppendBodyString(`{"status":202,"id":`)
+		var quoted [64]byte // long enough for an id made here
+		resp.AppendBody(appendID(quoted[:0], l.id))
+		resp.AppendBodyString("}\n")
+	} else {
+		l.problem.Line = l.number
+		status = l.problem.Status
+		resp.AppendBody(append(l.problem.json(), '\n'))
+	}
+	switch b.status {
+	case 0:
+		b.status = status
+	case status:
+	default:
+		b.status = fasthttp.StatusMultiStatus
+	}
+	b.retry = b.retry || retryable(status)
+}

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// Config bounds what a Server takes on.
+type Config struct {
+	// MaxText is the longest text, in bytes. Default 64 KiB: a text is kept in
+	// memory by the broker and by every front until all listeners have it.
+	MaxText int
+
+	// MaxBatch is the largest NDJSON body, in bytes. Default 1 MiB: some
+	// 10,000 texts of 100 bytes, which a broker confirms within a second.
+	MaxBatch int
+
+	// MaxInFlight is the most tasks being published at once; a text beyond is
+	// answered 429. Default 4096: several times what keeps a broker busy, so
+	// that only one that cannot keep up is held back.
+	MaxInFlight int
+
+	// MaxConnections is the most connections on each listener; one beyond is
+	// answered 503 and closed. Default 4096: each costs some 20 KiB, and a body
+	// that it is sending, at most the largest that is taken, comes on top.
+	MaxConnections int
+
+	// ReadTimeout is how long a whole request may take to arrive. Default 10 s:
+	// ample for 1 MiB, and the end of a client that sends a byte at a time.
+	ReadTimeout time.Duration
+
+	// WriteTimeout is how long a client may take to receive an answer. Default
+	// 10 s, as for requests.
+	WriteTimeout time.Duration
+
+	// IdleTimeout is how long a connection is kept without a request. Default
+	// 60 s, so that clients that send every now and then keep theirs.
+	IdleTimeout time.Duration
+}
+
+// DefaultConfig returns the limits that hold unless configured otherwise.
+func DefaultConfig() Config {
+	return Config{
+		MaxText:        task.DefaultMaxText,
+		MaxBatch:       1 << 20,
+		MaxInFlight:    4096,
+		MaxConnections: 4096,
+		ReadTimeout:    10 * time.Second,
+		WriteTimeout:   10 * time.Second,
+		IdleTimeout:    60 * time.Second,
+	}
+}
+
+// Flags returns the flags that set c, each with a REVQ_ variable of the same
+// name. What c holds when Flags is called are their defaults.
+func (c *Config) Flags() []cli.Flag {
+	return []cli.Flag{
+		// RabbitMQ 4 refuses messages of more than 16 MiB.
+		number("max-text", "longest text taken, in `BYTES`", &c.MaxText, 16<<20),
+		number("max-batch", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
+		number("max-in-flight", "most `TASKS` being published at once", &c.MaxInFlight, 1<<20),
+		number("max-connections", "most `CONNECTIONS` on each listening address", &c.MaxConnections, 1<<20),
+		duration("read-timeout", "`TIME` for a whole request to arrive, such as 10s", &c.ReadTimeout),
+		duration("write-timeout", "`TIME` for an answer to be received, such as 10s", &c.WriteTimeout),
+		duration("idle-timeout", "`TIME` to keep a connection without requests, such as 1m", &c.IdleTimeout),
+	}
+}
+
+const category = "limits"
+
+func variable(name string) cli.ValueSourceChain {
+	return cli.EnvVars("REVQ_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
+}
+
+// number is a flag that takes 1 to most.
+func number(name, usage string, dest *int, most int) cli.Flag {
+	return &cli.IntFlag{
+		Name: name, Usage: usage, Category: category, Sources: variable(name),
+		Value: *dest, Destination: dest,
+		Validator: func(n int) error {
+			if n < 1 || n > most {
+				return fmt.Errorf("--%s must be 1 to %d", name, most)
+			}
+			return nil
+		},
+	}
+}
+
+// duration is a flag that takes 100 ms, below which an ordinary network delay
+// breaks requests off, to an hour.
+func duration(name, usage string, dest *time.Duration) cli.Flag {
+	return &cli.DurationFlag{
+		Name: name, Usage: usage, Category: category, Sources: variable(name),
+		Value: *dest, Destination: dest,
+		Validator: func(d time.Duration) error {
+			if d < 100*time.Millisecond || d > time.Hour {
+				return fmt.Errorf("--%s must be 100ms to 1h", name)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,64 @@
+package api
+
+import (
+	"context"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
+
+func run(c *Config, args ...string) error {
+	cmd := &cli.Command{
+		Flags: c.Flags(), Writer: io.Discard, ErrWriter: io.Discard,
+		Action:         func(context.Context, *cli.Command) error { return nil },
+		ExitErrHandler: func(context.Context, *cli.Command, error) {},
+	}
+	return cmd.Run(context.Background(), append([]string{"revq-api"}, args...))
+}
+
+func TestFlags(t *testing.T) {
+	t.Setenv("REVQ_MAX_TEXT", "100")
+	t.Setenv("REVQ_MAX_BATCH", "200")
+	t.Setenv("REVQ_IDLE_TIMEOUT", "5s")
+	c := DefaultConfig()
+	err := run(&c, "--max-batch=300", "--max-in-flight", "7", "--max-connections=8",
+		"--read-timeout=1s", "--write-timeout=2s")
+	want := Config{100, 300, 7, 8, time.Second, 2 * time.Second, 5 * time.Second}
+	if err != nil || c != want {
+		t.Errorf("%+v, %v; want %+v", c, err, want)
+	}
+}
+
+func TestFlagsKeepDefaults(t *testing.T) {
+	t.Parallel()
+	c := DefaultConfig()
+	if err := run(&c); err != nil || c != DefaultConfig() {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// Every flag has a unit and a section in the help, and refuses what is out of range.
+func TestFlagsRefuse(t *testing.T) {
+	t.Parallel()
+	c := DefaultConfig()
+	for _, f := range c.Flags() {
+		name := f.Names()[0]
+		values := []string{"0", "-1", "99999999999"}
+		if strings.HasSuffix(name, "timeout") {
+			values = []string{"0s", "-1s", "61m"}
+		}
+		for _, value := range values {
+			c := DefaultConfig()
+			err := run(&c, "--"+name+"="+value)
+			if err == nil || !strings.Contains(err.Error(), "--"+name+" must be ") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("--%s %s: %v", name, value, err)
+			}
+		}
+		if cat := f.(cli.CategorizableFlag).GetCategory(); cat != "limits" {
+			t.Errorf("--%s is under %q", name, cat)
+		}
+	}
+}

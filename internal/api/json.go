@@ -1,0 +1,198 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// parseJSON reads {"text": "...", "id": "..."}, where "id" may be missing.
+//
+// encoding/json would take "Text" for "text", pick one of two texts, and make
+// U+FFFD of a lone surrogate: a text would be accepted that nobody sent.
+// Members that are not known are refused, since ignoring one (a misspelt "id")
+// drops what the client asked for.
+func parseJSON(data []byte) (submission, *problem) {
+	var sub submission
+	d := decoder{data: data}
+	if !d.take('{') {
+		return sub, badRequest(`expected a JSON object such as {"text": "abcdef"}`)
+	}
+	var hasText, hasID bool
+	for first := true; !d.take('}'); first = false {
+		if !first && !d.take(',') {
+			return sub, d.problem(errSyntax)
+		}
+		name, err := d.str()
+		if err != nil {
+			return sub, d.problem(err)
+		}
+		var value *string
+		var seen *bool
+		switch name {
+		case "text":
+			value, seen = &sub.text, &hasText
+		case "id":
+			value, seen = &sub.id, &hasID
+		default:
+			return sub, badRequest(fmt.Sprintf(`the field %s is not known: send "text" and, if you like, "id"`, quote(name)))
+		}
+		if *seen {
+			return sub, badRequest(fmt.Sprintf("%q is there more than once", name))
+		}
+		*seen = true
+		if !d.take(':') {
+			return sub, d.problem(errSyntax)
+		}
+		if d.peek() != '"' {
+			return sub, badRequest(fmt.Sprintf("%q must be a string", name))
+		}
+		if *value, err = d.str(); err != nil {
+			return sub, d.problem(err)
+		}
+	}
+	d.peek()
+	switch {
+	case d.pos < len(d.data):
+		return sub, badRequest(fmt.Sprintf("there is more after the JSON object, at byte %d: send one object", d.pos))
+	case !hasText:
+		return sub, badRequest(`"text" is missing: send {"text": "abcdef"}`)
+	case hasID && task.CheckID(sub.id) != nil:
+		return sub, badRequest(`"id": ` + task.ErrBadID.Error())
+	}
+	return sub, nil
+}
+
+// quote returns name quoted, and cut if it is too long to be read.
+func quote(name string) string {
+	const most = 40
+	if len(name) > most {
+		name = name[:most] + "…"
+	}
+	return strconv.Quote(name)
+}
+
+var (
+	errSyntax    = errors.New("malformed JSON")
+	errSurrogate = errors.New("an escape that is half of a surrogate pair, which is no character,")
+)
+
+// A decoder reads the tokens of a JSON object of strings (RFC 8259). That the
+// strings are UTF-8 is left to the checks on texts and ids.
+type decoder struct {
+	data []byte
+	pos  int
+}
+
+func (d *decoder) problem(err error) *problem {
+	return badRequest(fmt.Sprintf("%v at byte %d", err, d.pos))
+}
+
+// peek skips white space and returns the byte that follows, or 0 at the end. (A
+// zero byte in the data is no token either.)
+func (d *decoder) peek() byte {
+	for ; d.pos < len(d.data); d.pos++ {
+		switch c := d.data[d.pos]; c {
+		case ' ', '\t', '\n', '\r':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// take skips white space and then c, if c is next.
+func (d *decoder) take(c byte) bool {
+	if d.peek() != c {
+		return false
+	}
+	d.pos++
+	return true
+}
+
+// str reads a string.
+func (d *decoder) str() (string, error) {
+	if !d.take('"') {
+		return "", errSyntax
+	}
+	start := d.pos
+	for ; d.pos < len(d.data); d.pos++ {
+		switch c := d.data[d.pos]; {
+		case c == '"':
+			d.pos++
+			return string(d.data[start : d.pos-1]), nil
+		case c == '\\':
+			return d.escaped(start)
+		case c < ' ':
+			return "", errSyntax
+		}
+	}
+	return "", errSyntax
+}
+
+// escaped reads the rest of a string that begins at start and has its first
+// escape at d.pos.
+func (d *decoder) escaped(start int) (string, error) {
+	buf := append([]byte(nil), d.data[start:d.pos]...)
+	for d.pos < len(d.data) {
+		c := d.data[d.pos]
+		switch {
+		case c == '"':
+			d.pos++
+			return string(buf), nil
+		case c < ' ':
+			return "", errSyntax
+		case c != '\\':
+			buf = append(buf, c)
+			d.pos++
+			continue
+		}
+		r, err := d.escape()
+		if err != nil {
+			return "", err
+		}
+		buf = utf8.AppendRune(buf, r)
+	}
+	return "", errSyntax
+}
+
+// escapes has the characters that a backslash and one letter stand for.
+var escapes = [256]rune{
+	'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t',
+}
+
+// escape reads an escape, or two that are a surrogate pair.
+func (d *decoder) escape() (rune, error) {
+	if rest := d.data[d.pos:]; len(rest) >= 2 && escapes[rest[1]] != 0 {
+		d.pos += 2
+		return escapes[rest[1]], nil
+	}
+	r, err := d.unicodeEscape()
+	if err != nil || !utf16.IsSurrogate(r) {
+		return r, err
+	}
+	low, err := d.unicodeEscape()
+	if r = utf16.DecodeRune(r, low); err != nil || r == unicode.ReplacementChar {
+		return 0, errSurrogate
+	}
+	return r, nil
+}
+
+// unicodeEscape reads \uXXXX.
+func (d *decoder) unicodeEscape() (rune, error) {
+	rest := d.data[d.pos:]
+	if len(rest) < 6 || rest[0] != '\\' || rest[1] != 'u' {
+		return 0, errSyntax
+	}
+	n, err := strconv.ParseUint(string(rest[2:6]), 16, 16)
+	if err != nil {
+		return 0, errSyntax
+	}
+	d.pos += 6
+	return rune(n), nil
+}

@@ -1,0 +1,90 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// acceptPause is the wait for file descriptors or memory to come free.
+	acceptPause = 100 * time.Millisecond
+
+	// lingerTime is how long a refused client is given to read the reason.
+	lingerTime = time.Second
+)
+
+// A listener is a net.Listener that outlives a shortage and may be closed
+// twice, which fasthttp does.
+type listener struct {
+	net.Listener
+	log   *slog.Logger
+	close sync.Once
+	err   error // of closing
+}
+
+// Accept waits while there are too many open files: to fasthttp that is the
+// end of the listener.
+func (l *listener) Accept() (net.Conn, error) {
+	for waiting := false; ; waiting = true {
+		c, err := l.Listener.Accept()
+		if err == nil {
+			return &conn{Conn: c}, nil
+		}
+		if !shortage(err) {
+			return nil, err
+		}
+		if !waiting {
+			l.log.Warn("cannot take connections, trying again", "addr", l.Addr().String(), "err", err)
+		}
+		time.Sleep(acceptPause)
+	}
+}
+
+func shortage(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+}
+
+func (l *listener) Close() error {
+	l.close.Do(func() { l.err = l.Listener.Close() })
+	return l.err
+}
+
+// A conn is a connection that can be closed without losing the last answer.
+type conn struct {
+	net.Conn
+	linger atomic.Bool // the client may still be sending what nobody will read
+}
+
+// Close waits, if c lingers, until the client has closed too: closing a socket
+// that holds unread data resets the connection, and the reset overtakes the
+// answer.
+func (c *conn) Close() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() {
+		if w.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+			_, _ = io.Copy(io.Discard, c.Conn)
+		}
+	}
+	return c.Conn.Close()
+}
+
+// httpLog passes on what fasthttp has to say.
+type httpLog struct{ log *slog.Logger }
+
+// Printf logs at debug level what any client can cause at will.
+func (l httpLog) Printf(format string, args ...any) {
+	msg := fmt.Sprintf(format, args...)
+	if strings.HasPrefix(format, "error when serving connection") {
+		l.log.Debug(msg)
+	} else {
+		l.log.Warn(msg)
+	}
+}

@@ -1,0 +1,96 @@
+package api
+
+import (
+	"mime"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+)
+
+// A media is a kind of body that is taken.
+type media int
+
+const (
+	unsupported media = iota
+	form
+	object
+	plain
+	ndjson
+)
+
+const (
+	typeForm   = "application/x-www-form-urlencoded"
+	typeJSON   = "application/json"
+	typePlain  = "text/plain"
+	typeNDJSON = "application/x-ndjson"
+
+	acceptPost = typeForm + ", " + typeJSON + ", " + typePlain + ", " + typeNDJSON
+)
+
+var medias = map[string]media{
+	typeForm:   form,
+	typeJSON:   object,
+	typePlain:  plain,
+	typeNDJSON: ndjson,
+
+	// What clients commonly send, spelled out to spare them mime's parser.
+	typeForm + "; charset=utf-8":  form,
+	typeJSON + "; charset=utf-8":  object,
+	typePlain + "; charset=utf-8": plain,
+}
+
+// mediaOf returns the kind of body that a Content-Type announces. Any charset
+// but UTF-8 and its subset US-ASCII is unsupported.
+func mediaOf(contentType []byte) media {
+	if m, ok := medias[string(contentType)]; ok {
+		return m
+	}
+	name, params, err := mime.ParseMediaType(string(contentType))
+	if err != nil {
+		return unsupported
+	}
+	switch strings.ToLower(params["charset"]) {
+	case "", "utf-8", "us-ascii":
+		return medias[name]
+	}
+	return unsupported
+}
+
+// checkMedia returns a problem if the headers announce a body that cannot be
+// taken. A body without a type is not guessed at: a form and a plain text can
+// look the same and mean different texts.
+func checkMedia(h *fasthttp.RequestHeader) *problem {
+	switch {
+	case len(h.ContentEncoding()) > 0 && !strings.EqualFold(string(h.ContentEncoding()), "identity"):
+		return newProblem(fasthttp.StatusUnsupportedMediaType, "send the body without Content-Encoding")
+	case mediaOf(h.ContentType()) != unsupported:
+		return nil
+	case len(h.ContentType()) == 0 && h.ContentLength() == 0:
+		return errNoBody
+	}
+	return newProblem(fasthttp.StatusUnsupportedMediaType,
+		"the Content-Type must be one of "+acceptPost+"; the only charset is utf-8")
+}
+
+// bodySlack is room beside the text for names, an id and white space.
+const bodySlack = 4 << 10
+
+// bodyLimit returns the largest body of kind m, in bytes: the longest text in
+// its longest encoding.
+func (s *Server) bodyLimit(m media) int {
+	switch m {
+	case form:
+		return 3*s.cfg.MaxText + bodySlack // %XX for each byte
+	case object:
+		return 6*s.cfg.MaxText + bodySlack // \u00XX for each byte
+	case ndjson:
+		return s.cfg.MaxBatch
+	default:
+		return s.cfg.MaxText + bodySlack
+	}
+}
+
+// limitBody is fasthttp's hook between a request's headers and its body.
+func (s *Server) limitBody(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	return fasthttp.RequestConfig{MaxRequestBodySize: s.bodyLimit(mediaOf(h.ContentType()))}
+}

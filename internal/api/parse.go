@@ -1,0 +1,87 @@
+package api
+
+import (
+	"bytes"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// A submission is what a client sent, copied out of fasthttp's buffers.
+type submission struct {
+	text string
+	id   string // passes CheckID, or is empty: none was given
+}
+
+// parse reads a body of one text.
+func parse(m media, body []byte) (submission, *problem) {
+	switch m {
+	case form:
+		return parseForm(body)
+	case object:
+		return parseJSON(body)
+	default:
+		return submission{text: string(body)}, nil
+	}
+}
+
+// parseForm takes the field "text" of a form and ignores any other, such as
+// the name of the button that sent it.
+func parseForm(body []byte) (submission, *problem) {
+	var sub submission
+	found := false
+	for pair := range bytes.SplitSeq(body, []byte("&")) {
+		name, value, _ := bytes.Cut(pair, []byte("="))
+		if !isText(name) {
+			continue
+		}
+		if found {
+			return sub, badRequest(`the form has more than one "text": send one text a request, or many as ` + typeNDJSON)
+		}
+		found = true
+		var err error
+		if sub.text, err = url.QueryUnescape(string(value)); err != nil {
+			return sub, badRequest(fmt.Sprintf(`"text" is not percent-encoded: %v (write a percent sign as %%25)`, err))
+		}
+	}
+	if !found {
+		return sub, badRequest(`the form has no "text": send text=abcdef`)
+	}
+	return sub, nil
+}
+
+// isText reports whether name is "text", percent-encoded or not.
+func isText(name []byte) bool {
+	if bytes.IndexByte(name, '%') < 0 {
+		return string(name) == "text"
+	}
+	s, err := url.QueryUnescape(string(name))
+	return err == nil && s == "text"
+}
+
+const idempotencyKey = "Idempotency-Key"
+
+// takeKey sets the id from an Idempotency-Key header, if there is one.
+func (sub *submission) takeKey(header []byte) *problem {
+	if len(header) == 0 {
+		return nil
+	}
+	key := string(header)
+	// The header's draft standard makes it a quoted string; most clients send it bare.
+	if len(key) >= 2 && key[0] == '"' && key[len(key)-1] == '"' {
+		key = key[1 : len(key)-1]
+		if strings.ContainsAny(key, `"\`) {
+			return badRequest(idempotencyKey + `: a quoted key holds no quotes and no backslashes`)
+		}
+	}
+	if err := task.CheckID(key); err != nil {
+		return badRequest(idempotencyKey + ": " + err.Error())
+	}
+	if sub.id != "" && sub.id != key {
+		return badRequest(idempotencyKey + ` and "id" differ: send one of them`)
+	}
+	sub.id = key
+	return nil
+}

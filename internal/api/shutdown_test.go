@@ -1,0 +1,117 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// held is a broker that confirms when told.
+func held() (b *broker, published chan string, confirm chan error) {
+	published, confirm = make(chan string, 1), make(chan error, 1)
+	return &broker{publish: func(tk task.Task) <-chan error {
+		published <- tk.Text
+		return confirm
+	}}, published, confirm
+}
+
+func TestShutdownAnswersWhatIsInHand(t *testing.T) {
+	t.Parallel()
+	b, published, confirm := held()
+	s := setup(t, b)
+	s.lastCall = time.Second // for the request below to cross in time on a busy machine
+	busy, idle, next := s.dial(t), s.dial(t), s.dial(t)
+	for _, w := range []*wire{idle, next} {
+		w.send(t, get)
+		w.reply(t)
+	}
+	busy.send(t, post(typePlain, "abc"))
+	<-published
+
+	down := make(chan error, 1)
+	go func() { down <- s.Shutdown(context.Background()) }()
+	if err := <-s.served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	if c, err := net.Dial("tcp", s.addr); err == nil {
+		c.Close()
+		t.Error("a new connection is taken")
+	}
+	// A request that crosses the shutdown is answered, and is the last.
+	next.send(t, get)
+	if r := next.reply(t); r.body != "ok" || !r.Close {
+		t.Errorf("%q, close %t; want an answer that closes", r.body, r.Close)
+	}
+	idle.closed(t)
+	select {
+	case err := <-down:
+		t.Fatalf("Shutdown returned %v with a request in hand", err)
+	default:
+	}
+	confirm <- nil
+	if r := busy.reply(t); r.StatusCode != 202 || !r.Close {
+		t.Errorf("status %d, close %t; want 202 that closes", r.StatusCode, r.Close)
+	}
+	busy.closed(t)
+	if err := <-down; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Serve(ln); err != nil {
+		t.Errorf("Serve after Shutdown: %v", err)
+	}
+	if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve after Shutdown left the listener open: %v", err)
+	}
+}
+
+func TestShutdownGivesUpInTime(t *testing.T) {
+	t.Parallel()
+	b, published, confirm := held()
+	s := setup(t, b)
+	w := s.dial(t)
+	w.send(t, post(typePlain, "abc"))
+	<-published
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Shutdown: %v", err)
+	}
+	confirm <- nil // the request is answered all the same
+	if r := w.reply(t); r.StatusCode != 202 || !r.Close {
+		t.Errorf("status %d, close %t", r.StatusCode, r.Close)
+	}
+}
+
+func TestServeOnTwoListeners(t *testing.T) {
+	t.Parallel()
+	s := setup(t, &broker{})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan error, 1)
+	go func() { second <- s.Serve(ln) }()
+	for _, addr := range []string{s.addr, ln.Addr().String()} {
+		w := (&site{Server: s.Server, addr: addr}).dial(t)
+		w.send(t, get)
+		if r := w.reply(t); r.body != "ok" {
+			t.Errorf("%s: %q", addr, r.body)
+		}
+	}
+	if err := s.Shutdown(context.Background()); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	for _, served := range []chan error{s.served, second} {
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
