@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/problem"
 )
 
 // maxLines is the most lines in a batch. It bounds the answer, which for short
@@ -31,17 +33,17 @@ type line struct {
 	number    int // in the body, from 1
 	id        string
 	confirmed <-chan error // nil if there is a problem already
-	problem   *problem
+	problem   *problem.Problem
 }
 
 // queueBatch publishes each line of an NDJSON body.
-func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem {
+func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
 	if len(ctx.Request.Header.Peek(idempotencyKey)) > 0 {
 		return badRequest(idempotencyKey + ` is for one text: give each line of a batch its own "id"`)
 	}
 	body := ctx.PostBody()
 	if bytes.Count(body, []byte("\n")) > maxLines {
-		return newProblem(fasthttp.StatusRequestEntityTooLarge,
+		return problem.New(fasthttp.StatusRequestEntityTooLarge,
 			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
 	}
 	b := batch{s: s, ctx: ctx}
@@ -64,7 +66,7 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem {
 	}
 	start(ctx, b.status, typeNDJSON)
 	if b.retry {
-		ctx.Response.Header.Set("Retry-After", retryAfter)
+		ctx.Response.Header.Set("Retry-After", problem.RetryAfter)
 	}
 	return nil
 }
@@ -111,7 +113,7 @@ func (b *batch) answerOldest() {
 	} else {
 		l.problem.Line = l.number
 		status = l.problem.Status
-		resp.AppendBody(append(l.problem.json(), '\n'))
+		resp.AppendBody(append(l.problem.JSON(), '\n'))
 	}
 	switch b.status {
 	case 0:
@@ -120,5 +122,5 @@ func (b *batch) answerOldest() {
 	default:
 		b.status = fasthttp.StatusMultiStatus
 	}
-	b.retry = b.retry || retryable(status)
+	b.retry = b.retry || problem.Retryable(status)
 }

@@ -60,8 +60,7 @@ func DefaultConfig() Config {
 // name. What c holds when Flags is called are their defaults.
 func (c *Config) Flags() []cli.Flag {
 	return []cli.Flag{
-		// RabbitMQ 4 refuses messages of more than 16 MiB.
-		number("max-text", "longest text taken, in `BYTES`", &c.MaxText, 16<<20),
+		number("max-text", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
 		number("max-batch", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
 		number("max-in-flight", "most `TASKS` being published at once", &c.MaxInFlight, 1<<20),
 		number("max-connections", "most `CONNECTIONS` on each listening address", &c.MaxConnections, 1<<20),

@@ -8,6 +8,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -17,7 +18,7 @@ import (
 // U+FFFD of a lone surrogate: a text would be accepted that nobody sent.
 // Members that are not known are refused, since ignoring one (a misspelt "id")
 // drops what the client asked for.
-func parseJSON(data []byte) (submission, *problem) {
+func parseJSON(data []byte) (submission, *problem.Problem) {
 	var sub submission
 	d := decoder{data: data}
 	if !d.take('{') {
@@ -89,7 +90,7 @@ type decoder struct {
 	pos  int
 }
 
-func (d *decoder) problem(err error) *problem {
+func (d *decoder) problem(err error) *problem.Problem {
 	return badRequest(fmt.Sprintf("%v at byte %d", err, d.pos))
 }
 

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/problem"
 )
 
 // A media is a kind of body that is taken.
@@ -59,16 +61,16 @@ func mediaOf(contentType []byte) media {
 // checkMedia returns a problem if the headers announce a body that cannot be
 // taken. A body without a type is not guessed at: a form and a plain text can
 // look the same and mean different texts.
-func checkMedia(h *fasthttp.RequestHeader) *problem {
+func checkMedia(h *fasthttp.RequestHeader) *problem.Problem {
 	switch {
 	case len(h.ContentEncoding()) > 0 && !strings.EqualFold(string(h.ContentEncoding()), "identity"):
-		return newProblem(fasthttp.StatusUnsupportedMediaType, "send the body without Content-Encoding")
+		return problem.New(fasthttp.StatusUnsupportedMediaType, "send the body without Content-Encoding")
 	case mediaOf(h.ContentType()) != unsupported:
 		return nil
 	case len(h.ContentType()) == 0 && h.ContentLength() == 0:
 		return errNoBody
 	}
-	return newProblem(fasthttp.StatusUnsupportedMediaType,
+	return problem.New(fasthttp.StatusUnsupportedMediaType,
 		"the Content-Type must be one of "+acceptPost+"; the only charset is utf-8")
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -16,7 +17,7 @@ type submission struct {
 }
 
 // parse reads a body of one text.
-func parse(m media, body []byte) (submission, *problem) {
+func parse(m media, body []byte) (submission, *problem.Problem) {
 	switch m {
 	case form:
 		return parseForm(body)
@@ -29,7 +30,7 @@ func parse(m media, body []byte) (submission, *problem) {
 
 // parseForm takes the field "text" of a form and ignores any other, such as
 // the name of the button that sent it.
-func parseForm(body []byte) (submission, *problem) {
+func parseForm(body []byte) (submission, *problem.Problem) {
 	var sub submission
 	found := false
 	for pair := range bytes.SplitSeq(body, []byte("&")) {
@@ -64,7 +65,7 @@ func isText(name []byte) bool {
 const idempotencyKey = "Idempotency-Key"
 
 // takeKey sets the id from an Idempotency-Key header, if there is one.
-func (sub *submission) takeKey(header []byte) *problem {
+func (sub *submission) takeKey(header []byte) *problem.Problem {
 	if len(header) == 0 {
 		return nil
 	}

@@ -26,6 +26,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -168,7 +169,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		if r := recover(); r != nil {
 			s.log.Error("request handler panicked", "panic", r, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
-			errInternal.answer(ctx)
+			answer(ctx, errInternal)
 		}
 		// Sooner than fasthttp's CloseOnShutdown, which begins after the last call.
 		if s.draining.Load() {
@@ -176,12 +177,12 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		}
 	}()
 	if p := s.serve(ctx); p != nil {
-		p.answer(ctx)
+		answer(ctx, p)
 	}
 }
 
 // serve answers the request or returns the problem with it.
-func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem {
+func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem.Problem {
 	if p := misdirected(ctx); p != nil {
 		return p
 	}
@@ -194,7 +195,7 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem {
 		return s.queue(ctx)
 	case readyPath:
 		if err := s.pub.Ready(); err != nil {
-			return newProblem(fasthttp.StatusServiceUnavailable, err.Error())
+			return problem.New(fasthttp.StatusServiceUnavailable, err.Error())
 		}
 		answerText(ctx, fasthttp.StatusOK, "ready")
 	case healthPath:
@@ -204,13 +205,13 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem {
 }
 
 // misdirected returns what is wrong with a request by its headers alone.
-func misdirected(ctx *fasthttp.RequestCtx) *problem {
+func misdirected(ctx *fasthttp.RequestCtx) *problem.Problem {
 	allowed, ok := methods[string(ctx.Path())]
 	switch {
 	case !ok:
-		return newProblem(fasthttp.StatusNotFound, "there is nothing here: texts go to POST "+queuePath)
+		return problem.New(fasthttp.StatusNotFound, "there is nothing here: texts go to POST "+queuePath)
 	case !slices.Contains(allowed, string(ctx.Method())):
-		return newProblem(fasthttp.StatusMethodNotAllowed, "use "+strings.Join(allowed, " or "))
+		return problem.New(fasthttp.StatusMethodNotAllowed, "use "+strings.Join(allowed, " or "))
 	case ctx.IsPost():
 		return checkMedia(&ctx.Request.Header)
 	}
@@ -218,7 +219,7 @@ func misdirected(ctx *fasthttp.RequestCtx) *problem {
 }
 
 // queue publishes the text or texts of a POST.
-func (s *Server) queue(ctx *fasthttp.RequestCtx) *problem {
+func (s *Server) queue(ctx *fasthttp.RequestCtx) *problem.Problem {
 	media := mediaOf(ctx.Request.Header.ContentType())
 	if media == ndjson {
 		return s.queueBatch(ctx)
@@ -246,7 +247,7 @@ func (s *Server) queue(ctx *fasthttp.RequestCtx) *problem {
 }
 
 // newTask makes a task of sub if it keeps the limits.
-func (s *Server) newTask(sub submission, now time.Time) (task.Task, *problem) {
+func (s *Server) newTask(sub submission, now time.Time) (task.Task, *problem.Problem) {
 	if err := task.CheckText(sub.text, s.cfg.MaxText); err != nil {
 		return task.Task{}, badText(err)
 	}

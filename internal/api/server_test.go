@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -132,14 +133,14 @@ func (r reply) check(t *testing.T, status int, detail string) {
 		t.Errorf("Content-Type %q", got)
 	}
 	checkProblem(t, r.body, status, detail)
-	if got := r.Header.Get("Retry-After") != ""; got != retryable(status) {
+	if got := r.Header.Get("Retry-After") != ""; got != problem.Retryable(status) {
 		t.Errorf("Retry-After is there: %t", got)
 	}
 }
 
-func checkProblem(t *testing.T, text string, status int, detail string) problem {
+func checkProblem(t *testing.T, text string, status int, detail string) problem.Problem {
 	t.Helper()
-	var p problem
+	var p problem.Problem
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		t.Fatalf("%v in %s", err, text)
 	}

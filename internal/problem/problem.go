@@ -12,9 +12,9 @@ import (
 // ContentType is the media type of a Problem.
 const ContentType = "application/problem+json"
 
-// retryAfter is in seconds. Places come free as the broker confirms, and a
+// RetryAfter is the value of the header of that name, in seconds. Places come free as the broker confirms, and a
 // session is set up again within about a second of the broker's return.
-const retryAfter = "1"
+const RetryAfter = "1"
 
 // A Problem is an error as the client sees it.
 type Problem struct {
@@ -43,7 +43,7 @@ func (p *Problem) Answer(ctx *fasthttp.RequestCtx) {
 	ctx.SetContentType(ContentType)
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if Retryable(p.Status) {
-		ctx.Response.Header.Set("Retry-After", retryAfter)
+		ctx.Response.Header.Set("Retry-After", RetryAfter)
 	}
 	ctx.SetBody(p.JSON())
 }

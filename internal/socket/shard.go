@@ -193,13 +193,11 @@ func (s *shard) lookAround() bool {
 	for _, l := range joining {
 		s.admit(l)
 	}
-	if stop != nil {
-		s.stopping = true
-	}
+	s.stopping = stop != nil
 	for _, l := range s.backwards() {
 		s.send(l)
 	}
-	if stop != nil { // now that everything was sent that came before
+	if s.stopping { // now that everything was sent that came before
 		for _, l := range s.backwards() {
 			s.dismiss(l, *stop)
 			s.send(l)
