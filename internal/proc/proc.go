@@ -1,0 +1,234 @@
+// Package proc runs child processes that cannot outlive the program.
+//
+// Each child leads a process group of its own, so that a terminal's ^C reaches only the program,
+// which then stops its children in its own order. A guard, a tiny shell in a session of its own,
+// learns of each group over a pipe. When that pipe ends, however the program ended (also by
+// kill -9), the guard kills every group still registered and removes the working directory.
+//
+// Not covered: a grandchild that starts a session or a process group of its own, and a guard that is
+// itself killed before the program.
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ErrKilled is returned by [Process.Stop] for a process that did not end in time and was killed.
+var ErrKilled = errors.New("did not stop in time and was killed")
+
+// ErrClosed is returned by [Group.Start] after [Group.Close].
+var ErrClosed = errors.New("process group is closed")
+
+// outputDelay bounds the wait for the last output of a process that has ended. Only a grandchild
+// that left the process group can hold the output open any longer.
+const outputDelay = 2 * time.Second
+
+// guardScript reads "+ pgid" and "- pgid" lines until the end of its input, then clears up.
+// The removal is tried again for a few seconds: a killed process may still be creating files.
+const guardScript = `
+trap '' INT TERM HUP QUIT PIPE
+groups=' '
+while read -r op pgid; do
+	case $op in
+	+) groups="$groups$pgid " ;;
+	-) case $groups in *" $pgid "*) groups="${groups%%" $pgid "*} ${groups#*" $pgid "}" ;; esac ;;
+	esac
+done
+for pgid in $groups; do kill -KILL -"$pgid" 2>/dev/null; done
+[ -n "$1" ] || exit 0
+for try in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" 2>/dev/null && exit 0; sleep 0.$try; done
+rm -rf -- "$1"
+`
+
+// childScript is what every child runs first: it registers itself with the guard, whose pipe is its
+// standard input, then becomes the real program. The program could die between starting a child and
+// registering it; a child that registers itself leaves no such gap.
+const childScript = `echo "+ $$" >&0 && exec "$@" </dev/null`
+
+// A Group is a set of child processes that ends with the program at the latest.
+// Its methods may be called from several goroutines.
+type Group struct {
+	dir   string
+	guard *exec.Cmd
+	pipe  *os.File // to the guard; it must never be inherited by anything but childScript
+
+	mu     sync.Mutex
+	procs  map[*Process]struct{}
+	closed bool
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// NewGroup starts the guard of an empty group. The directory dir and all that it holds are removed
+// at the end; "" stands for none.
+func NewGroup(dir string) (*Group, error) {
+	if dir != "" {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return nil, fmt.Errorf("guard of child processes: %w", err)
+		}
+		dir = abs
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("guard of child processes: %w", err)
+	}
+	defer r.Close()
+	guard := exec.Command("/bin/sh", "-c", guardScript, "revq-guard", dir)
+	guard.Dir = "/"
+	guard.Stdin = r
+	guard.Stderr = os.Stderr // also: whoever reads our stderr to its end knows that all is cleared up
+	guard.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := guard.Start(); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("start guard of child processes: %w", err)
+	}
+	return &Group{dir: dir, guard: guard, pipe: w, procs: make(map[*Process]struct{})}, nil
+}
+
+// Start starts cmd at the head of a process group of its own. Its standard input is empty
+// (cmd.Stdin must be nil); its other settings are kept. The program is looked up as by
+// [exec.Command]; one that cannot be executed all the same ends at once with status 126 or 127.
+func (g *Group) Start(cmd *exec.Cmd) (*Process, error) {
+	if cmd.Err != nil {
+		return nil, fmt.Errorf("start: %w", cmd.Err)
+	}
+	if cmd.Stdin != nil {
+		return nil, fmt.Errorf("start %s: standard input is not available to children", cmd.Path)
+	}
+	if filepath.IsAbs(cmd.Path) {
+		if _, err := exec.LookPath(cmd.Path); err != nil {
+			return nil, fmt.Errorf("start: %w", err)
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, ErrClosed)
+	}
+	args := append([]string{"sh", "-c", childScript, "sh", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path, cmd.Args = "/bin/sh", args
+	cmd.Stdin = g.pipe
+	cmd.WaitDelay = outputDelay
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setpgid = true
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start: %w", err)
+	}
+	p := &Process{group: g, cmd: cmd, done: make(chan struct{})}
+	g.procs[p] = struct{}{}
+	go p.wait()
+	return p, nil
+}
+
+// Close kills every process that is left, ends the guard and removes the directory.
+// Processes that should end in good order are to be stopped before. Further calls return the first's result.
+func (g *Group) Close() error {
+	g.closeOnce.Do(func() {
+		g.mu.Lock()
+		g.closed = true
+		left := make([]*Process, 0, len(g.procs))
+		for p := range g.procs {
+			left = append(left, p)
+		}
+		g.mu.Unlock()
+		for _, p := range left {
+			p.Kill()
+		}
+		for _, p := range left {
+			<-p.done
+		}
+		g.pipe.Close()
+		if err := g.guard.Wait(); err != nil {
+			g.closeErr = fmt.Errorf("guard of child processes: %w", err)
+		}
+		if g.dir != "" {
+			// The guard has done it, unless someone killed the guard.
+			g.closeErr = errors.Join(g.closeErr, os.RemoveAll(g.dir))
+		}
+	})
+	return g.closeErr
+}
+
+// A Process is a child and the process group that it leads.
+type Process struct {
+	group *Group
+	cmd   *exec.Cmd
+	done  chan struct{}
+	err   error // of cmd.Wait; written before done is closed
+
+	mu    sync.Mutex
+	ended bool // the leader has ended: the group has been killed and its number is no longer ours
+}
+
+// wait sees the process off. As long as the leader is not reaped, the system gives its number to no
+// other process: that is the time to kill its stragglers and to take it off the guard's list.
+func (p *Process) wait() {
+	awaitExit(p.Pid())
+	p.mu.Lock()
+	p.ended = true
+	syscall.Kill(-p.Pid(), syscall.SIGKILL)
+	fmt.Fprintf(p.group.pipe, "- %d\n", p.Pid())
+	p.mu.Unlock()
+	p.err = p.cmd.Wait()
+	p.group.mu.Lock()
+	delete(p.group.procs, p)
+	p.group.mu.Unlock()
+	close(p.done)
+}
+
+// Pid returns the process id, which is also the process group's.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended, its group is gone and its output is complete.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Err returns, once Done is closed, how the process ended as [exec.Cmd.Wait] tells it; before, nil.
+func (p *Process) Err() error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+		return nil
+	}
+}
+
+// Signal sends a signal to the process, not to its group. It returns [os.ErrProcessDone] after its end.
+func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
+
+// Kill kills the process and its group at once, and does not wait for their end.
+func (p *Process) Kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended {
+		syscall.Kill(-p.Pid(), syscall.SIGKILL)
+	}
+}
+
+// Stop asks the process to end with SIGTERM and waits for it; after grace it kills the group and
+// returns [ErrKilled]. How a process ended that stopped in time is told by Err.
+func (p *Process) Stop(grace time.Duration) error {
+	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop process %d: %w", p.Pid(), err)
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return nil
+	case <-timer.C:
+	}
+	p.Kill()
+	<-p.done
+	return fmt.Errorf("process %d: %w", p.Pid(), ErrKilled)
+}

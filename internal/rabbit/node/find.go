@@ -1,0 +1,40 @@
+package node
+
+import (
+	"errors"
+	"os/exec"
+	"path/filepath"
+)
+
+// ErrNotFound is returned by [Find] on a machine without RabbitMQ; its text says how to install it.
+var ErrNotFound = errors.New(`no RabbitMQ server found; install it with one of
+  apt-get install rabbitmq-server     (Debian, Ubuntu)
+  dnf install rabbitmq-server         (Fedora)
+  pacman -S rabbitmq                  (Arch)
+  brew install rabbitmq               (macOS)
+  nix shell nixpkgs#rabbitmq-server   (Nix)`)
+
+// serverPaths are looked at before PATH: what distributions put into /usr/sbin is a wrapper that wants
+// to be root or the user rabbitmq, and then reads /etc/rabbitmq.
+var serverPaths = []string{
+	"/usr/lib/rabbitmq/bin/rabbitmq-server",
+	"/usr/lib/rabbitmq/lib/*/sbin/rabbitmq-server",
+}
+
+// Find returns the path of the RabbitMQ server's start script, or [ErrNotFound].
+func Find() (string, error) { return find(serverPaths) }
+
+func find(patterns []string) (string, error) {
+	for _, pattern := range patterns {
+		matches, _ := filepath.Glob(pattern) // fails for a malformed pattern only
+		for _, path := range matches {
+			if path, err := exec.LookPath(path); err == nil {
+				return path, nil
+			}
+		}
+	}
+	if path, err := exec.LookPath("rabbitmq-server"); err == nil {
+		return filepath.Abs(path)
+	}
+	return "", ErrNotFound
+}

@@ -1,0 +1,403 @@
+// Package node runs a private RabbitMQ node: for `revq up`, and for tests on a real broker.
+//
+// A node lives in one directory and leaves no trace outside of it: not in /etc/rabbitmq or /var, not
+// in the user's home, and no epmd daemon. It listens on the loopback interface only, has a cookie and
+// a password of its own, and ends with the program ([proc.Group]). It needs no privileges.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/proc"
+)
+
+const (
+	user = "revq"
+	// nodeName can be the same for all: each node has an epmd of its own. It is part of the data's
+	// path, so a directory must always be used under the same name.
+	nodeName = "revq@localhost"
+
+	pollEvery = 20 * time.Millisecond // while waiting for a port to answer; a refused dial costs microseconds
+)
+
+// Config says what node to run.
+type Config struct {
+	// Server is the path of the rabbitmq-server script. Default: what [Find] returns.
+	Server string
+
+	// Dir holds everything of the node: data, logs, configuration, cookie, password. It is created if
+	// missing, readable by its owner only. A node started again in it finds its data. Required; short
+	// of 200 bytes, as some paths below it are long.
+	Dir string
+
+	// Port is the AMQP port on 127.0.0.1. Default 0: a free one.
+	Port int
+
+	// Log receives the server's log as well as the file rabbitmq.log in Dir. Default: the file only.
+	Log io.Writer
+
+	// Extra are further lines of rabbitmq.conf, such as "consumer_timeout = 5000": tests shorten the
+	// broker's times with them. They come last and so win over the node's own lines.
+	Extra []string
+}
+
+// A Node is a RabbitMQ node of our own. Its methods may be called from several goroutines, except that
+// Stop, Kill and Restart are for one at a time.
+type Node struct {
+	cfg      Config
+	group    *proc.Group
+	tools    tools
+	epmdPort int
+	distPort int
+	password string
+
+	mu     sync.Mutex
+	server *proc.Process
+	tail   *tail
+	pid    int  // of beam, the Erlang virtual machine
+	asked  bool // Stop or Kill was called: the server's end is no surprise
+}
+
+// Start starts a node and waits until it accepts a login, which takes seconds: bound it with ctx.
+// A node that cannot be started is not left running.
+func Start(ctx context.Context, group *proc.Group, cfg Config) (*Node, error) {
+	n := &Node{cfg: cfg, group: group}
+	if err := n.prepare(ctx); err != nil {
+		return nil, fmt.Errorf("prepare RabbitMQ: %w", err)
+	}
+	if err := n.startEpmd(ctx); err != nil {
+		return nil, fmt.Errorf("start RabbitMQ: %w", err)
+	}
+	if err := n.start(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// prepare chooses ports and writes the files that the server reads.
+func (n *Node) prepare(ctx context.Context) (err error) {
+	if n.cfg.Server == "" {
+		if n.cfg.Server, err = Find(); err != nil {
+			return err
+		}
+	}
+	if n.cfg.Dir == "" {
+		return errors.New("no directory given")
+	}
+	if n.cfg.Dir, err = filepath.Abs(n.cfg.Dir); err != nil {
+		return err
+	}
+	for _, dir := range []string{"", "home", "data", "log"} {
+		if err := os.MkdirAll(n.path(dir), 0o700); err != nil {
+			return err
+		}
+	}
+	ports := []*int{&n.cfg.Port, &n.epmdPort, &n.distPort}
+	for i, port := range ports {
+		for *port == 0 || slices.ContainsFunc(ports[:i], func(other *int) bool { return *other == *port }) {
+			if *port, err = freePort(); err != nil {
+				return err
+			}
+		}
+	}
+	if n.password, err = n.secret("password", 0o600); err != nil {
+		return err
+	}
+	if _, err := n.secret("home/.erlang.cookie", 0o400); err != nil { // Erlang insists on the mode
+		return err
+	}
+	conf := append([]string{
+		fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d", n.cfg.Port),
+		"default_user = " + user, // created with an empty data directory, in place of guest
+		"default_pass = " + n.password,
+		"default_user_tags.administrator = true",
+	}, n.cfg.Extra...)
+	for name, content := range map[string]string{
+		"rabbitmq.conf":   strings.Join(conf, "\n") + "\n",
+		"advanced.config": "[].\n",
+		"enabled_plugins": "[].\n",
+		"env.conf":        "",
+	} {
+		if err := os.WriteFile(n.path(name), []byte(content), 0o600); err != nil {
+			return err
+		}
+	}
+	n.tools, err = findTools(ctx, n.cfg.Server, n.env())
+	return err
+}
+
+// secret returns the content of a file, which is made up if there is none.
+func (n *Node) secret(name string, mode os.FileMode) (string, error) {
+	content, err := os.ReadFile(n.path(name))
+	if errors.Is(err, os.ErrNotExist) {
+		content = []byte(rand.Text())
+		err = os.WriteFile(n.path(name), content, mode)
+	}
+	return string(content), err
+}
+
+func (n *Node) path(name string) string { return filepath.Join(n.cfg.Dir, name) }
+
+// env is the whole environment of the server and its tools. Nothing of ours that would change their
+// behaviour (RABBITMQ_*, ERL_*, NOTIFY_SOCKET) gets through.
+func (n *Node) env() []string {
+	env := []string{
+		"HOME=" + n.path("home"),
+		"RABBITMQ_NODENAME=" + nodeName,
+		"RABBITMQ_DIST_PORT=" + strconv.Itoa(n.distPort),
+		"RABBITMQ_MNESIA_BASE=" + n.path("data"), // quorum, stream and feature flag files default to below it
+		"RABBITMQ_LOG_BASE=" + n.path("log"),
+		"RABBITMQ_LOGS=-", // to standard output, that is to us
+		"RABBITMQ_PID_FILE=" + n.path("pid"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE=" + n.path("enabled_plugins"),
+		"RABBITMQ_CONF_ENV_FILE=" + n.path("env.conf"),
+		"RABBITMQ_CONFIG_FILE=" + n.path("rabbitmq.conf"),
+		"RABBITMQ_CONFIG_FILES=" + n.path("conf.d"), // does not exist
+		"RABBITMQ_ADVANCED_CONFIG_FILE=" + n.path("advanced.config"),
+		"RABBITMQ_GENERATED_CONFIG_DIR=" + n.path("data"),
+		// Several nodes that bind their schedulers to cores would all choose the same ones.
+		"RABBITMQ_SCHEDULER_BIND_TYPE=u",
+		// Two arguments a word each: the script splits them at blanks.
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+		"RABBITMQ_CTL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+		// The script then becomes the Erlang virtual machine, as it does under systemd. Otherwise it
+		// stays its parent, and a shell that dies by SIGKILL leaves the machine running. The machine
+		// itself takes SIGTERM for an orderly shut-down.
+		"RUNNING_UNDER_SYSTEMD=true",
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		"ERL_EPMD_PORT=" + strconv.Itoa(n.epmdPort),
+		// Erlang would start an epmd that is missing as a daemon, which stays for good.
+		"ERL_FLAGS=-start_epmd false",
+		"ERL_CRASH_DUMP_SECONDS=0", // no dump of the heap: its place and size are not ours to guess
+	}
+	for _, name := range []string{"PATH", "LANG", "LC_ALL", "LOCALE_ARCHIVE", "TZ", "TMPDIR"} {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+// startEpmd starts Erlang's name server, in the foreground and on a port of its own, and waits for it.
+func (n *Node) startEpmd(ctx context.Context) error {
+	tail := new(tail)
+	cmd := exec.Command(n.tools.epmd, "-port", strconv.Itoa(n.epmdPort), "-address", "127.0.0.1")
+	cmd.Dir, cmd.Env = n.cfg.Dir, n.env()
+	cmd.Stdout, cmd.Stderr = tail, tail
+	epmd, err := n.group.Start(cmd)
+	if err != nil {
+		return err
+	}
+	err = poll(ctx, epmd.Done(), func() error {
+		conn, err := net.Dial("tcp", addr(n.epmdPort))
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	if err != nil {
+		epmd.Kill()
+		return fmt.Errorf("epmd on port %d: %w%s", n.epmdPort, err, tail)
+	}
+	return nil
+}
+
+// start starts the server and waits until it accepts a login.
+func (n *Node) start(ctx context.Context) error {
+	logFile, err := os.OpenFile(n.path("rabbitmq.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("start RabbitMQ: %w", err)
+	}
+	tail := new(tail)
+	out := io.MultiWriter(logFile, tail)
+	if n.cfg.Log != nil {
+		out = io.MultiWriter(logFile, tail, n.cfg.Log)
+	}
+	cmd := exec.Command(n.cfg.Server)
+	cmd.Dir, cmd.Env = n.cfg.Dir, n.env()
+	cmd.Stdout, cmd.Stderr = out, out
+	server, err := n.group.Start(cmd)
+	if err != nil {
+		logFile.Close()
+		return fmt.Errorf("start RabbitMQ: %w", err)
+	}
+	go func() {
+		<-server.Done()
+		logFile.Close()
+	}()
+	n.mu.Lock()
+	n.server, n.tail, n.pid, n.asked = server, tail, server.Pid(), false
+	n.mu.Unlock()
+
+	if err := poll(ctx, server.Done(), n.login); err != nil {
+		server.Kill()
+		<-server.Done()
+		return fmt.Errorf("start RabbitMQ in %s: %w; its last log lines:%s\nfull log: %s",
+			n.cfg.Dir, err, tail, n.path("rabbitmq.log"))
+	}
+	// The server notes its own id, which is another one should some wrapper have stayed its parent.
+	if content, err := os.ReadFile(n.path("pid")); err == nil {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(content))); err == nil {
+			n.mu.Lock()
+			n.pid = pid
+			n.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// login opens an AMQP connection and closes it: the port answers before the users can log in.
+func (n *Node) login() error {
+	conn, err := amqp.DialConfig(n.URL(), amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
+	if err == nil {
+		err = conn.Close()
+	}
+	return err
+}
+
+// URL returns the AMQP URL of the node with its user and password, for the virtual host "/".
+func (n *Node) URL() string { return n.VhostURL("/") }
+
+// VhostURL returns the AMQP URL of the node with its user and password for a virtual host.
+func (n *Node) VhostURL(vhost string) string {
+	u := url.URL{Scheme: "amqp", User: url.UserPassword(user, n.password), Host: addr(n.cfg.Port)}
+	return u.String() + "/" + url.PathEscape(vhost)
+}
+
+// User returns the name of the node's only user, an administrator.
+func (n *Node) User() string { return user }
+
+// Pid returns the process id of the Erlang virtual machine that runs the server.
+func (n *Node) Pid() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pid
+}
+
+// Done is closed when the server that was started last has ended, unasked or not: see [Node.Err].
+func (n *Node) Done() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.server.Done()
+}
+
+// Err returns an error with the last log lines when the server has ended unasked, and nil otherwise.
+func (n *Node) Err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.server.Done():
+	default:
+		return nil
+	}
+	if n.asked {
+		return nil
+	}
+	return fmt.Errorf("RabbitMQ has ended (%w); its last log lines:%s\nfull log: %s",
+		status(n.server), n.tail, n.path("rabbitmq.log"))
+}
+
+// Stop shuts the server down in good order, which takes a second or two. When ctx ends before, it is
+// killed and an error returned.
+func (n *Node) Stop(ctx context.Context) error {
+	server, pid := n.ask()
+	select {
+	case <-server.Done():
+		return nil
+	default:
+	}
+	syscall.Kill(pid, syscall.SIGTERM)
+	syscall.Kill(pid, syscall.SIGCONT) // a suspended process would not notice
+	select {
+	case <-server.Done():
+		return nil
+	case <-ctx.Done():
+		server.Kill()
+		<-server.Done()
+		return fmt.Errorf("stop RabbitMQ: killed: %w", context.Cause(ctx))
+	}
+}
+
+// Kill ends the server as kill -9 does, and waits for its end.
+func (n *Node) Kill() {
+	server, _ := n.ask()
+	server.Kill()
+	<-server.Done()
+}
+
+func (n *Node) ask() (server *proc.Process, pid int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked = true
+	return n.server, n.pid
+}
+
+// Restart starts the server again with the same data, port, user and password, and waits until it
+// accepts a login. One that still runs is stopped before.
+func (n *Node) Restart(ctx context.Context) error {
+	if err := n.Stop(ctx); err != nil {
+		return err
+	}
+	return n.start(ctx)
+}
+
+// Suspend stops the server's process with SIGSTOP: its connections stay open and nothing answers.
+func (n *Node) Suspend() error { return n.signal(syscall.SIGSTOP) }
+
+// Resume lets a suspended server go on.
+func (n *Node) Resume() error { return n.signal(syscall.SIGCONT) }
+
+func (n *Node) signal(sig syscall.Signal) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.server.Done():
+		return os.ErrProcessDone
+	default:
+		return syscall.Kill(n.pid, sig)
+	}
+}
+
+// status says how a process ended.
+func status(p *proc.Process) error {
+	if err := p.Err(); err != nil {
+		return err
+	}
+	return errors.New("exit status 0")
+}
+
+// poll calls ready until it succeeds, ctx ends or done is closed.
+func poll(ctx context.Context, done <-chan struct{}, ready func() error) error {
+	ticker := time.NewTicker(pollEvery)
+	defer ticker.Stop()
+	for {
+		err := ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-done:
+			return errors.New("the process has ended")
+		case <-ctx.Done():
+			return fmt.Errorf("%w (last try: %w)", context.Cause(ctx), err)
+		}
+	}
+}

@@ -1,0 +1,30 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strconv"
+)
+
+// Ports are chosen below the ephemeral ones (32768 and up on Linux). From those, the system could give
+// a stopped node's port to some outgoing connection before Restart; and a client that dials such a port
+// of 127.0.0.1 again and again may one day be connected to itself.
+const (
+	minPort = 10_000
+	maxPort = 32_767
+)
+
+// freePort returns a port of 127.0.0.1 that nothing listens on.
+func freePort() (int, error) {
+	for range 100 {
+		port := minPort + rand.IntN(maxPort-minPort+1)
+		if l, err := net.Listen("tcp", addr(port)); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, fmt.Errorf("no free port from %d to %d: %w", minPort, maxPort, errors.ErrUnsupported)
+}
+
+func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

@@ -1,0 +1,210 @@
+// Package rabbittest gives tests a real RabbitMQ: one node for all tests of a package, started by the
+// first that asks for it, with a virtual host for each test. A package that uses it declares
+//
+//	func TestMain(m *testing.M) { rabbittest.Main(m) }
+//
+// On a machine without RabbitMQ such tests are skipped, and fail where the variable CI is set. However
+// the test run ends, its nodes end with it.
+package rabbittest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/proc"
+	"github.com/revq/revq/internal/rabbit/node"
+)
+
+const (
+	startTimeout = 90 * time.Second // measured: 3 to 5 s; several packages may start theirs at once
+	evalTimeout  = 30 * time.Second
+)
+
+// Main runs the tests and stops what they started. It does not return.
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := shared.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "stop RabbitMQ:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// shared is the node of the whole package run.
+var shared lazyNode
+
+type lazyNode struct {
+	once  sync.Once
+	group *proc.Group
+	node  *node.Node
+	err   error
+}
+
+func (l *lazyNode) get() (*node.Node, error) {
+	l.once.Do(func() { l.group, l.node, l.err = start() })
+	return l.node, l.err
+}
+
+func (l *lazyNode) close() error {
+	l.once.Do(func() { l.err = errors.New("the test run has ended") })
+	if l.group == nil {
+		return nil
+	}
+	return l.group.Close() // its data is thrown away: no need for an orderly end
+}
+
+// start starts a node in a temporary directory, which goes when the group is closed.
+func start(extraConfig ...string) (*proc.Group, *node.Node, error) {
+	server, err := node.Find()
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp("", "revq-rabbit-")
+	if err != nil {
+		return nil, nil, err
+	}
+	group, err := proc.NewGroup(dir)
+	if err != nil {
+		return nil, nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	n, err := node.Start(ctx, group, node.Config{Server: server, Dir: filepath.Join(dir, "node"), Extra: extraConfig})
+	if err != nil {
+		return nil, nil, errors.Join(err, group.Close())
+	}
+	return group, n, nil
+}
+
+// Node returns the node that all tests of the package share. A test that stops, slows or reconfigures
+// a node uses [StartNode] instead.
+func Node(t testing.TB) *node.Node {
+	t.Helper()
+	n, err := shared.get()
+	check(t, err)
+	return n
+}
+
+// StartNode starts a node for this test alone, with further lines of rabbitmq.conf. It ends with the test.
+func StartNode(t testing.TB, extraConfig ...string) *node.Node {
+	t.Helper()
+	group, n, err := start(extraConfig...)
+	check(t, err)
+	t.Cleanup(func() {
+		if err := group.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// check skips or fails a test that got no node.
+func check(t testing.TB, err error) {
+	t.Helper()
+	switch {
+	case err == nil:
+	case errors.Is(err, node.ErrNotFound) && os.Getenv("CI") == "":
+		t.Skip(err)
+	default:
+		t.Fatal(err)
+	}
+}
+
+// URL returns the AMQP URL of a new virtual host on the shared node. The URL's user may do anything
+// there. The virtual host goes, and closes its connections, when the test ends.
+func URL(t testing.TB) string {
+	t.Helper()
+	return NewVhost(t, Node(t))
+}
+
+var vhosts atomic.Int64
+
+// NewVhost is URL for a given node.
+func NewVhost(t testing.TB, n *node.Node) string {
+	t.Helper()
+	vhost := fmt.Sprintf("test-%d", vhosts.Add(1))
+	eval(t, n, `ok = rabbit_vhost:add(%[1]s, %[2]s),
+		ok = rabbit_auth_backend_internal:set_permissions(%[2]s, %[1]s, <<".*">>, <<".*">>, <<".*">>, %[2]s)`,
+		binary(vhost), binary(n.User()))
+	t.Cleanup(func() {
+		select {
+		case <-n.Done(): // the test has ended the node
+		default:
+			eval(t, n, `rabbit_vhost:delete(%s, %s)`, binary(vhost), binary(n.User()))
+		}
+	})
+	return n.VhostURL(vhost)
+}
+
+// CloseConnections makes the broker close all client connections of the virtual host that url names, as
+// an operator would (320, CONNECTION_FORCED), and returns how many there were.
+func CloseConnections(t testing.TB, n *node.Node, url string) int {
+	t.Helper()
+	return number(t, eval(t, n, `Pids = [Pid || [{pid, Pid}, {vhost, %s}] <- rabbit_networking:connection_info_all([pid, vhost])],
+		[rabbit_networking:close_connection(Pid, "closed by a test") || Pid <- Pids],
+		length(Pids)`, vhostOf(url)))
+}
+
+// SetAlarm raises the memory alarm: the broker blocks every connection that publishes. It goes with
+// [ClearAlarm], and with the test.
+func SetAlarm(t testing.TB, n *node.Node) {
+	t.Helper()
+	eval(t, n, `rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []})`)
+	t.Cleanup(func() {
+		select {
+		case <-n.Done():
+		default:
+			ClearAlarm(t, n)
+		}
+	})
+}
+
+// ClearAlarm ends the memory alarm.
+func ClearAlarm(t testing.TB, n *node.Node) {
+	t.Helper()
+	eval(t, n, `rabbit_alarm:clear_alarm({resource_limit, memory, node()})`)
+}
+
+// QueueLength returns the number of messages, ready and unacknowledged, of a queue in the virtual host
+// that url names. The broker refreshes the figure of a quorum queue every few seconds only.
+func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
+	t.Helper()
+	return number(t, eval(t, n, `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(%s, queue, %s)),
+		[{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N`, vhostOf(url), binary(queue)))
+}
+
+// eval evaluates an Erlang expression in the node and fails the test if that fails.
+func eval(t testing.TB, n *node.Node, format string, args ...any) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), evalTimeout)
+	defer cancel()
+	out, err := n.Eval(ctx, fmt.Sprintf(format, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func number(t testing.TB, s string) int {
+	t.Helper()
+	i, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// binary writes s, plain printable ASCII, as an Erlang binary.
+func binary(s string) string { return fmt.Sprintf("<<%q>>", s) }
+
+// vhostOf returns the virtual host of a URL that NewVhost made, as an Erlang binary.
+func vhostOf(url string) string { return binary(url[strings.LastIndexByte(url, '/')+1:]) }
