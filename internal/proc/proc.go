@@ -30,8 +30,9 @@ var ErrClosed = errors.New("process group is closed")
 // that left the process group can hold the output open any longer.
 const outputDelay = 2 * time.Second
 
-// guardScript reads "+ pgid" and "- pgid" lines until the end of its input, then clears up.
-// The removal is tried again for a few seconds: a killed process may still be creating files.
+// guardScript reads "+ pgid" and "- pgid" lines until the end of its input. Then it kills what is left
+// and, when that is really gone or after five seconds, removes the directory. A killed process stays
+// visible until its new parent, usually init, has reaped it: in a container that may be never.
 const guardScript = `
 trap '' INT TERM HUP QUIT PIPE
 groups=' '
@@ -41,10 +42,16 @@ while read -r op pgid; do
 	-) case $groups in *" $pgid "*) groups="${groups%%" $pgid "*} ${groups#*" $pgid "}" ;; esac ;;
 	esac
 done
-for pgid in $groups; do kill -KILL -"$pgid" 2>/dev/null; done
-[ -n "$1" ] || exit 0
-for try in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" 2>/dev/null && exit 0; sleep 0.$try; done
-rm -rf -- "$1"
+try=0
+while [ -n "${groups% }" ] && [ $try -lt 50 ]; do
+	left=
+	for pgid in $groups; do
+		if kill -KILL -"$pgid" 2>/dev/null; then left="$left$pgid "; fi
+	done
+	groups=$left try=$((try + 1))
+	if [ -n "$groups" ]; then sleep 0.1; fi
+done
+[ -z "$1" ] || rm -rf -- "$1"
 `
 
 // childScript is what every child runs first: it registers itself with the guard, whose pipe is its

@@ -43,8 +43,7 @@ type Config struct {
 	Server string
 
 	// Dir holds everything of the node: data, logs, configuration, cookie, password. It is created if
-	// missing, readable by its owner only. A node started again in it finds its data. Required; short
-	// of 200 bytes, as some paths below it are long.
+	// missing, readable by its owner only. A node started again in it finds its data. Required.
 	Dir string
 
 	// Port is the AMQP port on 127.0.0.1. Default 0: a free one.
@@ -70,7 +69,7 @@ type Node struct {
 
 	mu     sync.Mutex
 	server *proc.Process
-	tail   *tail
+	log    *excerpt
 	pid    int  // of beam, the Erlang virtual machine
 	asked  bool // Stop or Kill was called: the server's end is no surprise
 }
@@ -98,6 +97,9 @@ func (n *Node) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if _, err := exec.LookPath(n.cfg.Server); err != nil {
+		return fmt.Errorf("server script: %w", err)
+	}
 	if n.cfg.Dir == "" {
 		return errors.New("no directory given")
 	}
@@ -108,6 +110,9 @@ func (n *Node) prepare(ctx context.Context) (err error) {
 		if err := os.MkdirAll(n.path(dir), 0o700); err != nil {
 			return err
 		}
+	}
+	if n.cfg.Port != 0 && !isFree(n.cfg.Port) {
+		return fmt.Errorf("port %d is in use by another program: stop that, or choose another port", n.cfg.Port)
 	}
 	ports := []*int{&n.cfg.Port, &n.epmdPort, &n.distPort}
 	for i, port := range ports {
@@ -197,10 +202,10 @@ func (n *Node) env() []string {
 
 // startEpmd starts Erlang's name server, in the foreground and on a port of its own, and waits for it.
 func (n *Node) startEpmd(ctx context.Context) error {
-	tail := new(tail)
+	log := new(excerpt)
 	cmd := exec.Command(n.tools.epmd, "-port", strconv.Itoa(n.epmdPort), "-address", "127.0.0.1")
 	cmd.Dir, cmd.Env = n.cfg.Dir, n.env()
-	cmd.Stdout, cmd.Stderr = tail, tail
+	cmd.Stdout, cmd.Stderr = log, log
 	epmd, err := n.group.Start(cmd)
 	if err != nil {
 		return err
@@ -214,7 +219,7 @@ func (n *Node) startEpmd(ctx context.Context) error {
 	})
 	if err != nil {
 		epmd.Kill()
-		return fmt.Errorf("epmd on port %d: %w%s", n.epmdPort, err, tail)
+		return fmt.Errorf("epmd on port %d: %w%s", n.epmdPort, err, log)
 	}
 	return nil
 }
@@ -225,10 +230,10 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start RabbitMQ: %w", err)
 	}
-	tail := new(tail)
-	out := io.MultiWriter(logFile, tail)
+	log := new(excerpt)
+	out := io.MultiWriter(logFile, log)
 	if n.cfg.Log != nil {
-		out = io.MultiWriter(logFile, tail, n.cfg.Log)
+		out = io.MultiWriter(logFile, log, n.cfg.Log)
 	}
 	cmd := exec.Command(n.cfg.Server)
 	cmd.Dir, cmd.Env = n.cfg.Dir, n.env()
@@ -243,14 +248,14 @@ func (n *Node) start(ctx context.Context) error {
 		logFile.Close()
 	}()
 	n.mu.Lock()
-	n.server, n.tail, n.pid, n.asked = server, tail, server.Pid(), false
+	n.server, n.log, n.pid, n.asked = server, log, server.Pid(), false
 	n.mu.Unlock()
 
 	if err := poll(ctx, server.Done(), n.login); err != nil {
 		server.Kill()
 		<-server.Done()
-		return fmt.Errorf("start RabbitMQ in %s: %w; its last log lines:%s\nfull log: %s",
-			n.cfg.Dir, err, tail, n.path("rabbitmq.log"))
+		return fmt.Errorf("start RabbitMQ in %s: %w; from its log:%s\nfull log: %s",
+			n.cfg.Dir, err, log, n.path("rabbitmq.log"))
 	}
 	// The server notes its own id, which is another one should some wrapper have stayed its parent.
 	if content, err := os.ReadFile(n.path("pid")); err == nil {
@@ -298,7 +303,7 @@ func (n *Node) Done() <-chan struct{} {
 	return n.server.Done()
 }
 
-// Err returns an error with the last log lines when the server has ended unasked, and nil otherwise.
+// Err returns an error with an excerpt of the log when the server has ended unasked, and nil otherwise.
 func (n *Node) Err() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -310,8 +315,8 @@ func (n *Node) Err() error {
 	if n.asked {
 		return nil
 	}
-	return fmt.Errorf("RabbitMQ has ended (%w); its last log lines:%s\nfull log: %s",
-		status(n.server), n.tail, n.path("rabbitmq.log"))
+	return fmt.Errorf("RabbitMQ has ended (%w); from its log:%s\nfull log: %s",
+		status(n.server), n.log, n.path("rabbitmq.log"))
 }
 
 // Stop shuts the server down in good order, which takes a second or two. When ctx ends before, it is
@@ -335,11 +340,20 @@ func (n *Node) Stop(ctx context.Context) error {
 	}
 }
 
-// Kill ends the server as kill -9 does, and waits for its end.
+// Kill ends the server as kill -9 does, and waits for its end. RabbitMQ notes a new quorum queue on disk only
+// half a second after its declaration; killed before, it comes back with a queue that never answers. See
+// [Node.Sync].
 func (n *Node) Kill() {
 	server, _ := n.ask()
 	server.Kill()
 	<-server.Done()
+}
+
+// Sync makes the server write to disk which quorum queues it has, so that those just declared survive Kill.
+// Confirmed messages are on disk without it.
+func (n *Node) Sync(ctx context.Context) error {
+	_, err := n.Eval(ctx, `[ok = dets:sync(Table) || Table <- dets:all()]`)
+	return err
 }
 
 func (n *Node) ask() (server *proc.Process, pid int) {

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -19,12 +18,20 @@ const (
 // freePort returns a port of 127.0.0.1 that nothing listens on.
 func freePort() (int, error) {
 	for range 100 {
-		port := minPort + rand.IntN(maxPort-minPort+1)
-		if l, err := net.Listen("tcp", addr(port)); err == nil {
-			return port, l.Close()
+		if port := minPort + rand.IntN(maxPort-minPort+1); isFree(port) {
+			return port, nil
 		}
 	}
-	return 0, fmt.Errorf("no free port from %d to %d: %w", minPort, maxPort, errors.ErrUnsupported)
+	return 0, fmt.Errorf("no free port found from %d to %d", minPort, maxPort)
+}
+
+func isFree(port int) bool {
+	l, err := net.Listen("tcp", addr(port))
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
 }
 
 func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

@@ -154,18 +154,11 @@ func CloseConnections(t testing.TB, n *node.Node, url string) int {
 		length(Pids)`, vhostOf(url)))
 }
 
-// SetAlarm raises the memory alarm: the broker blocks every connection that publishes. It goes with
-// [ClearAlarm], and with the test.
+// SetAlarm raises the memory alarm: the broker blocks every connection that publishes, so n should be
+// the test's own node ([StartNode]). The alarm ends with [ClearAlarm].
 func SetAlarm(t testing.TB, n *node.Node) {
 	t.Helper()
 	eval(t, n, `rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []})`)
-	t.Cleanup(func() {
-		select {
-		case <-n.Done():
-		default:
-			ClearAlarm(t, n)
-		}
-	})
 }
 
 // ClearAlarm ends the memory alarm.
@@ -174,12 +167,18 @@ func ClearAlarm(t testing.TB, n *node.Node) {
 	eval(t, n, `rabbit_alarm:clear_alarm({resource_limit, memory, node()})`)
 }
 
-// QueueLength returns the number of messages, ready and unacknowledged, of a queue in the virtual host
-// that url names. The broker refreshes the figure of a quorum queue every few seconds only.
+// QueueLength returns the number of messages, ready and unacknowledged, of a classic or quorum queue in
+// the virtual host that url names, as of now: the figures that the broker shows lag by seconds for
+// quorum queues, whose leader is asked here.
 func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
 	t.Helper()
 	return number(t, eval(t, n, `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(%s, queue, %s)),
-		[{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N`, vhostOf(url), binary(queue)))
+		case amqqueue:get_type(Q) of
+			rabbit_quorum_queue ->
+				{ok, {_, N}, _} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N;
+			_ ->
+				[{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N
+		end`, vhostOf(url), binary(queue)))
 }
 
 // eval evaluates an Erlang expression in the node and fails the test if that fails.

@@ -1,6 +1,15 @@
 package rabbittest_test
 
 import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -9,6 +18,70 @@ import (
 )
 
 func TestMain(m *testing.M) { rabbittest.Main(m) }
+
+// asVictim makes TestVictim the test run that TestKilledRun ends; its value is where its nodes live.
+const asVictim = "REVQ_RABBITTEST_VICTIM"
+
+func TestVictim(t *testing.T) {
+	if os.Getenv(asVictim) == "" {
+		t.Skip("only for TestKilledRun")
+	}
+	fmt.Println("url", rabbittest.URL(t))
+	select {}
+}
+
+// TestKilledRun ends a test run in the middle and sees its RabbitMQ go. The guard holds the run's standard
+// error: its end tells that everything has been cleared up.
+func TestKilledRun(t *testing.T) {
+	rabbittest.Node(t) // skips where there is no RabbitMQ
+	tests := []struct {
+		name   string
+		signal syscall.Signal
+	}{
+		{"kill -9", syscall.SIGKILL},
+		{"as by -timeout, with a stack dump", syscall.SIGQUIT},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tmp := t.TempDir()
+			run := exec.Command(os.Args[0], "-test.run=^TestVictim$")
+			run.Env = append(os.Environ(), asVictim+"=1", "TMPDIR="+tmp)
+			stdout, err := run.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stderr, err := run.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := run.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(stdout).ReadString('\n')
+			url, ok := strings.CutPrefix(strings.TrimSpace(line), "url ")
+			if !ok {
+				run.Process.Kill()
+				t.Fatalf("victim says %q, %v", line, err)
+			}
+			conn, _ := dial(t, url)
+			closed := conn.NotifyClose(make(chan *amqp.Error, 1))
+			if err := run.Process.Signal(tt.signal); err != nil {
+				t.Fatal(err)
+			}
+			<-closed
+			if _, err := io.Copy(io.Discard, stderr); err != nil {
+				t.Error(err)
+			}
+			run.Wait()
+			if _, err := amqp.Dial(url); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("RabbitMQ after the test run: %v, want connection refused", err)
+			}
+			if left, err := filepath.Glob(filepath.Join(tmp, "*")); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
+}
 
 func dial(t *testing.T, url string) (*amqp.Connection, *amqp.Channel) {
 	t.Helper()
@@ -49,7 +122,7 @@ func TestURL(t *testing.T) {
 			if !confirm.Wait() {
 				t.Error("not confirmed")
 			}
-			if kind == "classic" {
+			if kind != "stream" {
 				if got := rabbittest.QueueLength(t, rabbittest.Node(t), url, "q"); got != 1 {
 					t.Errorf("QueueLength() = %d, want 1", got)
 				}
@@ -72,5 +145,27 @@ func TestCloseConnections(t *testing.T) {
 	}
 	if spared.IsClosed() {
 		t.Error("the connection of another virtual host was closed too")
+	}
+}
+
+func TestAlarm(t *testing.T) {
+	t.Parallel()
+	n := rabbittest.StartNode(t)
+	conn, ch := dial(t, rabbittest.NewVhost(t, n))
+	declare(t, ch, "q", "quorum")
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	for _, set := range []bool{true, false} {
+		if set {
+			rabbittest.SetAlarm(t, n)
+			// The broker tells a connection only once it publishes.
+			if err := ch.Publish("", "q", false, false, amqp.Publishing{}); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			rabbittest.ClearAlarm(t, n)
+		}
+		if got := <-blocked; got.Active != set {
+			t.Errorf("blocked = %v, want %v", got, set)
+		}
 	}
 }

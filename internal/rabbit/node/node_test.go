@@ -1,0 +1,355 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/proc"
+)
+
+// TestLife takes one node through all that can happen to it.
+func TestLife(t *testing.T) {
+	t.Parallel()
+	ctx, n := start(t, Config{Extra: []string{"consumer_timeout = 61000"}})
+
+	t.Run("takes extra configuration", func(t *testing.T) {
+		got, err := n.Eval(ctx, `application:get_env(rabbit, consumer_timeout)`)
+		if err != nil || got != "{ok, 61000}" {
+			t.Errorf("Eval() = %q, %v", got, err)
+		}
+	})
+	t.Run("has no user guest", func(t *testing.T) {
+		got, err := n.Ctl(ctx, "-q", "list_users", "--no-table-headers")
+		if err != nil || strings.TrimSpace(got) != "revq\t[administrator]" {
+			t.Errorf("users = %q, %v", got, err)
+		}
+	})
+	t.Run("reports what Erlang cannot evaluate", func(t *testing.T) {
+		for _, erlang := range []string{`1 = 2`, `no_such:function()`, `)`} {
+			if got, err := n.Eval(ctx, erlang); err == nil {
+				t.Errorf("Eval(%s) = %q, want an error", erlang, got)
+			}
+		}
+	})
+	t.Run("listens on the loopback interface only", func(t *testing.T) {
+		addrs, err := net.InterfaceAddrs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range addrs {
+			ip := a.(*net.IPNet).IP
+			if ip.IsLoopback() || ip.To4() == nil {
+				continue
+			}
+			for _, port := range []int{n.cfg.Port, n.epmdPort, n.distPort} {
+				conn, err := net.Dial("tcp", net.JoinHostPort(ip.String(), fmt.Sprint(port)))
+				if err == nil {
+					conn.Close()
+					t.Errorf("port %d answers on %s", port, ip)
+				}
+			}
+		}
+	})
+	t.Run("keeps its secrets", func(t *testing.T) {
+		for name, want := range map[string]os.FileMode{
+			"": 0o700, "password": 0o600, "rabbitmq.conf": 0o600, "home/.erlang.cookie": 0o400,
+		} {
+			info, err := os.Stat(n.path(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode().Perm() != want {
+				t.Errorf("mode of %q = %v, want %v", name, info.Mode().Perm(), want)
+			}
+		}
+		cookie, err := os.ReadFile(n.path("home/.erlang.cookie"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n.Pid()))
+		if err != nil {
+			t.Skip(err)
+		}
+		if !strings.Contains(string(cmdline), "beam") {
+			t.Errorf("Pid() is that of %q", cmdline)
+		}
+		for _, secret := range []string{n.password, string(cookie)} {
+			if strings.Contains(string(cmdline), secret) {
+				t.Error("a secret is on the command line")
+			}
+		}
+	})
+	t.Run("goes on after a suspension", func(t *testing.T) {
+		if err := n.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		if _, err := n.Eval(short, "1"); err == nil {
+			t.Error("a suspended node answers")
+		}
+		if err := n.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := n.Eval(ctx, "1"); err != nil || got != "1" {
+			t.Errorf("Eval(1) = %q, %v", got, err)
+		}
+	})
+
+	publish(t, n)
+	t.Run("keeps what it confirmed when killed", func(t *testing.T) {
+		if err := n.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+		n.Kill()
+		if err := n.Err(); err != nil {
+			t.Errorf("Err() after Kill = %v", err)
+		}
+		if err := n.Suspend(); !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("Suspend() after Kill = %v", err)
+		}
+		if err := n.Restart(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !kept(t, n) {
+			t.Error("the message is lost")
+		}
+	})
+	t.Run("shows an end that nobody asked for", func(t *testing.T) {
+		if err := n.Err(); err != nil {
+			t.Errorf("Err() of a running node = %v", err)
+		}
+		if err := syscall.Kill(n.Pid(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-n.Done()
+		if err := n.Err(); err == nil || !strings.Contains(err.Error(), "signal: killed") {
+			t.Errorf("Err() = %v, want how it ended", err)
+		}
+	})
+	t.Run("stops in good order, even suspended", func(t *testing.T) {
+		if err := n.Restart(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Stop(ctx); err != nil {
+			t.Fatal(err)
+		}
+		<-n.Done()
+		if err := n.server.Err(); err != nil {
+			t.Errorf("the server ended with %v, want a clean exit", err)
+		}
+		if err := n.Stop(ctx); err != nil {
+			t.Errorf("second Stop() = %v", err)
+		}
+	})
+	t.Run("is the same in the same directory", func(t *testing.T) {
+		// Another group, as in another run of the program.
+		_, again := start(t, Config{Dir: n.cfg.Dir})
+		if again.password != n.password {
+			t.Error("the password has changed")
+		}
+		if !kept(t, again) {
+			t.Error("the message is lost")
+		}
+	})
+}
+
+func TestStartErrors(t *testing.T) {
+	t.Parallel()
+	server, err := Find()
+	if err != nil {
+		t.Skip(err)
+	}
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	tests := []struct {
+		name string
+		cfg  Config
+		want string
+	}{
+		{"no directory", Config{Server: server}, "no directory"},
+		{"no such server", Config{Server: "/no/such/rabbitmq-server", Dir: t.TempDir()}, "/no/such/rabbitmq-server"},
+		{"wrong configuration", Config{Dir: t.TempDir(), Extra: []string{"no_such_setting = 1"}}, "no_such_setting"},
+		{"port in use", Config{Dir: t.TempDir(), Port: busy.Addr().(*net.TCPAddr).Port}, "in use by another"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx, group := setup(t)
+			n, err := Start(ctx, group, tt.cfg)
+			if err == nil {
+				t.Fatalf("Start() = %s, want an error with %q", n.URL(), tt.want)
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Start() = %v, want an error with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestFind(t *testing.T) {
+	script := func(path string) string {
+		path = filepath.Join(t.TempDir(), path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	debian, versioned, inPath := script("bin/rabbitmq-server"), script("lib/rabbitmq_server-4.2.0/sbin/rabbitmq-server"), script("rabbitmq-server")
+	pattern := filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(versioned))), "*/sbin/rabbitmq-server")
+	tests := []struct {
+		name     string
+		patterns []string
+		path     string
+		want     string
+	}{
+		{"the first known place", []string{debian, pattern}, filepath.Dir(inPath), debian},
+		{"a place with a version", []string{"/no/such", pattern}, filepath.Dir(inPath), versioned},
+		{"PATH", []string{"/no/such"}, filepath.Dir(inPath), inPath},
+		{"nowhere", []string{"/no/such"}, t.TempDir(), ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("PATH", tt.path)
+			got, err := find(tt.patterns)
+			if got != tt.want || errors.Is(err, ErrNotFound) != (tt.want == "") {
+				t.Errorf("find() = %q, %v, want %q", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestURL(t *testing.T) {
+	n := &Node{cfg: Config{Port: 5672}, password: "p@ss/wörd %"}
+	for vhost, path := range map[string]string{"/": "/%2F", "a b": "/a%20b"} {
+		u, err := url.Parse(n.VhostURL(vhost))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := u.User.Password(); got != n.password || u.EscapedPath() != path || u.Host != "127.0.0.1:5672" {
+			t.Errorf("VhostURL(%q) = %s", vhost, u)
+		}
+		if uri, err := amqp.ParseURI(u.String()); err != nil || uri.Vhost != vhost || uri.Password != n.password {
+			t.Errorf("ParseURI(%s) = %+v, %v", u, uri, err)
+		}
+	}
+}
+
+func TestExcerpt(t *testing.T) {
+	tests := []struct{ name, log, want string }{
+		{"nothing", "", ""},
+		{"lines without text", "a\n\n2026-11-23 [error] <0.1.0> \nb\n", "\n  a\n  b"},
+		{"the last lines", "1\n2\n3\n4\n5\n6\n", "\n  3\n  4\n  5\n  6"},
+		{"an error long ago", "[error] why\n1\n2\n3\n4\n5\n", "\n  [error] why\n  ...\n  2\n  3\n  4\n  5"},
+		{"the first errors", strings.Repeat("[error] x\n", 20), strings.Repeat("\n  [error] x", 8) + "\n  ..." + strings.Repeat("\n  [error] x", 4)},
+		{"a long line", strings.Repeat("x", 1000) + "\n", "\n  " + strings.Repeat("x", excerptWidth)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, size := range []int{1, 7, len(tt.log) + 1} {
+				var e excerpt
+				for chunk := range slices.Chunk([]byte(tt.log), size) {
+					e.Write(chunk)
+				}
+				if got := e.String(); got != tt.want {
+					t.Errorf("written in pieces of %d: %q, want %q", size, got, tt.want)
+				}
+			}
+		})
+	}
+}
+
+// setup returns a group of processes that ends with the test, and a context that ends well before.
+func setup(t *testing.T) (context.Context, *proc.Group) {
+	t.Helper()
+	group, err := proc.NewGroup("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := group.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	t.Cleanup(cancel)
+	return ctx, group
+}
+
+// start starts a node that ends with the test. (rabbittest, which does the same, is built on this package.)
+func start(t *testing.T, cfg Config) (context.Context, *Node) {
+	t.Helper()
+	if _, err := Find(); errors.Is(err, ErrNotFound) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if cfg.Dir == "" {
+		cfg.Dir = filepath.Join(t.TempDir(), "node")
+	}
+	ctx, group := setup(t)
+	n, err := Start(ctx, group, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx, n
+}
+
+func channel(t *testing.T, n *Node) *amqp.Channel {
+	t.Helper()
+	conn, err := amqp.Dial(n.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ch
+}
+
+// publish puts one confirmed message into a quorum queue.
+func publish(t *testing.T, n *Node) {
+	t.Helper()
+	ch := channel(t, n)
+	if _, err := ch.QueueDeclare("q", true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	confirm, err := ch.PublishWithDeferredConfirm("", "q", true, false, amqp.Publishing{DeliveryMode: amqp.Persistent})
+	if err != nil || !confirm.Wait() {
+		t.Fatalf("publish: %v", err)
+	}
+}
+
+// kept says whether the queue still holds its one message. (It is fetched, not counted: after a restart a
+// quorum queue's count is wrong for seconds.)
+func kept(t *testing.T, n *Node) bool {
+	t.Helper()
+	_, ok, err := channel(t, n).Get("q", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ok
+}
