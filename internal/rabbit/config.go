@@ -68,8 +68,9 @@ func DefaultConfig(name string) Config {
 	}
 }
 
-// Flags returns the command line flags that set c. The URL may also come from
-// the file amqp-url in $CREDENTIALS_DIRECTORY, where systemd puts secrets.
+// Flags returns the command line flags that set how to reach the broker. The
+// URL may also come from the file amqp-url in $CREDENTIALS_DIRECTORY, where
+// systemd puts secrets. Check says whether it is usable.
 func (c *Config) Flags() []cli.Flag {
 	sources := cli.EnvVars("REVQ_AMQP_URL")
 	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
@@ -82,45 +83,47 @@ func (c *Config) Flags() []cli.Flag {
 			Category:    "broker",
 			Sources:     sources,
 			Value:       c.URLs,
-			HideDefault: false,
 			Destination: &c.URLs,
-			Validator:   checkURLs,
 		},
+	}
+}
+
+// PublishFlags returns the command line flags that set how messages are published.
+func (c *Config) PublishFlags() []cli.Flag {
+	return []cli.Flag{
 		&cli.DurationFlag{
 			Name:        "confirm-timeout",
-			Usage:       "how long a message may wait for the broker's confirmation",
+			Usage:       "`TIME` that a message may wait for the broker's confirmation",
 			Category:    "broker",
 			Sources:     cli.EnvVars("REVQ_CONFIRM_TIMEOUT"),
 			Value:       c.ConfirmTimeout,
 			Destination: &c.ConfirmTimeout,
-			Validator:   atLeast(10 * time.Millisecond),
+			Validator: func(d time.Duration) error {
+				if least := 2 * expiryInterval; d < least {
+					return fmt.Errorf("%v is too short: give %v or more", d, least)
+				}
+				return nil
+			},
 		},
 	}
 }
 
-func atLeast(least time.Duration) func(time.Duration) error {
-	return func(d time.Duration) error {
-		if d < least {
-			return fmt.Errorf("%v is too short: give %v or more", d, least)
-		}
-		return nil
+// Check returns what is wrong with the URLs. It does not repeat them, since
+// they hold passwords (which is why this is not the flag's own validation).
+func (c *Config) Check() error {
+	if len(c.URLs) == 0 {
+		return errors.New("no broker is given: set --amqp-url to " + urlForm)
 	}
-}
-
-// checkURLs trims each URL in place (a credential file ends with a line break)
-// and reports what is wrong with one, without repeating it: it holds a password.
-func checkURLs(urls []string) error {
-	if len(urls) == 0 {
-		return errors.New("no broker given: use amqp://USER:PASSWORD@HOST:PORT/VHOST")
-	}
-	for i, url := range urls {
-		urls[i] = strings.TrimSpace(url)
-		if _, err := amqp.ParseURI(urls[i]); err != nil {
-			return fmt.Errorf("broker URL %d is not usable: use amqp://USER:PASSWORD@HOST:PORT/VHOST, special characters in the password percent-encoded", i+1)
+	for i, url := range c.URLs {
+		c.URLs[i] = strings.TrimSpace(url) // a credential file ends with a line break
+		if _, err := amqp.ParseURI(c.URLs[i]); err != nil {
+			return fmt.Errorf("URL %d of the broker cannot be used: give %s, and percent-encode special characters in the password", i+1, urlForm)
 		}
 	}
 	return nil
 }
+
+const urlForm = "amqp://USER:PASSWORD@HOST:PORT/VHOST"
 
 // host returns what may be shown of an AMQP URL.
 func host(url string) string {

@@ -1,0 +1,27 @@
+// Revq-api takes texts over HTTP and queues them.
+package main
+
+import (
+	"context"
+	"slices"
+
+	"github.com/revq/revq/internal/api"
+	"github.com/revq/revq/internal/daemon"
+	"github.com/revq/revq/internal/rabbit"
+)
+
+func main() {
+	broker, front := rabbit.DefaultConfig("revq-api"), api.DefaultConfig()
+	daemon.Main(daemon.Program{
+		Name:  "revq-api",
+		Usage: "take texts over HTTP and queue them",
+		Flags: slices.Concat(broker.Flags(), broker.PublishFlags(), front.Flags()),
+		Sites: &daemon.Sites{Default: []int{1, 2}},
+		Check: broker.Check,
+		Run: func(ctx context.Context, d *daemon.Daemon) error {
+			publisher := rabbit.NewPublisher(broker, d.Log)
+			server := api.New(front, publisher, d.Log)
+			return d.Run(ctx, d.Serve(server), publisher.Run)
+		},
+	})
+}

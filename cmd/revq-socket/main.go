@@ -1,0 +1,34 @@
+// Revq-socket sends every result to everyone who listens.
+package main
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/revq/revq/internal/daemon"
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/socket"
+)
+
+func main() {
+	broker, front, log := rabbit.DefaultConfig("revq-socket"), socket.DefaultConfig(), feed.DefaultConfig()
+	daemon.Main(daemon.Program{
+		Name:  "revq-socket",
+		Usage: "send every result to everyone who listens",
+		Flags: slices.Concat(broker.Flags(), front.Flags(), log.Flags()),
+		Sites: &daemon.Sites{Default: []int{3}},
+		Check: broker.Check,
+		Run: func(ctx context.Context, d *daemon.Daemon) error {
+			results := feed.New(log)
+			reader := rabbit.NewReader(broker, time.Now(), d.Log)
+			server, err := socket.New(front, results, reader.Ready, d.Log)
+			if err != nil {
+				return err
+			}
+			follow := func(ctx context.Context) error { return reader.Run(ctx, results.Append) }
+			return d.Run(ctx, d.Serve(server), follow)
+		},
+	})
+}

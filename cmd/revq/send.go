@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/client"
+	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/task"
+)
+
+const defaultAPI = "http://localhost:8081"
+
+// A sending is one run of `revq send`.
+type sending struct {
+	client client.Sender
+	socket string
+
+	text        string
+	file        string
+	wait        bool
+	waitTimeout time.Duration
+	quiet       bool
+
+	stdout, stderr io.Writer
+}
+
+func send() *cli.Command {
+	var s sending
+	return &cli.Command{
+		Name:      "send",
+		Usage:     "queue texts, and print `Got it` for each",
+		ArgsUsage: "[TEXT ...]",
+		Description: `Texts are the arguments, or the one of --text, or the lines of a file or of
+standard input; empty lines are skipped. What fails for a reason that may pass
+is sent again, with the same id, until --timeout. The exit status is 1 if a
+text was not accepted, and standard error says which and why.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{
+				Name:        "url",
+				Usage:       "`URL` of the API",
+				Sources:     cli.EnvVars("REVQ_API_URL"),
+				Value:       defaultAPI,
+				Destination: &s.client.URL,
+			},
+			&cli.StringFlag{Name: "text", Usage: "`TEXT` to queue", Destination: &s.text},
+			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "queue each line of `FILE`; - is standard input", TakesFile: true, Destination: &s.file},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print neither Got it nor progress", Destination: &s.quiet},
+			&cli.DurationFlag{
+				Name:        "timeout",
+				Usage:       "`TIME` for a text to be accepted",
+				Value:       10 * time.Second,
+				Destination: &s.client.Timeout,
+				Validator:   positive,
+			},
+			&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "print the results instead, in the order of the texts", Destination: &s.wait},
+			&cli.StringFlag{
+				Name:        "socket-url",
+				Usage:       "`URL` of the socket server, for --wait",
+				Sources:     cli.EnvVars("REVQ_SOCKET_URL"),
+				Value:       defaultSocket,
+				Destination: &s.socket,
+			},
+			&cli.DurationFlag{
+				Name:        "wait-timeout",
+				Usage:       "`TIME` for a result to arrive, for --wait",
+				Value:       5 * time.Minute,
+				Destination: &s.waitTimeout,
+				Validator:   positive,
+			},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			s.stdout, s.stderr = cmd.Root().Writer, cmd.Root().ErrWriter
+			texts, size, err := s.texts(cmd)
+			if err != nil {
+				return err
+			}
+			defer texts.Close()
+			err = s.run(ctx, texts, cmd.Args().Len() == 0 && !cmd.IsSet("text"), size)
+			switch {
+			case errors.Is(err, client.ErrBadURL):
+				return command.UsageError(err)
+			case errors.Is(err, client.ErrUnreachable):
+				return fmt.Errorf("%w; is revq up? see --url", err)
+			}
+			return err
+		},
+	}
+}
+
+func positive(d time.Duration) error {
+	if d <= 0 {
+		return fmt.Errorf("%v is too short: give more than 0s", d)
+	}
+	return nil
+}
+
+// texts returns where the texts come from, and the length of it in bytes, -1
+// if it is not known.
+func (s *sending) texts(cmd *cli.Command) (*source, int64, error) {
+	args := cmd.Args().Slice()
+	if cmd.IsSet("text") {
+		args = append([]string{s.text}, args...)
+	}
+	switch {
+	case len(args) > 0 && s.file != "":
+		return nil, 0, command.Usagef("give texts or a file, not both")
+	case len(args) > 0:
+		return fromArguments(args), -1, nil
+	case s.file == "" && isTerminal(cmd.Root().Reader):
+		return nil, 0, command.Usagef("there is nothing to send: give --text TEXT, or a file, or lines on standard input")
+	case s.file == "" || s.file == "-":
+		return fromLines(io.NopCloser(cmd.Root().Reader)), -1, nil
+	}
+	f, err := os.Open(s.file)
+	if err != nil {
+		return nil, 0, err
+	}
+	size := int64(-1)
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		size = info.Size()
+	}
+	return fromLines(f), size, nil
+}
+
+// run sends all texts and reports on each.
+func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	report := s.newReport(lines, size)
+	defer report.end()
+
+	var results *waiting
+	if s.wait {
+		results = newWaiting(s.socket, s.waitTimeout, s.stderr)
+		if err := results.connect(ctx); err != nil {
+			return err
+		}
+		defer results.close()
+	}
+	failed := 0
+	for {
+		batch, err := texts.batch(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		tasks := make([]task.Task, len(batch))
+		for i, line := range batch {
+			tasks[i] = task.Task{ID: task.NewID(), Text: line.content}
+			if results != nil {
+				results.expect(tasks[i].ID)
+			}
+		}
+		answers, err := s.client.Send(ctx, tasks)
+		if err != nil {
+			return err
+		}
+		for i, answer := range answers {
+			if answer != nil {
+				failed++
+				report.problem("%s was not accepted: %v", batch[i].name, answer)
+				if results != nil {
+					results.forget(tasks[i].ID)
+				}
+			} else if results == nil {
+				report.print("Got it")
+			}
+		}
+		if results != nil {
+			for i, answer := range answers {
+				if answer != nil {
+					continue
+				}
+				text, err := results.result(ctx, tasks[i].ID)
+				if err != nil {
+					return fmt.Errorf("%s was accepted, but %w", batch[i].name, err)
+				}
+				report.print(text)
+			}
+		}
+		report.advance(batch)
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d texts were not accepted", failed, texts.count)
+	}
+	return nil
+}

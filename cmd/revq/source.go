@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/revq/revq/internal/task"
+)
+
+const (
+	// Texts are sent in batches of what is there, within these limits. The
+	// bytes are those of the texts: JSON makes six of one at worst, and the API
+	// takes 1 MiB unless configured otherwise.
+	maxBatch      = 100
+	maxBatchBytes = 128 << 10
+)
+
+// A text is one text to send.
+type text struct {
+	content string
+	name    string // as messages call it
+	size    int    // bytes of input that it took
+}
+
+// A source gives texts one by one, in batches of what is there already.
+type source struct {
+	texts  chan text // closed at the end
+	err    error     // why it ended early; set before texts is closed
+	next   *text     // taken from texts, but too much for the last batch
+	count  int       // given out so far
+	closer io.Closer
+}
+
+func fromArguments(args []string) *source {
+	s := &source{texts: make(chan text, len(args)), closer: io.NopCloser(nil)}
+	for i, arg := range args {
+		s.texts <- text{arg, fmt.Sprintf("text %d", i+1), len(arg)}
+	}
+	close(s.texts)
+	return s
+}
+
+// fromLines gives each line of r that is not empty.
+func fromLines(r io.ReadCloser) *source {
+	s := &source{texts: make(chan text, maxBatch), closer: r}
+	go func() {
+		defer close(s.texts)
+		lines := bufio.NewScanner(r)
+		lines.Buffer(nil, task.MaxText+1)
+		n := 0
+		for lines.Scan() {
+			n++
+			if line := lines.Text(); line != "" {
+				s.texts <- text{line, "line " + strconv.Itoa(n), len(line) + 1}
+			}
+		}
+		if err := lines.Err(); err != nil {
+			if errors.Is(err, bufio.ErrTooLong) {
+				err = fmt.Errorf("it is longer than %d bytes, the most that revq can take", task.MaxText)
+			}
+			s.err = fmt.Errorf("line %d and what follows was not sent: %w", n+1, err)
+		}
+	}()
+	return s
+}
+
+// Close releases what the texts come from.
+func (s *source) Close() error { return s.closer.Close() }
+
+// batch waits for a text and returns it with those that are there already. At
+// the end its error is io.EOF, or what kept the rest from being read.
+func (s *source) batch(ctx context.Context) ([]text, error) {
+	var batch []text
+	bytes := 0
+	for len(batch) < maxBatch {
+		t, ok := s.take(ctx, len(batch) == 0)
+		if !ok {
+			break
+		}
+		if bytes += len(t.content); bytes > maxBatchBytes && len(batch) > 0 {
+			s.next = &t
+			break
+		}
+		batch = append(batch, t)
+	}
+	s.count += len(batch)
+	switch {
+	case len(batch) > 0:
+		return batch, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case s.err != nil:
+		return nil, s.err
+	}
+	return nil, io.EOF
+}
+
+// take returns the next text. It returns false at the end, and if it is not
+// to wait and none is there.
+func (s *source) take(ctx context.Context, wait bool) (text, bool) {
+	if s.next != nil {
+		t := *s.next
+		s.next = nil
+		return t, true
+	}
+	if wait {
+		select {
+		case t, ok := <-s.texts:
+			return t, ok
+		case <-ctx.Done():
+			return text{}, false
+		}
+	}
+	select {
+	case t, ok := <-s.texts:
+		return t, ok
+	default:
+		return text{}, false
+	}
+}

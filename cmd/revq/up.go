@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/stack"
+)
+
+func up() *cli.Command {
+	var (
+		cfg    = stack.DefaultConfig(nil)
+		broker rabbit.Config
+	)
+	return &cli.Command{
+		Name:  "up",
+		Usage: "run everything on this machine, until Ctrl-C",
+		Description: `Runs a private RabbitMQ (or uses the one given), the API on two sites, the
+socket server on one, and the workers. All of it listens on this machine only,
+and is stopped and removed together with the command.
+
+Settings of the daemons are taken from the environment, for example
+REVQ_PAUSE=0s for workers that do not pause; see revq-worker --help and others.`,
+		Flags: append(broker.Flags(),
+			&cli.IntFlag{
+				Name:        "workers",
+				Usage:       "run `N` workers",
+				Value:       cfg.Workers,
+				Destination: &cfg.Workers,
+				Validator: func(n int) error {
+					if n < 1 || n > 64 {
+						return fmt.Errorf("%d workers are not possible: give 1 to 64", n)
+					}
+					return nil
+				},
+			},
+			&cli.IntFlag{
+				Name:        "first-port",
+				Usage:       "listen on `PORT` and the two that follow",
+				Value:       cfg.FirstPort,
+				Destination: &cfg.FirstPort,
+				Validator: func(port int) error {
+					if port < 1 || port > 65533 {
+						return fmt.Errorf("%d is no port: give 1 to 65533", port)
+					}
+					return nil
+				},
+			},
+		),
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if err := command.NoArguments(cmd); err != nil {
+				return err
+			}
+			if len(broker.URLs) > 0 {
+				if err := broker.Check(); err != nil {
+					return command.UsageError(err)
+				}
+			}
+			cfg.URLs = broker.URLs
+			cfg.Output = cmd.Root().ErrWriter
+			return stack.Run(ctx, cfg, func() { printNext(cmd, cfg.FirstPort) })
+		},
+	}
+}
+
+// printNext says what can be typed now.
+func printNext(cmd *cli.Command, port int) {
+	api, socket := fmt.Sprintf("http://localhost:%d", port), fmt.Sprintf("ws://localhost:%d/listen_results", port+2)
+	sendFlags, listenFlags := "", ""
+	if api != defaultAPI {
+		sendFlags, listenFlags = " --url "+api, " --url "+socket
+	}
+	fmt.Fprintf(cmd.Root().ErrWriter, `
+revq is up. In other terminals, type:
+
+    revq listen%s
+    revq send%s --text abcdef
+
+or, without it:
+
+    curl -d text=abcdef http://localhost:%d/queue_reverse_text
+
+Ctrl-C stops everything.
+
+`, listenFlags, sendFlags, port+1)
+}

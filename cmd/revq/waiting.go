@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/revq/revq/internal/client"
+	"github.com/revq/revq/internal/feed"
+)
+
+// connectTimeout bounds how long --wait tries to reach the socket server.
+const connectTimeout = 10 * time.Second
+
+// A waiting listens for the results of certain tasks.
+type waiting struct {
+	timeout time.Duration
+	greeted chan struct{}
+	stop    context.CancelFunc
+	ended   chan error
+	client  client.Listener
+
+	mu       sync.Mutex
+	expected map[string]chan string // by task id; each has room for its result
+	lost     error                  // why there is no connection
+}
+
+func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting {
+	w := &waiting{
+		timeout:  timeout,
+		greeted:  make(chan struct{}),
+		ended:    make(chan error, 1),
+		expected: make(map[string]chan string),
+	}
+	var once sync.Once
+	w.client = client.Listener{
+		URL:      jsonURL(socket),
+		Greeted:  func([]byte) error { once.Do(func() { close(w.greeted) }); return nil },
+		Received: w.received,
+		Lost: func(reason error, _ time.Duration) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.lost = reason
+			select {
+			case <-w.greeted:
+				fmt.Fprintf(stderr, "revq: connection to %s lost, results may be missed: %v\n", socket, reason)
+			default:
+			}
+		},
+	}
+	return w
+}
+
+// connect begins to listen. It returns when nothing can be missed any more.
+func (w *waiting) connect(ctx context.Context) error {
+	listenCtx, cancel := context.WithCancel(ctx)
+	w.stop = cancel
+	go func() { w.ended <- w.client.Run(listenCtx) }()
+	select {
+	case <-w.greeted:
+		return nil
+	case err := <-w.ended:
+		return fmt.Errorf("listen for results at %s: %w", w.client.URL, err)
+	case <-time.After(connectTimeout):
+		cancel()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up? see --socket-url", w.client.URL, connectTimeout, w.lost)
+	}
+}
+
+func (w *waiting) close() { w.stop() }
+
+func (w *waiting) received(message []byte) error {
+	var m feed.Message
+	if err := json.Unmarshal(message, &m); err != nil {
+		return fmt.Errorf("the socket server sent what revq does not: %w", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if result, ok := w.expected[m.ID]; ok && m.Type == "result" {
+		select {
+		case result <- m.Text:
+		default: // there already
+		}
+	}
+	return nil
+}
+
+// expect has the result of a task kept. It is called before the task is sent.
+func (w *waiting) expect(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.expected[id] = make(chan string, 1)
+}
+
+func (w *waiting) forget(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.expected, id)
+}
+
+// result waits for the result of a task that is expected.
+func (w *waiting) result(ctx context.Context, id string) (string, error) {
+	defer w.forget(id)
+	w.mu.Lock()
+	result := w.expected[id]
+	w.mu.Unlock()
+	select {
+	case text := <-result:
+		return text, nil
+	case <-time.After(w.timeout):
+		return "", fmt.Errorf("no result came within %v; is a worker running?", w.timeout)
+	case err := <-w.ended:
+		return "", fmt.Errorf("listening ended: %w", err)
+	case <-ctx.Done():
+		return "", errors.New("the wait for its result was interrupted")
+	}
+}

@@ -1,0 +1,136 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"github.com/fasthttp/websocket"
+
+	"github.com/revq/revq/internal/problem"
+)
+
+const (
+	handshakeTimeout = 10 * time.Second
+
+	// silence is how long nothing may come: three times the interval in which
+	// a server pings, unless it is configured otherwise.
+	silence = 90 * time.Second
+
+	// maxMessage bounds a message, in bytes: the longest text in JSON, each
+	// byte escaped, fits.
+	maxMessage = 100 << 20
+)
+
+// ErrRefused means that the server does not let us listen; trying again does
+// not help.
+var ErrRefused = errors.New("the server refuses")
+
+// A Listener receives results. All functions are called from the goroutine
+// that runs Run; those that are nil are not.
+type Listener struct {
+	// URL is the socket server's, as ws://localhost:8083/listen_results. It
+	// may ask for a format in its query.
+	URL string
+
+	// Greeted is called with the first message of each connection.
+	Greeted func(message []byte) error
+
+	// Received is called with every other message.
+	Received func(message []byte) error
+
+	// Lost is called when there is no connection, with the reason and the
+	// time until the next attempt.
+	Lost func(reason error, wait time.Duration)
+}
+
+// Run listens until ctx ends, a function returns an error, or the server
+// refuses (ErrRefused), and returns why. When the connection is lost, or there
+// is none yet, it connects again, after waits that grow and are jittered.
+func (l *Listener) Run(ctx context.Context) error {
+	if err := checkURL(l.URL, "ws", "wss"); err != nil {
+		return err
+	}
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		began := time.Now()
+		err := l.once(ctx)
+		var final *finalError
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.As(err, &final):
+			return final.error
+		}
+		if time.Since(began) > retryMax {
+			wait = retryMin
+		}
+		pause := wait/2 + rand.N(wait/2)
+		if l.Lost != nil {
+			l.Lost(err, pause)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// A finalError ends Run.
+type finalError struct{ error }
+
+// once listens over one connection.
+func (l *Listener) once(ctx context.Context) error {
+	conn, err := l.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	conn.SetReadLimit(maxMessage)
+	alive := func() { conn.SetReadDeadline(time.Now().Add(silence)) }
+	answer := conn.PingHandler()
+	conn.SetPingHandler(func(data string) error {
+		alive()
+		return answer(data)
+	})
+	for received := l.Greeted; ; received = l.Received {
+		alive()
+		_, message, err := conn.ReadMessage()
+		if err != nil {
+			return err
+		}
+		if received != nil {
+			if err := received(message); err != nil {
+				return &finalError{err}
+			}
+		}
+	}
+}
+
+func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	dialer := websocket.Dialer{Proxy: http.ProxyFromEnvironment}
+	conn, res, err := dialer.DialContext(ctx, l.URL, nil)
+	if err == nil {
+		return conn, nil
+	}
+	if res == nil {
+		return nil, err
+	}
+	reason := res.Status
+	var p problem.Problem
+	if body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)); json.Unmarshal(body, &p) == nil && p.Detail != "" {
+		reason = p.Detail
+	}
+	if res.StatusCode < 500 && !problem.Retryable(res.StatusCode) {
+		return nil, &finalError{fmt.Errorf("%w: %s", ErrRefused, reason)}
+	}
+	return nil, errors.New(reason)
+}

@@ -1,0 +1,94 @@
+// Package command is what revq's programs have in common on the command line:
+// how they report errors, their exit status, and their version.
+//
+// Data goes to standard output, everything else to standard error. An error is
+// one line that begins with the program's name.
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+)
+
+// The exit status of all programs.
+const (
+	StatusOK     = 0
+	StatusFailed = 1 // what was to be done could not be done
+	StatusUsage  = 2 // a wrong flag, variable or argument: trying again does not help
+)
+
+// version is set by the linker where the build system knows better than Go.
+var version string
+
+// Version returns the version of this build.
+func Version() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// UsageError marks err as a mistake in the program's settings or arguments.
+func UsageError(err error) error { return &usageError{err} }
+
+// Usagef is UsageError of a formatted message.
+func Usagef(format string, args ...any) error { return UsageError(fmt.Errorf(format, args...)) }
+
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+// Run runs cmd with args, of which the first is the program's name, and
+// returns its exit status. An error is written to cmd.ErrWriter.
+func Run(ctx context.Context, cmd *cli.Command, args []string) int {
+	cmd.Version = Version()
+	cmd.Suggest = true
+	acted := false
+	prepare(cmd, &acted)
+	err := cmd.Run(ctx, args)
+	if err == nil {
+		return StatusOK
+	}
+	var wrong *usageError
+	if acted && !errors.As(err, &wrong) {
+		fmt.Fprintf(cmd.ErrWriter, "%s: %v\n", cmd.Name, err)
+		return StatusFailed
+	}
+	fmt.Fprintf(cmd.ErrWriter, "%s: %s (see %s --help)\n", cmd.Name, oneLine(err), cmd.Name)
+	return StatusUsage
+}
+
+// prepare keeps the library from writing errors by itself, and sets *acted
+// when the flags were right and the work begins.
+func prepare(cmd *cli.Command, acted *bool) {
+	cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err }
+	cmd.ExitErrHandler = func(context.Context, *cli.Command, error) {}
+	if action := cmd.Action; action != nil {
+		cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
+			*acted = true
+			return action(ctx, cmd)
+		}
+	}
+	for _, sub := range cmd.Commands {
+		prepare(sub, acted)
+	}
+}
+
+// oneLine returns err's message in one line.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// NoArguments returns an error if there are arguments beside the flags.
+func NoArguments(cmd *cli.Command) error {
+	if cmd.Args().Present() {
+		return Usagef("unexpected argument %q", cmd.Args().First())
+	}
+	return nil
+}

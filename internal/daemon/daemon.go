@@ -1,0 +1,208 @@
+// Package daemon is what revq's daemons share: settings, listeners, logs, the
+// conversation with the service manager, and how they start and stop.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
+)
+
+// A Program describes a daemon.
+type Program struct {
+	Name  string // of the binary
+	Usage string // in half a line
+
+	// Flags are the daemon's own; those of this package are added.
+	Flags []cli.Flag
+
+	// Sites are the addresses to listen on; nil if the daemon does not listen.
+	Sites *Sites
+
+	// Check returns what is wrong with the settings, once all are known. May be nil.
+	Check func() error
+
+	// Run does the work until ctx ends, usually by way of d.Run.
+	Run func(ctx context.Context, d *Daemon) error
+}
+
+// A Daemon is a running Program.
+type Daemon struct {
+	Log *slog.Logger
+
+	// Ready returns nil once the daemon does its work, otherwise what it is
+	// waiting for. Nil stands for always ready.
+	Ready func() error
+
+	listeners   []net.Listener
+	stopTimeout time.Duration
+}
+
+// Main runs p and ends the process with its exit status.
+func Main(p Program) { os.Exit(run(p, os.Args)) }
+
+func run(p Program, args []string) int {
+	logs := logConfig{format: "text"}
+	d := &Daemon{stopTimeout: 20 * time.Second}
+	flags := slices.Concat(p.Flags, logs.flags(), []cli.Flag{&cli.DurationFlag{
+		Name:        "stop-timeout",
+		Usage:       "how long work in hand may take once the daemon is told to stop",
+		Category:    "daemon",
+		Sources:     cli.EnvVars("REVQ_STOP_TIMEOUT"),
+		Value:       d.stopTimeout,
+		Destination: &d.stopTimeout,
+	}})
+	if p.Sites != nil {
+		flags = append(flags, p.Sites.flags()...)
+	}
+	cmd := &cli.Command{
+		Name:                  p.Name,
+		Usage:                 p.Usage,
+		Flags:                 flags,
+		EnableShellCompletion: true,
+		HideHelpCommand:       true,
+		ErrWriter:             os.Stderr,
+		Action: func(ctx context.Context, cmd *cli.Command) (err error) {
+			if err := command.NoArguments(cmd); err != nil {
+				return err
+			}
+			if p.Check != nil {
+				if err := p.Check(); err != nil {
+					return command.UsageError(err)
+				}
+			}
+			d.Log = logs.logger(os.Stderr)
+			if p.Sites != nil {
+				if d.listeners, err = p.Sites.open(); err != nil {
+					return err
+				}
+			}
+			ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			context.AfterFunc(ctx, stop) // a second signal ends the process at once
+			return p.Run(ctx, d)
+		},
+	}
+	return command.Run(context.Background(), cmd, args)
+}
+
+// A Server serves connections.
+type Server interface {
+	// Serve serves those of ln until Shutdown.
+	Serve(ln net.Listener) error
+
+	// Shutdown takes no more of them, and ends those that there are, in ctx's
+	// time.
+	Shutdown(ctx context.Context) error
+}
+
+// Serve returns work for Run: to have s serve all listeners.
+func (d *Daemon) Serve(s Server) func(context.Context) error {
+	return func(ctx context.Context) error {
+		failed := make(chan error, len(d.listeners))
+		for _, ln := range d.listeners {
+			d.Log.Info("listening", "address", ln.Addr().String())
+			go func() {
+				err := s.Serve(ln)
+				if err == nil && ctx.Err() == nil {
+					err = errors.New("the listener was closed")
+				}
+				failed <- fmt.Errorf("serve %s: %w", ln.Addr(), err)
+			}()
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+		case err = <-failed:
+		}
+		stop, cancel := context.WithTimeout(context.Background(), d.stopTimeout)
+		defer cancel()
+		if e := s.Shutdown(stop); e != nil {
+			err = errors.Join(err, fmt.Errorf("connections were still busy after %v: %w", d.stopTimeout, e))
+		}
+		for _, ln := range d.listeners {
+			ln.Close() // Shutdown has done so already, unless Serve came too late
+		}
+		return err
+	}
+}
+
+// Run does work until ctx ends, and tells the service manager how it stands.
+// What is in the background goes on until work has ended. Run returns work's
+// error, or one that says that the stop took too long.
+func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, background ...func(context.Context) error) error {
+	backCtx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var running sync.WaitGroup
+	for _, b := range background {
+		running.Go(func() { b(backCtx) })
+	}
+	running.Go(func() { d.reportReady(ctx) })
+
+	done := make(chan error, 1)
+	go func() {
+		err := work(ctx)
+		cancel()
+		running.Wait()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	d.Log.Info("stopping")
+	d.notify(daemon.SdNotifyStopping)
+	select {
+	case err := <-done:
+		d.Log.Info("stopped")
+		return err
+	case <-time.After(d.stopTimeout + 5*time.Second): // work keeps to the time by itself
+		return fmt.Errorf("could not stop within %v: work in hand goes back to the broker", d.stopTimeout)
+	}
+}
+
+// reportReady tells the service manager when the daemon is ready.
+func (d *Daemon) reportReady(ctx context.Context) {
+	const interval = 20 * time.Millisecond
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	last := ""
+	for d.Ready != nil {
+		err := d.Ready()
+		if err == nil {
+			break
+		}
+		if status := err.Error(); status != last {
+			last = status
+			d.notify("STATUS=waiting: " + status)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	d.Log.Info("ready")
+	d.notify(daemon.SdNotifyReady + "\nSTATUS=ready")
+}
+
+// notify tells the service manager, if there is one.
+func (d *Daemon) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		d.Log.Warn("could not notify the service manager", "error", err)
+	}
+}

@@ -1,0 +1,64 @@
+package daemon
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/urfave/cli/v3"
+)
+
+type logConfig struct {
+	level  slog.Level
+	format string // text or json
+}
+
+func (c *logConfig) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{
+			Name:     "log-level",
+			Usage:    "least `LEVEL` of what is logged: debug, info, warn or error",
+			Category: "daemon",
+			Sources:  cli.EnvVars("REVQ_LOG_LEVEL"),
+			Value:    "info",
+			Validator: func(level string) error {
+				if c.level.UnmarshalText([]byte(level)) != nil {
+					return fmt.Errorf("there is no log level %q: use debug, info, warn or error", level)
+				}
+				return nil
+			},
+		},
+		&cli.StringFlag{
+			Name:        "log-format",
+			Usage:       "`FORMAT` of the log, text or json",
+			Category:    "daemon",
+			Sources:     cli.EnvVars("REVQ_LOG_FORMAT"),
+			Value:       c.format,
+			Destination: &c.format,
+			Validator: func(format string) error {
+				if format != "text" && format != "json" {
+					return fmt.Errorf("there is no log format %q: use text or json", format)
+				}
+				return nil
+			},
+		},
+	}
+}
+
+// logger returns a logger to w. The journal stamps lines by itself.
+func (c *logConfig) logger(w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.level}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	if c.format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}

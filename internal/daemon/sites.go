@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
+)
+
+// maxSites is what the last digit of a port can tell apart.
+const maxSites = 9
+
+// Sites are the addresses that a daemon listens on: the sockets that systemd
+// hands over; if there are none, what --listen names; if it names nothing, the
+// first sites as --sites says; else the default ones. Site i is port 808i.
+type Sites struct {
+	// Default are the numbers of the sites to serve unless others are given.
+	// Sites of all daemons on a host share the digits.
+	Default []int
+
+	count  int
+	listen []string
+}
+
+// SiteAddress returns the address of site i on all of the host's addresses.
+func SiteAddress(i int) string { return ":808" + strconv.Itoa(i) }
+
+func (s *Sites) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{
+			Name:        "sites",
+			Usage:       fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()),
+			Category:    "daemon",
+			Sources:     cli.EnvVars("REVQ_SITES"),
+			HideDefault: true,
+			Destination: &s.count,
+			Validator: func(n int) error {
+				if n < 1 || n > maxSites {
+					return fmt.Errorf("%d sites are not possible: give 1 to %d, one for each port from 8081 to 8089", n, maxSites)
+				}
+				return nil
+			},
+		},
+		&cli.StringSliceFlag{
+			Name:        "listen",
+			Usage:       "serve `HOST:PORT` instead (repeatable)",
+			Category:    "daemon",
+			Sources:     cli.EnvVars("REVQ_LISTEN"),
+			Destination: &s.listen,
+			Validator: func(addresses []string) error {
+				for _, a := range addresses {
+					if _, _, err := net.SplitHostPort(a); err != nil {
+						return fmt.Errorf("%q is no address: give HOST:PORT, or :PORT for all of this host's addresses", a)
+					}
+				}
+				return nil
+			},
+		},
+	}
+}
+
+func (s *Sites) defaults() string {
+	var text string
+	for i, site := range s.Default {
+		if i > 0 {
+			text += " and "
+		}
+		text += "808" + strconv.Itoa(site)
+	}
+	return text
+}
+
+func (s *Sites) addresses() []string {
+	if len(s.listen) > 0 {
+		return s.listen
+	}
+	sites := s.Default
+	if s.count > 0 {
+		sites = nil
+		for i := range s.count {
+			sites = append(sites, i+1)
+		}
+	}
+	var addresses []string
+	for _, site := range sites {
+		addresses = append(addresses, SiteAddress(site))
+	}
+	return addresses
+}
+
+// open returns the listeners.
+func (s *Sites) open() (listeners []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, ln := range listeners {
+				ln.Close()
+			}
+		}
+	}()
+	if s.count > 0 && len(s.listen) > 0 {
+		return nil, command.Usagef("--sites and --listen exclude each other: list every address with --listen")
+	}
+	handedOver, err := fromSystemd()
+	if err != nil || len(handedOver) > 0 {
+		return handedOver, err
+	}
+	for _, address := range s.addresses() {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			return listeners, fmt.Errorf("open the site: %w; use --listen for another address", err)
+		}
+		listeners = append(listeners, ln)
+	}
+	return listeners, nil
+}
+
+// fromSystemd returns the sockets that systemd hands over, none if it does
+// not. Unlike activation.Listeners it does not pass over what is unusable.
+func fromSystemd() ([]net.Listener, error) {
+	announced := os.Getenv("LISTEN_FDS") // gone after the next line
+	files := activation.Files(true)
+	if pid := os.Getenv("LISTEN_PID"); announced != "" && len(files) == 0 && pid == strconv.Itoa(os.Getpid()) {
+		return nil, fmt.Errorf("systemd announced %q sockets but handed over none", announced)
+	}
+	var listeners []net.Listener
+	for _, f := range files {
+		ln, err := net.FileListener(f)
+		f.Close() // the listener has a copy
+		if err != nil {
+			return listeners, fmt.Errorf("use the socket %q from systemd: %w; is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
+		}
+		listeners = append(listeners, ln)
+	}
+	return listeners, nil
+}

@@ -1,0 +1,354 @@
+// Package stack runs all of revq on one machine: a RabbitMQ node of its own,
+// the API, the socket server and the workers, each a process. It is what
+// `revq up` does.
+//
+// However the program ends, its processes end with it.
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/proc"
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/node"
+)
+
+// Config says what to run. DefaultConfig gives a usable one.
+type Config struct {
+	// URLs are those of a broker to use; empty for one of our own.
+	URLs []string
+
+	// FirstPort is the port of API site 1; API site 2 and socket site 3
+	// follow. Default 8081.
+	FirstPort int
+
+	// Workers is how many run. Default 2.
+	Workers int
+
+	// Output is where the processes' logs go, and how the start proceeds.
+	Output io.Writer
+}
+
+// DefaultConfig returns what the seed asked for.
+func DefaultConfig(output io.Writer) Config {
+	return Config{FirstPort: 8081, Workers: 2, Output: output}
+}
+
+const (
+	brokerStart = 2 * time.Minute // slow machines take half of one
+	setupTime   = 30 * time.Second
+	daemonStart = 30 * time.Second
+	stopGrace   = 25 * time.Second // above the daemons' own stop timeout
+	brokerStop  = 20 * time.Second
+
+	// restartPause is the wait before a process that died is started again.
+	restartPause = time.Second
+)
+
+// A Stack is what runs.
+type Stack struct {
+	cfg   Config
+	dir   string
+	group *proc.Group
+	out   *output
+}
+
+// Run starts everything, calls up once it works, and stops everything when ctx
+// ends or something cannot be kept running.
+func Run(ctx context.Context, cfg Config, up func()) (err error) {
+	dir, err := os.MkdirTemp("", "revq-up-")
+	if err != nil {
+		return fmt.Errorf("make a directory for what runs: %w", err)
+	}
+	group, err := proc.NewGroup(dir)
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	defer func() { err = errors.Join(err, group.Close()) }()
+	s := &Stack{cfg: cfg, dir: dir, group: group, out: &output{w: cfg.Output}}
+
+	broker, err := s.startBroker(ctx)
+	if err != nil {
+		return err
+	}
+	defer broker.stop()
+	setup := rabbit.DefaultConfig("revq up")
+	setup.URLs = broker.urls
+	setupCtx, cancel := context.WithTimeout(ctx, setupTime)
+	err = rabbit.Setup(setupCtx, setup)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("set up the broker: %w", err)
+	}
+
+	running, fail := context.WithCancelCause(ctx)
+	var kept sync.WaitGroup
+	defer func() {
+		fail(nil)
+		kept.Wait()
+	}()
+	ready := make(chan struct{}, cfg.Workers+2)
+	services := s.services(broker.urls)
+	for _, d := range services {
+		kept.Go(func() {
+			if err := s.keep(running, d, ready); err != nil {
+				fail(err)
+			}
+		})
+	}
+	kept.Go(func() {
+		if err := broker.keep(running); err != nil {
+			fail(err)
+		}
+	})
+	late := time.AfterFunc(daemonStart, func() {
+		fail(fmt.Errorf("not everything was ready after %v: see the log above", daemonStart))
+	})
+	defer late.Stop()
+	for range services {
+		select {
+		case <-ready:
+		case <-running.Done():
+		}
+	}
+	if running.Err() == nil && late.Stop() {
+		up()
+	}
+	<-running.Done()
+	s.out.say("stopping")
+	if ctx.Err() != nil {
+		return nil // as we were told
+	}
+	return context.Cause(running)
+}
+
+// A service is one of revq's daemons.
+type service struct {
+	name   string // shown, and unique
+	binary string
+	args   []string
+	urls   []string
+}
+
+func (s *Stack) services(urls []string) []service {
+	site := func(i int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.FirstPort+i-1)) }
+	all := []service{
+		{"api", "revq-api", []string{"--listen", site(1), "--listen", site(2)}, urls},
+		{"socket", "revq-socket", []string{"--listen", site(3)}, urls},
+	}
+	for i := range s.cfg.Workers {
+		all = append(all, service{fmt.Sprint("worker-", i+1), "revq-worker", nil, urls})
+	}
+	return all
+}
+
+// keep runs a daemon until ctx ends, and starts it again when it dies. A
+// daemon that finds its settings wrong, or never gets ready, is an error.
+func (s *Stack) keep(ctx context.Context, d service, ready chan<- struct{}) error {
+	path, err := find(d.binary)
+	if err != nil {
+		return err
+	}
+	for first := true; ; first = false {
+		notified, err := s.runOnce(ctx, path, d, ready, first)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case !notified && first:
+			return fmt.Errorf("%s did not start: %w", d.name, err)
+		}
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && exit.ExitCode() == command.StatusUsage {
+			return fmt.Errorf("%s did not start: %w", d.name, err)
+		}
+		s.out.say("%s ended (%v); starting it again", d.name, err)
+		select {
+		case <-time.After(restartPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// runOnce runs a daemon to its end, or stops it when ctx ends. It reports
+// whether the daemon was ready at some time.
+func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<- struct{}, first bool) (notified bool, err error) {
+	notify, err := listenNotify(filepath.Join(s.dir, d.name+".notify"))
+	if err != nil {
+		return false, err
+	}
+	defer notify.close()
+	log := s.out.prefixed(d.name)
+	cmd := exec.Command(path, d.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// The URL holds a password: others may read command lines.
+	cmd.Env = environment("REVQ_AMQP_URL="+strings.Join(d.urls, ","), "NOTIFY_SOCKET="+notify.path)
+	process, err := s.group.Start(cmd)
+	if err != nil {
+		return false, fmt.Errorf("start %s: %w", d.name, err)
+	}
+	for {
+		select {
+		case <-notify.ready:
+			notified = true
+			if first {
+				ready <- struct{}{}
+			}
+			first = false
+		case <-process.Done():
+			return notified, process.Err()
+		case <-ctx.Done():
+			return notified, process.Stop(stopGrace)
+		}
+	}
+}
+
+// environment returns ours, with some variables added and without those that
+// would contradict how the daemons are started.
+func environment(add ...string) []string {
+	var env []string
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case "REVQ_SITES", "REVQ_LISTEN", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "JOURNAL_STREAM":
+		default:
+			env = append(env, v)
+		}
+	}
+	return append(env, add...)
+}
+
+// find returns the path of one of revq's daemons: beside this program, or
+// else wherever the shell would find it.
+func find(binary string) (string, error) {
+	if self, err := os.Executable(); err == nil {
+		if path, err := exec.LookPath(filepath.Join(filepath.Dir(self), binary)); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(binary)
+	if err != nil {
+		return "", fmt.Errorf("%s is neither beside this program nor in PATH: build all of revq with `go build -o bin/ ./cmd/...` and run bin/revq", binary)
+	}
+	return path, nil
+}
+
+// A notify is the service manager's end of sd_notify.
+type notify struct {
+	path  string
+	conn  *net.UnixConn
+	ready chan struct{} // gets one value when the daemon is ready
+}
+
+func listenNotify(path string) (*notify, error) {
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return nil, fmt.Errorf("listen for the daemon's readiness: %w", err)
+	}
+	n := &notify{path: path, conn: conn, ready: make(chan struct{}, 1)}
+	go func() {
+		message := make([]byte, 4<<10)
+		for {
+			length, err := conn.Read(message)
+			if err != nil {
+				return // closed
+			}
+			for line := range strings.Lines(string(message[:length])) {
+				if strings.TrimSpace(line) == daemon.SdNotifyReady {
+					n.ready <- struct{}{} // the first of all: there is room
+					return
+				}
+			}
+		}
+	}()
+	return n, nil
+}
+
+func (n *notify) close() {
+	n.conn.Close()
+	os.Remove(n.path)
+}
+
+// A broker is the RabbitMQ that is used.
+type broker struct {
+	urls []string
+	node *node.Node // nil if it is not ours
+	out  *output
+}
+
+func (s *Stack) startBroker(ctx context.Context) (*broker, error) {
+	if len(s.cfg.URLs) > 0 {
+		return &broker{urls: s.cfg.URLs, out: s.out}, nil
+	}
+	server, err := node.Find()
+	if err != nil {
+		return nil, fmt.Errorf("%w\nor use a broker that runs already: --amqp-url amqp://USER:PASSWORD@HOST:PORT/VHOST", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, brokerStart)
+	defer cancel()
+	began := time.Now()
+	s.out.say("starting a private RabbitMQ (%s), which takes some seconds", server)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for ticker := time.NewTicker(5 * time.Second); ; {
+			select {
+			case <-ticker.C:
+				s.out.say("still starting, %v by now", time.Since(began).Round(time.Second))
+			case <-done:
+				ticker.Stop()
+				return
+			}
+		}
+	}()
+	n, err := node.Start(ctx, s.group, node.Config{Server: server, Dir: filepath.Join(s.dir, "rabbitmq")})
+	if err != nil {
+		return nil, fmt.Errorf("start RabbitMQ: %w", err)
+	}
+	s.out.say("RabbitMQ is up after %v", time.Since(began).Round(100*time.Millisecond))
+	return &broker{urls: []string{n.URL()}, node: n, out: s.out}, nil
+}
+
+// keep starts a broker of ours again when it dies.
+func (b *broker) keep(ctx context.Context) error {
+	for b.node != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.node.Done():
+		}
+		b.out.say("RabbitMQ ended; starting it again")
+		restart, cancel := context.WithTimeout(ctx, brokerStart)
+		err := b.node.Restart(restart)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("start RabbitMQ again: %w", err)
+		}
+	}
+	return nil
+}
+
+func (b *broker) stop() {
+	if b.node == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), brokerStop)
+	defer cancel()
+	if err := b.node.Stop(ctx); err != nil {
+		b.out.say("RabbitMQ did not stop in order: %v", err)
+	}
+}
