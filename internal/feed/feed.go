@@ -8,9 +8,13 @@
 package feed
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,12 +41,13 @@ type Format int
 
 // The formats. Each has a log of its own.
 const (
-	Text Format = iota // websocket text frames that hold the processed text
-	JSON               // websocket text frames that hold a Message
+	Text   Format = iota // websocket text frames that hold the processed text
+	JSON                 // websocket text frames that hold a Message
+	Events               // server-sent events whose data is a Message, in HTTP chunks
 	formats
 )
 
-// ParseFormat returns the format called name; "" is Text.
+// ParseFormat returns the websocket format called name; "" is Text.
 func ParseFormat(name string) (Format, error) {
 	switch name {
 	case "", "text":
@@ -53,21 +58,28 @@ func ParseFormat(name string) (Format, error) {
 	return 0, fmt.Errorf("there is no format %q: use text or json", name)
 }
 
+// The types of a Message.
+const (
+	TypeGreeting = "greeting" // the first one
+	TypeResult   = "result"
+	TypeGap      = "gap" // results are missing here
+)
+
 // A Message is what listeners get in the JSON format, one object a frame.
 type Message struct {
-	// Type is "greeting" for the first message and "result" for all others.
+	// Type is one of those above. More may be added: skip what you do not know.
 	Type string `json:"type"`
 
 	// Offset is the result's position in the system's stream of results: it
-	// is the same at every site, and grows from one result to the next. That
-	// of a greeting is the newest one's before the listener joined, -1 if
-	// there was none.
+	// is the same at every site, and grows from one result to the next, though
+	// not always by one. That of a greeting or a gap is the position behind
+	// which the listener stands; -1 is the beginning.
 	Offset int64 `json:"offset"`
 
-	// ID is the id of the task.
+	// ID is the id of the task, or of the one at the offset.
 	ID string `json:"id,omitzero"`
 
-	// Text is the processed text, or the greeting.
+	// Text is the processed text, the greeting, or why there is a gap.
 	Text string `json:"text"`
 
 	// Accepted and Done are when the API took the task and when a worker had
@@ -77,20 +89,56 @@ type Message struct {
 	Done     time.Time `json:"done,omitzero"`
 }
 
+// A Mark is a place in the stream of results, behind the result at Offset.
+type Mark struct {
+	Offset int64
+
+	// ID is the id of the task whose result is at Offset; "" if it is not
+	// known. It tells whether a stream that was deleted and made anew is
+	// taken for the old one.
+	ID string
+}
+
+// ParseMark reads a mark as listeners give it: OFFSET or OFFSET/ID.
+func ParseMark(text string) (Mark, error) {
+	number, id, _ := strings.Cut(text, "/")
+	offset, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || offset < -1 || id != "" && task.CheckID(id) != nil {
+		return Mark{}, fmt.Errorf("%.100q is no place in the results: give the offset of the last one received, or OFFSET/ID", text)
+	}
+	return Mark{offset, id}, nil
+}
+
+func (m Mark) String() string {
+	if m.ID == "" {
+		return strconv.FormatInt(m.Offset, 10)
+	}
+	return strconv.FormatInt(m.Offset, 10) + "/" + m.ID
+}
+
+// A record is where a result stands in the logs.
+type record struct {
+	offset int64
+	id     digest
+	ends   [formats]Position
+}
+
 // A Feed holds the logs of all formats.
 type Feed struct {
 	logs [formats]*Log
 
 	mu      sync.Mutex
-	last    int64 // offset of the newest result
-	seen    window
+	last    Mark     // of the newest result
+	records []record // of the results that a log holds, the oldest first
+	seen    *Window
 	wakes   []func()
 	scratch []byte
 }
 
-// New returns an empty feed.
+// New returns an empty feed. What is appended before GoLive is taken for the
+// past: it is there for listeners who resume, and not sent to others.
 func New(cfg Config) *Feed {
-	f := &Feed{last: -1, seen: newWindow(cfg.Window)}
+	f := &Feed{last: Mark{Offset: -1}, seen: NewWindow(cfg.Window)}
 	for i := range f.logs {
 		f.logs[i] = newLog(cfg.MaxBytes)
 	}
@@ -100,11 +148,27 @@ func New(cfg Config) *Feed {
 // Log returns the log of one format.
 func (f *Feed) Log(format Format) *Log { return f.logs[format] }
 
-// OnAppend has wake called after each new result. It must not block.
+// OnAppend has wake called when there is something new. It must not block.
 func (f *Feed) OnAppend(wake func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.wakes = append(f.wakes, wake)
+}
+
+func (f *Feed) wake() {
+	for _, wake := range f.wakes {
+		wake()
+	}
+}
+
+// GoLive ends the past: everyone who listens begins here.
+func (f *Feed) GoLive() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.logs {
+		l.live.CompareAndSwap(int64(Pending), int64(l.End()))
+	}
+	f.wake()
 }
 
 // Append adds a result to all logs, unless its task's result is there already:
@@ -112,31 +176,142 @@ func (f *Feed) OnAppend(wake func()) {
 func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.seen.add(r.ID) {
+	if !f.seen.Add(r.ID) {
 		return
 	}
-	f.last = offset
-	f.scratch = AppendFrame(f.scratch[:0], OpText, []byte(r.Text))
-	f.logs[Text].append(f.scratch)
-	f.scratch = AppendFrame(f.scratch[:0], OpText, encode(Message{
-		Type: "result", Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC(),
-	}))
-	f.logs[JSON].append(f.scratch)
-	for _, wake := range f.wakes {
-		wake()
+	f.last = Mark{offset, r.ID}
+	rec := record{offset: offset, id: digestOf(r.ID)}
+	m := resultMessage(offset, r)
+	data := encode(m)
+	for format := range formats {
+		f.scratch = appendMessage(f.scratch[:0], format, m, data)
+		f.logs[format].append(f.scratch)
+		rec.ends[format] = f.logs[format].End()
 	}
+	f.records = append(f.records, rec)
+	f.trim()
+	f.wake()
 }
 
-// Join returns where a new listener begins, and the frame that greets it: it
-// gets everything that is appended from now on.
-func (f *Feed) Join(format Format, greeting string) (Position, []byte) {
+// AppendGap tells all listeners that results are missing here, and why.
+func (f *Feed) AppendGap(reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	payload := []byte(greeting)
-	if format == JSON {
-		payload = encode(Message{Type: "greeting", Offset: f.last, Text: greeting})
+	for format := range formats {
+		f.scratch = AppendGap(f.scratch[:0], format, f.last, reason)
+		f.logs[format].append(f.scratch)
 	}
-	return f.logs[format].End(), AppendFrame(nil, OpText, payload)
+	// Offsets from before may mean other results from now on.
+	f.records = nil
+	f.last = Mark{Offset: -1}
+	f.wake()
+}
+
+// trim forgets the records of results that no log holds any more.
+func (f *Feed) trim() {
+	gone := 0
+	for gone < len(f.records) && !f.held(f.records[gone]) {
+		gone++
+	}
+	f.records = f.records[gone:]
+}
+
+func (f *Feed) held(r record) bool {
+	for format, l := range f.logs {
+		if r.ends[format] >= l.start() {
+			return true
+		}
+	}
+	return false
+}
+
+// A Verdict is what Find says about a mark.
+type Verdict int
+
+// The verdicts.
+const (
+	Here    Verdict = iota // the log goes on from the position returned
+	Older                  // the log begins later
+	Ahead                  // the feed has not come so far, or never will
+	Foreign                // another result is there: the mark is of another stream
+)
+
+// Find returns the position behind a mark in the log of one format.
+func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m.Offset > f.last.Offset {
+		return 0, Ahead
+	}
+	i, found := slices.BinarySearchFunc(f.records, m.Offset, func(r record, offset int64) int {
+		return cmp.Compare(r.offset, offset)
+	})
+	switch {
+	case found && m.ID != "" && f.records[i].id != digestOf(m.ID):
+		return 0, Foreign
+	case found:
+		i++ // i is the first record behind the mark
+	case i == 0:
+		return 0, Older
+	}
+	pos := f.records[i-1].ends[format]
+	if pos < f.logs[format].start() {
+		return 0, Older
+	}
+	return pos, Here
+}
+
+// Join returns where a new listener begins: it gets what is appended from now
+// on, which is behind the mark.
+func (f *Feed) Join(format Format) (Position, Mark) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.logs[format].Live() == Pending {
+		return Pending, f.last
+	}
+	return f.logs[format].End(), f.last
+}
+
+// AppendGreeting appends the first frame of a listener that stands behind m.
+func AppendGreeting(dst []byte, format Format, m Mark, text string) []byte {
+	greeting := Message{Type: TypeGreeting, Offset: m.Offset, ID: m.ID, Text: text}
+	return appendMessage(dst, format, greeting, encode(greeting))
+}
+
+// AppendResult appends the frame of a result.
+func AppendResult(dst []byte, format Format, offset int64, r task.Result) []byte {
+	m := resultMessage(offset, r)
+	return appendMessage(dst, format, m, encode(m))
+}
+
+func resultMessage(offset int64, r task.Result) Message {
+	return Message{Type: TypeResult, Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC()}
+}
+
+// CloseGap is the status of the close frame that tells of a gap where frames
+// hold nothing but text (RFC 6455, section 7.4.2: for applications).
+const CloseGap = 4000
+
+// AppendGap appends the frame that says that results behind m are missing. In
+// the Text format that can only be the end of the connection.
+func AppendGap(dst []byte, format Format, m Mark, reason string) []byte {
+	if format == Text {
+		return AppendClose(dst, CloseGap, "results are missing: "+reason)
+	}
+	gap := Message{Type: TypeGap, Offset: m.Offset, ID: m.ID, Text: reason}
+	return appendMessage(dst, format, gap, encode(gap))
+}
+
+// appendMessage appends m, of which data is the encoding, as a frame.
+func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
+	switch format {
+	case Events:
+		return appendEvent(dst, m, data)
+	case JSON:
+		return AppendFrame(dst, OpText, data)
+	default:
+		return AppendFrame(dst, OpText, []byte(m.Text))
+	}
 }
 
 func encode(m Message) []byte {
@@ -147,8 +322,8 @@ func encode(m Message) []byte {
 	return b
 }
 
-// A window remembers the newest ids.
-type window struct {
+// A Window remembers the newest ids.
+type Window struct {
 	ids  map[digest]struct{}
 	ring []digest // the oldest at next, once full
 	next int
@@ -158,14 +333,19 @@ type window struct {
 // withstand those who look for two ids that are taken for one.
 type digest [16]byte
 
-func newWindow(size int) window {
-	return window{ids: make(map[digest]struct{}), ring: make([]digest, 0, size)}
+func digestOf(id string) digest {
+	sum := sha256.Sum256([]byte(id))
+	return digest(sum[:16])
 }
 
-// add returns false if id is remembered already.
-func (w *window) add(id string) bool {
-	sum := sha256.Sum256([]byte(id))
-	d := digest(sum[:16])
+// NewWindow returns a Window of size ids.
+func NewWindow(size int) *Window {
+	return &Window{ids: make(map[digest]struct{}), ring: make([]digest, 0, size)}
+}
+
+// Add returns false if id is remembered already.
+func (w *Window) Add(id string) bool {
+	d := digestOf(id)
 	if _, ok := w.ids[d]; ok {
 		return false
 	}

@@ -50,29 +50,131 @@ func TestAppendDropsRepetitionsWithinTheWindow(t *testing.T) {
 
 func TestJoinBeginsBehindTheNewest(t *testing.T) {
 	f := New(DefaultConfig())
-	greet := func() Message {
-		t.Helper()
-		_, frame := f.Join(JSON, "hello")
-		var m Message
-		if err := json.Unmarshal(frame[2:], &m); err != nil {
-			t.Fatal(err)
-		}
-		return m
+	if from, m := f.Join(Text); from != Pending || m.Offset != -1 {
+		t.Errorf("Join before the feed is live = %v, %v", from, m)
 	}
-	if m, want := greet(), (Message{Type: "greeting", Offset: -1, Text: "hello"}); m != want {
-		t.Errorf("first greeting %+v, want %+v", m, want)
+	f.Append(4, task.Result{ID: "a", Text: "a"})
+	f.GoLive()
+	from, m := f.Join(Text)
+	if want := (Mark{4, "a"}); m != want {
+		t.Errorf("mark %v, want %v", m, want)
 	}
-	f.Append(5, task.Result{ID: "a", Text: "a"})
-	if m := greet(); m.Offset != 5 {
-		t.Errorf("greeting after the result 5 has offset %d", m.Offset)
-	}
-	from, frame := f.Join(Text, "hello")
-	if string(frame) != "\x81\x05hello" {
-		t.Errorf("greeting frame = %q", frame)
+	if live := f.Log(Text).Live(); from != live {
+		t.Errorf("position %d, want %d, where the feed went live", from, live)
 	}
 	f.Append(6, task.Result{ID: "b", Text: "b"})
 	if got, _ := f.Log(Text).Read(from); string(got) != "\x81\x01b" {
 		t.Errorf("the listener gets %q, want only what came after it", got)
+	}
+	f.GoLive()
+	if live := f.Log(Text).Live(); live != from {
+		t.Error("the feed went live twice")
+	}
+}
+
+func TestFind(t *testing.T) {
+	f := New(Config{MaxBytes: 3 * segmentBytes, Window: 10})
+	big := strings.Repeat("x", segmentBytes/2)
+	for i := range 20 { // offsets 0, 2, … 38; the oldest are released
+		f.Append(int64(2*i), task.Result{ID: fmt.Sprint("id", i), Text: big})
+	}
+	for _, tc := range []struct {
+		name    string
+		mark    Mark
+		verdict Verdict
+		next    int // the number of the next result, if Here
+	}{
+		{"newest", Mark{38, ""}, Here, 20},
+		{"newest, with its id", Mark{38, "id19"}, Here, 20},
+		{"one before", Mark{36, "id18"}, Here, 19},
+		{"between two", Mark{37, "whatever"}, Here, 19},
+		{"another id", Mark{36, "id17"}, Foreign, 0},
+		{"released", Mark{2, "id1"}, Older, 0},
+		{"the beginning", Mark{-1, ""}, Older, 0},
+		{"not there yet", Mark{39, ""}, Ahead, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			pos, verdict := f.Find(JSON, tc.mark)
+			if verdict != tc.verdict {
+				t.Fatalf("verdict %v, want %v", verdict, tc.verdict)
+			}
+			if verdict != Here {
+				return
+			}
+			got, err := f.Log(JSON).Read(pos)
+			want := ""
+			if tc.next < 20 {
+				want = fmt.Sprintf(`"id":"id%d"`, tc.next)
+			}
+			if err != nil || !strings.Contains(string(got[:min(len(got), 100)]), want) || want == "" && len(got) > 0 {
+				t.Errorf("goes on with %.100q, %v; want %s", got, err, want)
+			}
+		})
+	}
+	if n := len(f.records); n > 8 {
+		t.Errorf("%d records are kept of results that no log holds", n)
+	}
+	if _, verdict := New(DefaultConfig()).Find(Text, Mark{Offset: -1}); verdict != Older {
+		t.Errorf("an empty feed says %v to the beginning, want Older: the stream may know more", verdict)
+	}
+}
+
+func TestAppendGapTellsEveryFormat(t *testing.T) {
+	f := New(DefaultConfig())
+	f.Append(3, task.Result{ID: "a", Text: "a"})
+	from := make(map[Format]Position)
+	for format := range formats {
+		from[format] = f.Log(format).End()
+	}
+	f.AppendGap("the stream is new")
+	f.Append(0, task.Result{ID: "b", Text: "b"})
+	for format, want := range map[Format]string{
+		Text:   "\x88\x28\x0f\xa0results are missing: the stream is new\x81\x01b",
+		JSON:   `{"type":"gap","offset":3,"id":"a","text":"the stream is new"}`,
+		Events: "event: gap\ndata: {\"type\":\"gap\"",
+	} {
+		if got, _ := f.Log(format).Read(from[format]); !strings.Contains(string(got), want) {
+			t.Errorf("format %d got %q, want %q", format, got, want)
+		}
+	}
+	if _, verdict := f.Find(JSON, Mark{3, "a"}); verdict != Ahead {
+		t.Errorf("a mark from before the gap is %v, want Ahead", verdict)
+	}
+}
+
+func TestParseMark(t *testing.T) {
+	for text, want := range map[string]Mark{
+		"42":        {42, ""},
+		"-1":        {-1, ""},
+		"0/a":       {0, "a"},
+		"7/order/1": {7, "order/1"},
+	} {
+		got, err := ParseMark(text)
+		if err != nil || got != want {
+			t.Errorf("ParseMark(%q) = %v, %v; want %v", text, got, err, want)
+		}
+		if got.String() != text {
+			t.Errorf("%v is written %q", got, got.String())
+		}
+	}
+	for _, text := range []string{"", "x", "-2", "1.5", "9223372036854775808", "1/a b", "/a"} {
+		if m, err := ParseMark(text); err == nil {
+			t.Errorf("ParseMark(%q) = %v, want an error", text, m)
+		}
+	}
+}
+
+func TestEventsAreChunksOfServerSentEvents(t *testing.T) {
+	f := New(DefaultConfig())
+	f.Append(7, task.Result{ID: "a", Text: "two\nlines"})
+	got, _ := f.Log(Events).Read(0)
+	want := "id: 7/a\ndata: {\"type\":\"result\",\"offset\":7,\"id\":\"a\",\"text\":\"two\\nlines\"}\n\n"
+	if want = fmt.Sprintf("%x\r\n%s\r\n", len(want), want); string(got) != want {
+		t.Errorf("event %q, want %q", got, want)
+	}
+	greeting := string(AppendGreeting(nil, Events, Mark{Offset: -1}, "hello"))
+	if want := "event: greeting\ndata: {\"type\":\"greeting\",\"offset\":-1,\"text\":\"hello\"}\n\n"; !strings.Contains(greeting, want) {
+		t.Errorf("greeting %q, want %q", greeting, want)
 	}
 }
 

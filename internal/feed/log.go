@@ -4,11 +4,16 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // A Position is a place in a Log, in bytes since the log began. Those that a
 // Log gives out lie between two frames.
 type Position int64
+
+// Pending is the position of listeners that are to begin where the log will
+// end when it has been filled from the past.
+const Pending Position = -1
 
 // ErrGone means that the frames at a position are no longer kept.
 var ErrGone = errors.New("the log no longer holds this position")
@@ -23,6 +28,10 @@ const segmentBytes = 256 << 10
 // use by one writer and many readers, and readers never wait for each other.
 type Log struct {
 	maxBytes int
+
+	// live is the position behind what was in the stream before the feed
+	// began; Pending until all of that has been appended.
+	live atomic.Int64
 
 	mu       sync.RWMutex
 	segments []segment // the oldest first; frames are added to the last
@@ -39,7 +48,20 @@ type segment struct {
 func (s segment) end() Position { return s.start + Position(len(s.frames)) }
 
 func newLog(maxBytes int) *Log {
-	return &Log{maxBytes: maxBytes, segments: []segment{{}}}
+	l := &Log{maxBytes: maxBytes, segments: []segment{{}}}
+	l.live.Store(int64(Pending))
+	return l
+}
+
+// Live returns the position at which a listener begins that joined while the
+// feed was being filled: Pending as long as that goes on.
+func (l *Log) Live() Position { return Position(l.live.Load()) }
+
+// start returns the position of the oldest frame that is kept.
+func (l *Log) start() Position {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.segments[0].start
 }
 
 // End returns the position behind the newest frame.
