@@ -240,8 +240,12 @@ const (
 func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if m.Offset > f.last.Offset {
+	l := f.logs[format]
+	switch {
+	case m.Offset > f.last.Offset:
 		return 0, Ahead
+	case f.last.Offset < 0 && l.Live() != Pending: // nothing yet, and nothing is asked for
+		return l.End(), Here
 	}
 	i, found := slices.BinarySearchFunc(f.records, m.Offset, func(r record, offset int64) int {
 		return cmp.Compare(r.offset, offset)
@@ -255,7 +259,7 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 		return 0, Older
 	}
 	pos := f.records[i-1].ends[format]
-	if pos < f.logs[format].start() {
+	if pos < l.start() {
 		return 0, Older
 	}
 	return pos, Here

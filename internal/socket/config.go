@@ -32,6 +32,11 @@ type Config struct {
 	// pings of their own.
 	MaxMessage int
 
+	// MaxResuming is how many listeners may catch up at once with what only
+	// the broker still has; each costs a connection to it. More are asked to
+	// try again. Default 16.
+	MaxResuming int
+
 	// AllowOrigins are the web origins (scheme://host[:port]) whose pages may
 	// listen besides those of the server's own host name; "*" allows all.
 	// Default none: browsers would otherwise let any page on the internet
@@ -50,29 +55,18 @@ func DefaultConfig() Config {
 		WriteTimeout:     30 * time.Second,
 		HandshakeTimeout: 10 * time.Second,
 		MaxMessage:       4 << 10,
+		MaxResuming:      16,
 	}
 }
 
 // Flags returns the command line flags that set c.
 func (c *Config) Flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.IntFlag{
-			Name:        "max-listeners",
-			Usage:       "listeners at once",
-			Category:    "limits",
-			Sources:     cli.EnvVars("REVQ_MAX_LISTENERS"),
-			Value:       c.MaxListeners,
-			Destination: &c.MaxListeners,
-			Validator: func(n int) error {
-				if n < 1 {
-					return fmt.Errorf("%d listeners are too few: give 1 or more", n)
-				}
-				return nil
-			},
-		},
-		duration("ping-interval", "REVQ_PING_INTERVAL", "time between signs of life that a listener has to give", &c.PingInterval),
-		duration("write-timeout", "REVQ_WRITE_TIMEOUT", "how long a listener may take nothing before it is closed", &c.WriteTimeout),
-		duration("handshake-timeout", "REVQ_HANDSHAKE_TIMEOUT", "how long the request to listen may take", &c.HandshakeTimeout),
+		number("max-listeners", "REVQ_MAX_LISTENERS", "`N` listeners at once", &c.MaxListeners),
+		number("max-resuming", "REVQ_MAX_RESUMING", "`N` listeners at once that catch up from the broker", &c.MaxResuming),
+		duration("ping-interval", "REVQ_PING_INTERVAL", "`TIME` between signs of life that a listener has to give", &c.PingInterval),
+		duration("write-timeout", "REVQ_WRITE_TIMEOUT", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout),
+		duration("handshake-timeout", "REVQ_HANDSHAKE_TIMEOUT", "`TIME` for the request to listen", &c.HandshakeTimeout),
 		&cli.StringSliceFlag{
 			Name:        "allow-origin",
 			Usage:       "web `ORIGIN` whose pages may listen, besides this host's own, as https://example.org; * for all (repeatable)",
@@ -87,6 +81,23 @@ func (c *Config) Flags() []cli.Flag {
 				}
 				return nil
 			},
+		},
+	}
+}
+
+func number(name, env, usage string, destination *int) cli.Flag {
+	return &cli.IntFlag{
+		Name:        name,
+		Usage:       usage,
+		Category:    "limits",
+		Sources:     cli.EnvVars(env),
+		Value:       *destination,
+		Destination: destination,
+		Validator: func(n int) error {
+			if n < 1 {
+				return fmt.Errorf("%d is too few: give 1 or more", n)
+			}
+			return nil
 		},
 	}
 }

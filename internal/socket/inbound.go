@@ -7,21 +7,6 @@ import (
 	"github.com/revq/revq/internal/feed"
 )
 
-// Status codes of close frames (RFC 6455, section 7.4.1).
-const (
-	closeProtocolError = 1002
-	closePolicy        = 1008
-	closeTooBig        = 1009
-	closeRestart       = 1012
-	closeTryAgain      = 1013
-)
-
-// A violation is what a listener did wrong: the close frame that ends it.
-type violation struct {
-	code   uint16
-	reason string
-}
-
 // An inbound takes apart what a listener sends (RFC 6455, section 5.2), in
 // whatever pieces it comes. Only control frames matter; messages are skipped.
 // The zero value is ready for the first frame.
@@ -46,7 +31,7 @@ func (in *inbound) clone() *inbound {
 // take goes through b and calls onControl for each control frame that ends in
 // it. The payload is valid during the call. maxMessage is the most bytes that
 // the payload of a message's frame may have.
-func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []byte)) *violation {
+func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []byte)) *farewell {
 	for len(b) > 0 {
 		if !in.inFrame {
 			in.header = append(in.header, b[0])
@@ -74,7 +59,7 @@ func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []
 
 // parseHeader looks at what has come of the header, and begins the payload
 // when it is whole.
-func (in *inbound) parseHeader(maxMessage int) *violation {
+func (in *inbound) parseHeader(maxMessage int) *farewell {
 	h := in.header
 	if len(h) < 2 {
 		return nil
@@ -93,15 +78,15 @@ func (in *inbound) parseHeader(maxMessage int) *violation {
 	final, op := h[0]&0x80 != 0, h[0]&0xf
 	switch {
 	case h[0]&0x70 != 0:
-		return &violation{closeProtocolError, "a frame uses an extension that was not agreed on"}
+		return &farewell{closeProtocolError, "a frame uses an extension that was not agreed on"}
 	case op > 2 && op < 8 || op > 0xA:
-		return &violation{closeProtocolError, "a frame has an unknown opcode"}
+		return &farewell{closeProtocolError, "a frame has an unknown opcode"}
 	case h[1]&0x80 == 0:
-		return &violation{closeProtocolError, "a frame is not masked"}
+		return &farewell{closeProtocolError, "a frame is not masked"}
 	case op >= 8 && (!final || size > 2):
-		return &violation{closeProtocolError, "a control frame is fragmented or too long"}
+		return &farewell{closeProtocolError, "a control frame is fragmented or too long"}
 	case len(h) >= size && op < 8 && length > uint64(maxMessage):
-		return &violation{closeTooBig, "listeners are not expected to send that much"}
+		return &farewell{closeTooBig, "listeners are not expected to send that much"}
 	}
 	const mask = 4 // bytes, behind the length
 	if len(h) == size+mask {

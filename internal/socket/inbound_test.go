@@ -70,7 +70,7 @@ func TestInbound(t *testing.T) {
 }
 
 // takeAll gives b to an inbound in pieces.
-func takeAll(b []byte, piece int) (controls []string, wrong *violation) {
+func takeAll(b []byte, piece int) (controls []string, wrong *farewell) {
 	var in inbound
 	for part := range slices.Chunk(b, max(piece, 1)) {
 		wrong = in.take(part, 4096, func(op feed.Opcode, payload []byte) {

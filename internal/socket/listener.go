@@ -15,8 +15,9 @@ type listener struct {
 	fd    int
 	index int // in the shard's list
 
-	log *feed.Log
-	pos feed.Position // everything before it has been written
+	dialect dialect
+	log     *feed.Log
+	pos     feed.Position // everything before it has been written; or feed.Pending
 
 	// torn is where the frame ends that was written in part, if it is behind
 	// pos: nothing else may be written before that.
@@ -31,8 +32,8 @@ type listener struct {
 	heard        int       // bytes received since the last ping
 
 	in      *inbound  // nil between frames
-	leaving bool      // a close frame is the last thing in control, or sent
-	leftAt  time.Time // when the close frame was sent
+	leaving bool      // a farewell is the last thing in control, or sent
+	leftAt  time.Time // when the farewell was sent
 }
 
 // maxControl bounds what a listener can make us owe it: someone who sends

@@ -1,12 +1,15 @@
-// Package socket is the websocket front: it sends everything that is appended
-// to a feed to everyone who listens.
+// Package socket is the front that listeners connect to: it sends everything
+// that is appended to a feed to everyone who listens.
 //
-//	GET /listen_results   websocket: a greeting, then one text frame a result
+//	GET /listen_results   a greeting, then each result
 //	GET /healthz          the process answers
 //	GET /readyz           results are arriving, or would be
 //
-// With ?format=json the frames hold a feed.Message each. What listeners send
-// is ignored, within limits.
+// A websocket gets one text frame a result: the processed text, or with
+// ?format=json a feed.Message. With Accept: text/event-stream the same messages
+// come as server-sent events. ?after=OFFSET, ?after=OFFSET/ID and
+// Last-Event-ID resume behind a result. What listeners send is ignored, within
+// limits.
 //
 // fasthttp does the handshake; then the connection goes to one of a few
 // shards, and an idle listener is no more than a socket, an entry in an epoll
@@ -25,12 +28,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/fasthttp/websocket"
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/task"
 )
 
 // Greeting is the text of the first frame.
@@ -46,23 +52,39 @@ const (
 type Server struct {
 	cfg      Config
 	feed     *feed.Feed
-	ready    func() error
 	log      *slog.Logger
 	http     *fasthttp.Server
 	upgrader websocket.FastHTTPUpgrader
 
+	source    Source
 	shards    []*shard
 	running   sync.WaitGroup
 	next      atomic.Uint64 // deals listeners out to shards
 	listeners atomic.Int64
-	stopping  atomic.Bool
+
+	stopped  context.Context // ends with Shutdown
+	stop     context.CancelFunc
+	resuming     chan struct{} // holds a value for each listener that catches up
+	catching     sync.WaitGroup
+	meetPatience time.Duration // the constant, except in tests
 }
 
-// New returns a server of what is appended to f. ready returns nil while
-// results can arrive, otherwise why not. Shutdown must be called to release
-// what the server holds.
-func New(cfg Config, f *feed.Feed, ready func() error, log *slog.Logger) (*Server, error) {
-	s := &Server{cfg: cfg, feed: f, ready: ready, log: log}
+// A Source is where the results come from that are appended to the feed.
+type Source interface {
+	// Ready returns nil while results can arrive, otherwise why not.
+	Ready() error
+
+	// History calls each with the results from an offset on, and goes on with
+	// new ones, until ctx ends or each returns an error, which it returns.
+	// What is not kept any more is left out.
+	History(ctx context.Context, from int64, each func(offset int64, r task.Result) error) error
+}
+
+// New returns a server of what is appended to f from source. Shutdown must be
+// called to release what the server holds.
+func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) (*Server, error) {
+	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming), meetPatience: meetPatience}
+	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.upgrader = websocket.FastHTTPUpgrader{
 		CheckOrigin: s.originAllowed,
 		Error: func(ctx *fasthttp.RequestCtx, status int, reason error) {
@@ -105,20 +127,22 @@ func New(cfg Config, f *feed.Feed, ready func() error, log *slog.Logger) (*Serve
 func (s *Server) Serve(ln net.Listener) error { return s.http.Serve(ln) }
 
 // Shutdown takes no more connections, closes the listeners with the status
-// 1012 (service restart), and waits for them to go, until ctx ends.
+// 1012 (service restart), a few at a time, and waits for them to go, until ctx
+// ends.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.stopping.Store(true)
+	s.stop()
 	err := s.http.ShutdownWithContext(ctx)
+	s.catching.Wait() // every write of theirs has a deadline
 	for _, shard := range s.shards {
-		shard.close(violation{closeRestart, "the server restarts: connect again"})
+		shard.close(byeRestart)
 	}
-	stop := context.AfterFunc(ctx, func() {
+	late := context.AfterFunc(ctx, func() {
 		for _, shard := range s.shards {
 			shard.abort()
 		}
 	})
 	s.running.Wait()
-	stop()
+	late()
 	return err
 }
 
@@ -143,7 +167,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	case healthPath:
 		ctx.SetBodyString("ok")
 	case readyPath:
-		if err := s.ready(); err != nil {
+		if err := s.source.Ready(); err != nil {
 			problem.New(fasthttp.StatusServiceUnavailable, err.Error()).Answer(ctx)
 			return
 		}
@@ -153,42 +177,102 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 
 func (s *Server) listen(ctx *fasthttp.RequestCtx) {
 	format, err := feed.ParseFormat(string(ctx.QueryArgs().Peek("format")))
-	switch {
-	case err != nil:
+	if err != nil {
 		problem.New(fasthttp.StatusBadRequest, err.Error()).Answer(ctx)
 		return
-	case !websocket.FastHTTPIsWebSocketUpgrade(ctx):
-		problem.New(fasthttp.StatusUpgradeRequired, "results come over a websocket: connect with ws:// instead of http://").Answer(ctx)
-		ctx.Response.Header.Set("Upgrade", "websocket")
-		ctx.Response.Header.Set("Connection", "Upgrade")
+	}
+	after, err := resumeMark(ctx)
+	if err != nil {
+		problem.New(fasthttp.StatusBadRequest, err.Error()).Answer(ctx)
 		return
-	case s.listeners.Load() >= int64(s.cfg.MaxListeners):
+	}
+	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
 		problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected, and no more are taken: try another site, or later", s.cfg.MaxListeners)).Answer(ctx)
 		return
 	}
-	// The upgrader has answered by itself if it returns an error.
-	_ = s.upgrader.Upgrade(ctx, func(c *websocket.Conn) { s.join(c.NetConn(), format) })
+	switch {
+	case acceptsEvents(ctx):
+		s.listenEvents(ctx, after)
+	case websocket.FastHTTPIsWebSocketUpgrade(ctx):
+		// The upgrader has answered by itself if it returns an error.
+		_ = s.upgrader.Upgrade(ctx, func(c *websocket.Conn) {
+			s.join(&listener{conn: c.NetConn(), dialect: websocketDialect{}}, format, after)
+		})
+	default:
+		problem.New(fasthttp.StatusUpgradeRequired,
+			"results come over a websocket: connect with ws:// instead of http://, or accept text/event-stream").Answer(ctx)
+		ctx.Response.Header.Set("Upgrade", "websocket")
+		ctx.Response.Header.Set("Connection", "Upgrade")
+	}
 }
 
-// join makes a listener of a connection after its handshake.
-func (s *Server) join(conn net.Conn, format feed.Format) {
-	if wrapped, ok := conn.(interface{ UnsafeConn() net.Conn }); ok {
-		conn = wrapped.UnsafeConn() // without fasthttp's reader
-	}
-	fd, err := descriptor(conn)
-	if err != nil {
-		s.log.Error("closed a listener's connection that cannot be polled", "error", err)
-		conn.Close()
+// listenEvents answers with server-sent events.
+func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) {
+	if !s.originAllowed(ctx) {
+		problem.New(fasthttp.StatusForbidden, "pages of this origin may not listen: see --allow-origin").Answer(ctx)
 		return
 	}
-	l := &listener{conn: conn, fd: fd, log: s.feed.Log(format)}
-	if s.listeners.Add(1) > int64(s.cfg.MaxListeners) || s.stopping.Load() {
-		l.leaving = true
-		l.control = feed.AppendClose(nil, closeTryAgain, "no more listeners are taken: try another site, or later")
-	} else {
-		l.pos, l.control = s.feed.Join(format, Greeting)
+	if !ctx.Request.Header.IsHTTP11() {
+		problem.New(fasthttp.StatusHTTPVersionNotSupported, "events come in chunks, which need HTTP/1.1").Answer(ctx)
+		return
 	}
-	s.shards[s.next.Add(1)%uint64(len(s.shards))].join(l)
+	header := eventsHeader
+	if origin := ctx.Request.Header.Peek("Origin"); len(origin) > 0 {
+		header += "Access-Control-Allow-Origin: " + string(origin) + "\r\nVary: Origin\r\n"
+	}
+	header += "\r\n"
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(c net.Conn) {
+		s.join(&listener{conn: c, dialect: eventsDialect{}, control: []byte(header)}, feed.Events, after)
+	})
+}
+
+func acceptsEvents(ctx *fasthttp.RequestCtx) bool {
+	return strings.Contains(strings.ToLower(string(ctx.Request.Header.Peek("Accept"))), "text/event-stream")
+}
+
+// resumeMark returns where the listener wants to go on; nil for live. A
+// browser's EventSource repeats its first URL, so the header wins.
+func resumeMark(ctx *fasthttp.RequestCtx) (*feed.Mark, error) {
+	text := ctx.Request.Header.Peek("Last-Event-ID")
+	if len(text) == 0 {
+		if text = ctx.QueryArgs().Peek("after"); len(text) == 0 {
+			return nil, nil
+		}
+	}
+	mark, err := feed.ParseMark(string(text))
+	return &mark, err
+}
+
+// join makes a listener of a connection after its handshake. after is where it
+// wants to go on; nil for what comes from now on.
+func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
+	if wrapped, ok := l.conn.(interface{ UnsafeConn() net.Conn }); ok {
+		l.conn = wrapped.UnsafeConn() // without fasthttp's reader
+	}
+	var err error
+	if l.fd, err = descriptor(l.conn); err != nil {
+		s.log.Error("closed a listener's connection that cannot be polled", "error", err)
+		l.conn.Close()
+		return
+	}
+	// A peer that is gone without a word makes itself felt by then. Without
+	// the option it still does, later.
+	_ = unix.SetsockoptInt(l.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int((2 * s.cfg.PingInterval).Milliseconds()))
+	l.log = s.feed.Log(format)
+	switch {
+	case s.listeners.Add(1) > int64(s.cfg.MaxListeners):
+		l.leaving, l.control = true, l.dialect.appendBye(l.control, byeFull)
+	case after != nil:
+		s.resume(l, format, *after)
+	default:
+		var at feed.Mark
+		l.pos, at = s.feed.Join(format)
+		l.control = feed.AppendGreeting(l.control, format, at, Greeting)
+	}
+	if l.conn != nil {
+		s.shards[s.next.Add(1)%uint64(len(s.shards))].join(l)
+	}
 }
 
 // descriptor returns conn's file descriptor. It stays valid while conn is

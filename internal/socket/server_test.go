@@ -25,16 +25,22 @@ import (
 const patience = 20 * time.Second
 
 type bundle struct {
-	feed  *feed.Feed
-	addr  string
-	ready error
+	feed   *feed.Feed
+	addr   string
+	source *source
 }
 
 // setup starts a server on a free port.
 func setup(t *testing.T, cfg Config, size feed.Config) (*Server, *bundle) {
 	t.Helper()
-	b := &bundle{feed: feed.New(size)}
-	s, err := New(cfg, b.feed, func() error { return b.ready }, slog.New(slog.DiscardHandler))
+	b := &bundle{feed: feed.New(size), source: new(source)}
+	b.feed.GoLive()
+	return b.start(t, cfg), b
+}
+
+func (b *bundle) start(t *testing.T, cfg Config) *Server {
+	t.Helper()
+	s, err := New(cfg, b.feed, b.source, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,12 +62,16 @@ func setup(t *testing.T, cfg Config, size feed.Config) (*Server, *bundle) {
 			t.Errorf("%d listeners are counted after the end", n)
 		}
 	})
-	return s, b
+	return s
+}
+
+func result(i int) task.Result {
+	return task.Result{ID: fmt.Sprint("id", i), Text: fmt.Sprint("text ", i)}
 }
 
 func (b *bundle) append(from, to int) {
 	for i := from; i < to; i++ {
-		b.feed.Append(int64(i), task.Result{ID: fmt.Sprint("id", i), Text: fmt.Sprint("text ", i)})
+		b.feed.Append(int64(i), result(i))
 	}
 }
 
@@ -159,7 +169,7 @@ func TestJSONFrames(t *testing.T) {
 			t.Errorf("message %+v, %v; want %+v", m, err, want)
 		}
 	}
-	expect(feed.Message{Type: "greeting", Offset: 2, Text: Greeting})
+	expect(feed.Message{Type: "greeting", Offset: 2, ID: "id2", Text: Greeting})
 	b.append(3, 4)
 	expect(feed.Message{Type: "result", Offset: 3, ID: "id3", Text: "text 3"})
 }
@@ -324,7 +334,7 @@ func TestAnswersWithoutWebsocket(t *testing.T) {
 		{"GET", "/listen_results?format=xml", nil, 400, "use text or json"},
 	} {
 		t.Run(tc.method+" "+tc.path, func(t *testing.T) {
-			b.ready = tc.ready
+			b.source.setReady(tc.ready)
 			req, _ := http.NewRequest(tc.method, "http://"+b.addr+tc.path, nil)
 			res, err := http.DefaultClient.Do(req)
 			if err != nil {

@@ -20,6 +20,12 @@ const (
 	// tick is how often a shard looks for listeners to ping or to give up.
 	tick = time.Second
 
+	// When a shard ends, it dismisses its listeners spread over this time each
+	// and altogether, so that they do not all come back at once.
+	dismissEach = time.Millisecond
+	dismissAll  = 3 * time.Second
+	dismissTick = 10 * time.Millisecond
+
 	// closeGrace is how long a listener has to close its side, once it was
 	// sent a close frame.
 	closeGrace = 2 * time.Second
@@ -42,14 +48,17 @@ type shard struct {
 
 	mu      sync.Mutex
 	joining []*listener // to be taken over by the goroutine
-	stop    *violation  // closes all listeners, and then ends the goroutine
+	stop    *farewell   // closes all listeners, and then ends the goroutine
 	aborted bool        // ends it without waiting for them
 	ended   bool        // the goroutine is gone, the descriptors are closed
 
 	// The rest belongs to the goroutine.
 	listeners []*listener
 	byFD      map[int]*listener
-	stopping  bool
+	stopping  time.Time // when the end began; zero before
+	bye       farewell
+	toDismiss []*listener // when the end began, and not yet dismissed
+	dismissed int         // of those
 	now       time.Time
 	round     time.Time // when the pinging of all listeners began
 	pinged    int       // how many of them it has come to
@@ -114,7 +123,7 @@ func (s *shard) turnAway(l *listener) {
 }
 
 // close has every listener told why and closed; run returns when they are gone.
-func (s *shard) close(why violation) {
+func (s *shard) close(why farewell) {
 	s.mu.Lock()
 	s.stop = &why
 	s.mu.Unlock()
@@ -136,7 +145,11 @@ func (s *shard) run() {
 	s.now = time.Now()
 	s.round = s.now
 	for nextTick := s.now.Add(tick); ; {
-		n, err := unix.EpollWait(s.epoll, events, int(nextTick.Sub(s.now).Milliseconds())+1)
+		timeout := nextTick.Sub(s.now)
+		if len(s.toDismiss) > 0 {
+			timeout = min(timeout, dismissTick)
+		}
+		n, err := unix.EpollWait(s.epoll, events, int(timeout.Milliseconds())+1)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments can do that
 		}
@@ -157,8 +170,11 @@ func (s *shard) run() {
 			s.expire()
 			s.ping()
 		}
-		if s.stopping && len(s.listeners) == 0 {
-			return
+		if !s.stopping.IsZero() {
+			s.dismissDue()
+			if len(s.listeners) == 0 {
+				return
+			}
 		}
 	}
 }
@@ -193,17 +209,33 @@ func (s *shard) lookAround() bool {
 	for _, l := range joining {
 		s.admit(l)
 	}
-	s.stopping = stop != nil
+	if stop != nil && s.stopping.IsZero() {
+		s.stopping, s.bye = s.now, *stop
+		s.toDismiss = slices.Clone(s.listeners)
+	}
 	for _, l := range s.backwards() {
 		s.send(l)
 	}
-	if s.stopping { // now that everything was sent that came before
-		for _, l := range s.backwards() {
-			s.dismiss(l, *stop)
+	return !aborted
+}
+
+// dismissDue dismisses those whose turn it is. What comes before their turn is
+// still sent to them.
+func (s *shard) dismissDue() {
+	all := len(s.toDismiss) + s.dismissed
+	total := min(time.Duration(all)*dismissEach, dismissAll)
+	due := all
+	if elapsed := s.now.Sub(s.stopping); elapsed < total {
+		due = int(int64(all) * int64(elapsed) / int64(total))
+	}
+	for ; s.dismissed < due; s.dismissed++ {
+		l := s.toDismiss[0]
+		s.toDismiss = s.toDismiss[1:]
+		if s.byFD[l.fd] == l { // it has not gone by itself
+			s.dismiss(l, s.bye)
 			s.send(l)
 		}
 	}
-	return !aborted
 }
 
 // backwards goes through the listeners so that the one at hand may be dropped.
@@ -214,6 +246,9 @@ func (s *shard) admit(l *listener) {
 		s.log.Error("could not poll a listener's socket; closed it", "error", err)
 		s.turnAway(l)
 		return
+	}
+	if !s.stopping.IsZero() {
+		s.dismiss(l, s.bye)
 	}
 	l.index = len(s.listeners)
 	s.listeners = append(s.listeners, l)
@@ -233,10 +268,10 @@ func (s *shard) drop(l *listener) {
 }
 
 // dismiss has l told why it is closed, as soon as it takes more.
-func (s *shard) dismiss(l *listener, why violation) {
+func (s *shard) dismiss(l *listener, why farewell) {
 	if !l.leaving {
 		l.leaving = true
-		l.control = feed.AppendClose(l.control, why.code, why.reason)
+		l.control = l.dialect.appendBye(l.control, why)
 	}
 }
 
@@ -282,13 +317,18 @@ func (s *shard) send(l *listener) {
 // next returns what is to be written to l, and whether it comes from the log.
 // It is not ok when l cannot be helped: what it got only half of is gone.
 func (s *shard) next(l *listener) (b []byte, fromLog, ok bool) {
-	if l.pos >= l.torn {
+	if l.pos >= l.torn || l.pos == feed.Pending {
 		if len(l.control) > 0 {
 			return l.control, false, true
 		}
+		if l.pos == feed.Pending {
+			if l.pos = l.log.Live(); l.pos == feed.Pending {
+				return nil, false, true
+			}
+		}
 		b, err := l.log.Read(l.pos)
 		if err != nil {
-			s.dismiss(l, violation{closePolicy, "fell behind: what comes next is no longer kept"})
+			s.dismiss(l, byeFellBehind)
 			return l.control, false, true
 		}
 		return b, true, true
@@ -312,49 +352,13 @@ func (s *shard) receive(l *listener) {
 	}
 	l.pingedAt = time.Time{}
 	if l.heard += n; l.heard > maxHeard {
-		s.dismiss(l, violation{closePolicy, "listeners are not expected to send that much"})
+		s.dismiss(l, byeTooMuch)
 	}
-	if gone := s.parse(l, s.received[:n]); gone {
+	if gone := l.dialect.receive(s, l, s.received[:n]); gone {
 		s.drop(l)
 		return
 	}
 	s.send(l)
-}
-
-// parse answers the control frames that l has sent. It returns true when l has
-// answered our close frame, so that nobody waits for anything any more.
-func (s *shard) parse(l *listener, b []byte) (gone bool) {
-	in := l.in
-	if in == nil {
-		in = &s.parser
-	}
-	wrong := in.take(b, s.cfg.MaxMessage, func(op feed.Opcode, payload []byte) {
-		switch {
-		case op == feed.OpClose && !l.leftAt.IsZero():
-			gone = true
-		case l.leaving:
-		case op == feed.OpPing:
-			l.control = feed.AppendFrame(l.control, feed.OpPong, payload)
-		case op == feed.OpClose:
-			l.leaving = true
-			l.control = feed.AppendFrame(l.control, feed.OpClose, payload)
-		}
-	})
-	if wrong == nil && len(l.control) > maxControl {
-		wrong = &violation{closePolicy, "too many pings are not answered yet"}
-	}
-	if wrong != nil {
-		s.dismiss(l, *wrong)
-	}
-	switch {
-	case wrong != nil || in.idle():
-		l.in = nil
-		s.parser = inbound{}
-	case l.in == nil: // the rest of the frame is still to come
-		l.in = in.clone()
-		s.parser = inbound{}
-	}
-	return gone
 }
 
 // expire drops those who take nothing, or do not go.
@@ -377,9 +381,9 @@ func (s *shard) ping() {
 		l := s.listeners[s.pinged]
 		switch {
 		case l.leaving:
-		case l.pingedAt.IsZero():
+		case l.pingedAt.IsZero() || !l.dialect.answersPings():
 			l.pingedAt, l.heard = s.now, 0
-			l.control = feed.AppendFrame(l.control, feed.OpPing, nil)
+			l.control = l.dialect.appendPing(l.control)
 			s.send(l)
 		case s.now.Sub(l.pingedAt) >= s.cfg.PingInterval:
 			s.drop(l)

@@ -1,0 +1,118 @@
+package socket
+
+import (
+	"github.com/revq/revq/internal/feed"
+)
+
+// A dialect is how listeners of one protocol are spoken to besides what is in
+// the log. Dialects hold no state.
+type dialect interface {
+	// appendPing appends what asks a listener for a sign of life, or at least
+	// keeps the connection in use.
+	appendPing(dst []byte) []byte
+
+	// appendBye appends the last words to a listener.
+	appendBye(dst []byte, why farewell) []byte
+
+	// answersPings reports whether a listener that is there answers pings.
+	answersPings() bool
+
+	// receive takes in what l has sent. It returns true when l has said
+	// goodbye to ours, so that nobody waits for anything any more.
+	receive(s *shard, l *listener, b []byte) (gone bool)
+}
+
+// A farewell is why a connection is closed, as in a close frame.
+type farewell struct {
+	code   uint16
+	reason string
+}
+
+// Status codes of close frames (RFC 6455, section 7.4.1).
+const (
+	closeProtocolError = 1002
+	closePolicy        = 1008
+	closeTooBig        = 1009
+	closeRestart       = 1012
+	closeTryAgain      = 1013
+)
+
+var (
+	byeFellBehind = farewell{closePolicy, "fell behind: what comes next is no longer kept here, but you may resume"}
+	byeTooMuch    = farewell{closePolicy, "listeners are not expected to send that much"}
+	byeRestart    = farewell{closeRestart, "the server restarts: connect again"}
+	byeFull       = farewell{closeTryAgain, "no more listeners are taken: try another site, or later"}
+	byeNoHistory  = farewell{closeTryAgain, "resuming is not possible now: try again"}
+)
+
+// websocketDialect speaks RFC 6455.
+type websocketDialect struct{}
+
+func (websocketDialect) appendPing(dst []byte) []byte {
+	return feed.AppendFrame(dst, feed.OpPing, nil)
+}
+
+func (websocketDialect) appendBye(dst []byte, why farewell) []byte {
+	return feed.AppendClose(dst, why.code, why.reason)
+}
+
+func (websocketDialect) answersPings() bool { return true }
+
+func (websocketDialect) receive(s *shard, l *listener, b []byte) (gone bool) {
+	in := l.in
+	if in == nil {
+		in = &s.parser
+	}
+	wrong := in.take(b, s.cfg.MaxMessage, func(op feed.Opcode, payload []byte) {
+		switch {
+		case op == feed.OpClose && !l.leftAt.IsZero():
+			gone = true
+		case l.leaving:
+		case op == feed.OpPing:
+			l.control = feed.AppendFrame(l.control, feed.OpPong, payload)
+		case op == feed.OpClose:
+			l.leaving = true
+			l.control = feed.AppendFrame(l.control, feed.OpClose, payload)
+		}
+	})
+	if wrong == nil && len(l.control) > maxControl {
+		wrong = &farewell{closePolicy, "too many pings are not answered yet"}
+	}
+	if wrong != nil {
+		s.dismiss(l, *wrong)
+	}
+	switch {
+	case wrong != nil || in.idle():
+		l.in = nil
+		s.parser = inbound{}
+	case l.in == nil: // the rest of the frame is still to come
+		l.in = in.clone()
+		s.parser = inbound{}
+	}
+	return gone
+}
+
+// eventsDialect speaks server-sent events (HTML Standard, section 9.2) in
+// chunks of HTTP/1.1.
+type eventsDialect struct{}
+
+// eventsHeader begins the answer; the log's chunks follow.
+const eventsHeader = "HTTP/1.1 200 OK\r\n" +
+	"Content-Type: text/event-stream\r\n" +
+	"Cache-Control: no-store\r\n" +
+	"X-Accel-Buffering: no\r\n" + // nginx: pass events on at once
+	"Transfer-Encoding: chunked\r\n"
+
+func (eventsDialect) appendPing(dst []byte) []byte {
+	return feed.AppendChunk(dst, []byte(":\n\n")) // a comment
+}
+
+// appendBye ends the body; a browser connects again by itself.
+func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
+	return feed.AppendChunk(feed.AppendChunk(dst, []byte(": "+why.reason+"\n\n")), nil)
+}
+
+func (eventsDialect) answersPings() bool { return false }
+
+// receive skips everything: such a client has nothing more to say.
+func (eventsDialect) receive(*shard, *listener, []byte) bool { return false }

@@ -1,0 +1,221 @@
+package socket
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/task"
+)
+
+const (
+	// aheadPatience is how long the feed may take to come to a listener's
+	// mark: another site may have been a little faster than this one.
+	aheadPatience = 500 * time.Millisecond
+
+	// meetPatience is how long the source may take to come up with the
+	// result at the mark, or the next one before it. After that the mark is
+	// taken for one of a stream that is no more.
+	meetPatience = 5 * time.Second
+
+	// fillPatience is how long a listener that resumes waits for the feed to
+	// be filled from the past, after a start.
+	fillPatience = 10 * time.Second
+
+	// waitTick is how often is looked whether the wait is over.
+	waitTick = 10 * time.Millisecond
+
+	// lookBack is how many results before the mark are read, too: a
+	// repetition of one of them is not sent again.
+	lookBack = 10_000
+
+	// catchUpBytes is how much is gathered for one write.
+	catchUpBytes = 64 << 10
+)
+
+// resume brings l to its place in the live log, behind after, and greets it.
+// What the log no longer holds it gets from the source, before resume returns.
+// l.conn is nil afterwards if the listener is gone.
+func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
+	l.control = feed.AppendGreeting(l.control, format, after, Greeting)
+	pos, verdict := s.feed.Find(format, after)
+	if verdict == feed.Here {
+		l.pos = pos
+		return
+	}
+	select {
+	case s.resuming <- struct{}{}:
+		defer func() { <-s.resuming }()
+	default:
+		s.sayBye(l, byeNoHistory)
+		return
+	}
+	s.catching.Add(1)
+	defer s.catching.Done()
+	c := catchUp{s: s, l: l, format: format}
+	switch err := c.run(s.stopped, after); {
+	case err == nil:
+		l.pos = c.pos
+	case errors.Is(err, errWrite):
+		l.conn.Close()
+		l.conn = nil
+		s.listeners.Add(-1)
+	case errors.Is(err, errTold):
+		l.leaving = true // its last words are in control
+	case s.stopped.Err() != nil:
+		s.sayBye(l, byeRestart)
+	default:
+		s.log.Warn("a listener could not resume", "after", after.String(), "error", err)
+		s.sayBye(l, byeNoHistory)
+	}
+}
+
+func (s *Server) sayBye(l *listener, why farewell) {
+	l.leaving, l.control = true, l.dialect.appendBye(l.control, why)
+}
+
+var (
+	errWrite = errors.New("the listener takes nothing")
+	errTold  = errors.New("the listener was told of a gap and goes")
+	errThere = errors.New("the live log goes on from here")
+
+	// Gaps, as listeners are told.
+	errAnotherStream = errors.New("the stream of results was made anew and is not the one that the offset is of")
+	errExpired       = errors.New("it is too long ago: results of that age are no longer kept")
+)
+
+// A catchUp brings one listener from a mark to the live log. It writes to the
+// connection by itself, which no shard knows yet.
+type catchUp struct {
+	s      *Server
+	l      *listener
+	format feed.Format
+
+	after   feed.Mark     // where the listener stands
+	met     bool          // the result at the mark has been seen
+	meeting *time.Timer   // runs while it has not
+	seen    *feed.Window  // ids of results before and behind the mark
+	pos     feed.Position // in the log, once there
+}
+
+func (c *catchUp) run(ctx context.Context, after feed.Mark) error {
+	verdict, err := c.await(ctx, after)
+	if err != nil || verdict == feed.Here {
+		return err
+	}
+	if verdict == feed.Foreign {
+		after, err = c.gap(after, errAnotherStream.Error())
+	}
+	for err == nil {
+		err = c.read(ctx, after)
+		if errors.Is(err, errAnotherStream) || errors.Is(err, errExpired) {
+			after, err = c.gap(after, err.Error())
+		}
+	}
+	if errors.Is(err, errThere) {
+		return c.flush()
+	}
+	return err
+}
+
+// await waits until the feed has been filled, and a little for it to come to
+// the mark.
+func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, error) {
+	tick := time.NewTicker(waitTick)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		waited := time.Since(began)
+		if c.l.log.Live() != feed.Pending {
+			pos, verdict := c.s.feed.Find(c.format, after)
+			if verdict != feed.Ahead || waited > aheadPatience {
+				c.pos = pos
+				return verdict, nil
+			}
+		} else if waited > fillPatience {
+			return 0, errors.New("the results of the past are not read yet")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// read takes the history from a little before after on.
+func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.after, c.seen = after, feed.NewWindow(2*lookBack)
+	c.meeting = time.AfterFunc(c.s.meetPatience, func() { cancel(errAnotherStream) })
+	defer c.meeting.Stop()
+	if after.Offset < 0 { // the beginning is always there
+		c.meet()
+	} else {
+		c.met = false
+	}
+	err := c.s.source.History(ctx, max(0, after.Offset-lookBack), c.take)
+	if cause := context.Cause(ctx); errors.Is(cause, errAnotherStream) {
+		return cause
+	}
+	return err
+}
+
+// meet records that the mark was found.
+func (c *catchUp) meet() {
+	c.met = true
+	c.meeting.Stop()
+}
+
+// gap tells the listener that results behind after are missing, and returns
+// where it goes on: at the beginning of what is kept.
+func (c *catchUp) gap(after feed.Mark, reason string) (feed.Mark, error) {
+	c.l.control = feed.AppendGap(c.l.control, c.format, after, reason)
+	if c.format == feed.Text {
+		return feed.Mark{}, errTold
+	}
+	return feed.Mark{Offset: -1}, nil
+}
+
+// take is called with each result of the history.
+func (c *catchUp) take(offset int64, r task.Result) error {
+	switch {
+	case offset < c.after.Offset:
+		c.seen.Add(r.ID)
+		c.meeting.Reset(c.s.meetPatience)
+		return nil
+	case offset == c.after.Offset:
+		if c.after.ID != "" && r.ID != c.after.ID {
+			return errAnotherStream
+		}
+		c.seen.Add(r.ID)
+		c.meet()
+		return nil
+	case !c.met:
+		return errExpired
+	}
+	if c.seen.Add(r.ID) {
+		c.l.control = feed.AppendResult(c.l.control, c.format, offset, r)
+		if len(c.l.control) >= catchUpBytes {
+			if err := c.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: offset}); verdict == feed.Here {
+		c.pos = pos
+		return errThere
+	}
+	return nil
+}
+
+// flush writes what has been gathered.
+func (c *catchUp) flush() error {
+	c.l.conn.SetWriteDeadline(time.Now().Add(c.s.cfg.WriteTimeout))
+	if _, err := c.l.conn.Write(c.l.control); err != nil {
+		return errWrite
+	}
+	c.l.control = c.l.control[:0]
+	return nil
+}

@@ -1,0 +1,388 @@
+package socket
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fasthttp/websocket"
+
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/task"
+)
+
+// A source stands for the stream at the broker, which package rabbit tests.
+type source struct {
+	mu      sync.Mutex
+	ready   error
+	stream  []entry // offsets may have holes
+	grown   chan struct{}
+	history int // how often History was called
+}
+
+type entry struct {
+	offset int64
+	result task.Result
+}
+
+func (s *source) setReady(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = err
+}
+
+func (s *source) Ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready
+}
+
+// add appends results from, … to-1 under their numbers as offsets.
+func (s *source) add(from, to int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := from; i < to; i++ {
+		s.stream = append(s.stream, entry{int64(i), result(i)})
+	}
+	if s.grown != nil {
+		close(s.grown)
+		s.grown = nil
+	}
+}
+
+func (s *source) History(ctx context.Context, from int64, each func(int64, task.Result) error) error {
+	s.mu.Lock()
+	s.history++
+	s.mu.Unlock()
+	for i := 0; ; {
+		s.mu.Lock()
+		part := s.stream[min(i, len(s.stream)):]
+		if s.grown == nil {
+			s.grown = make(chan struct{})
+		}
+		grown := s.grown
+		s.mu.Unlock()
+		for _, e := range part {
+			i++
+			if e.offset >= from {
+				if err := each(e.offset, e.result); err != nil {
+					return err
+				}
+			}
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// small makes a feed that holds only the newest of a few thousand results.
+var small = feed.Config{MaxBytes: 256 << 10, Window: 100_000}
+
+// jsonListener connects and returns what follows the greeting.
+func (b *bundle) jsonListener(t *testing.T, after string) *websocket.Conn {
+	t.Helper()
+	return b.listen(t, "?format=json&after="+after)
+}
+
+func expectMessages(t *testing.T, c *websocket.Conn, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		var m feed.Message
+		if err := c.ReadJSON(&m); err != nil || m.Type != feed.TypeResult || m.Offset != int64(i) || m.ID != fmt.Sprint("id", i) {
+			t.Fatalf("message %+v, %v; want result %d", m, err, i)
+		}
+	}
+}
+
+func TestResumeFromTheLog(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	b.append(0, 100)
+	for _, after := range []string{"49", "49/id49"} {
+		c := b.jsonListener(t, after)
+		expectMessages(t, c, 50, 100)
+	}
+	if b.source.history > 0 {
+		t.Error("the broker was asked for what the log holds")
+	}
+	c := b.listen(t, "?after=97")
+	expect(t, c, 98, 100)
+}
+
+func TestResumeFromTheStreamAndGoOnLive(t *testing.T) {
+	const results = 20_000 // several times what the log holds
+	_, b := setup(t, DefaultConfig(), small)
+	b.source.add(0, results)
+	b.append(0, results)
+	c := b.jsonListener(t, "5/id5")
+	expectMessages(t, c, 6, results)
+	b.append(results, results+10)
+	expectMessages(t, c, results, results+10)
+	if b.source.history != 1 {
+		t.Errorf("the broker was asked %d times, want once", b.source.history)
+	}
+}
+
+func TestResumeFromTheBeginning(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), small)
+	c := b.jsonListener(t, "-1") // of an empty stream
+	b.source.add(0, 100)
+	b.append(0, 100)
+	expectMessages(t, c, 0, 100)
+	b.source.add(100, 10_000)
+	b.append(100, 10_000)
+	expectMessages(t, b.jsonListener(t, "-1"), 0, 10_000)
+}
+
+func TestResumeUnderLoadHasNoHoleAndNoRepetition(t *testing.T) {
+	const results = 30_000
+	_, b := setup(t, DefaultConfig(), small)
+	go func() {
+		for i := 0; i < results; i += 100 {
+			b.source.add(i, i+100)
+			b.append(i, i+100)
+		}
+	}()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			next, after := 0, "-1"
+			for next < results {
+				c, _, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results?format=json&after="+after, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c.SetReadDeadline(time.Now().Add(patience))
+				for quota := rand.IntN(3000); quota > 0 && next < results; quota-- {
+					var m feed.Message
+					if err := c.ReadJSON(&m); err != nil {
+						if websocket.IsCloseError(err, closePolicy, closeTryAgain) {
+							break // fell behind: resume
+						}
+						t.Error(err)
+						return
+					}
+					if m.Type == feed.TypeGreeting {
+						continue
+					}
+					if m.Type != feed.TypeResult || m.Offset != int64(next) {
+						t.Errorf("message %+v, want result %d", m, next)
+						return
+					}
+					next, after = next+1, feed.Mark{Offset: m.Offset, ID: m.ID}.String()
+				}
+				c.Close()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), small)
+	b.source.add(0, 8000)
+	b.source.stream[100].result = result(40)   // before the mark
+	b.source.stream[3000].result = result(10)  // behind it, of one before
+	b.source.stream[3001].result = result(500) // behind it, of one behind
+	for _, e := range b.source.stream {
+		b.feed.Append(e.offset, e.result)
+	}
+	c := b.jsonListener(t, "200")
+	expectMessages(t, c, 201, 3000)
+	expectMessages(t, c, 3002, 8000)
+}
+
+func TestGaps(t *testing.T) {
+	for _, tc := range []struct {
+		name, after string
+		first       int // offset of the first result that the stream keeps
+		reason      string
+	}{
+		{"too old", "3/id3", 1000, "too long ago"},
+		{"of another stream, in the log", "9990/x", 0, "made anew"},
+		{"of another stream, out of the log", "1500/x", 0, "made anew"},
+		{"in the future", "20000", 0, "made anew"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s, b := setup(t, DefaultConfig(), small)
+			s.meetPatience = 200 * time.Millisecond
+			b.source.add(tc.first, 10_000)
+			b.append(tc.first, 10_000)
+
+			c := b.jsonListener(t, tc.after)
+			var m feed.Message
+			if err := c.ReadJSON(&m); err != nil || m.Type != feed.TypeGap || !strings.Contains(m.Text, tc.reason) {
+				t.Fatalf("message %+v, %v; want a gap: %s", m, err, tc.reason)
+			}
+			expectMessages(t, c, tc.first, 10_000) // all that there is
+
+			c = b.listen(t, "?after="+tc.after)
+			_, _, err := c.ReadMessage()
+			if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != feed.CloseGap || !strings.Contains(closed.Text, tc.reason) {
+				t.Errorf("plain text listener: %v, want to be closed with 4000: %s", err, tc.reason)
+			}
+
+			res, events := b.events(t, "", tc.after)
+			defer res.Body.Close()
+			for _, want := range []string{"greeting", "gap", ""} {
+				if e := events(); e.name != want || want == "gap" && !strings.Contains(e.data, tc.reason) {
+					t.Errorf("event %+v, want %q", e, want)
+				}
+			}
+		})
+	}
+}
+
+func TestListenersThatJoinWhileTheFeedIsFilledGetOnlyWhatIsNew(t *testing.T) {
+	b := &bundle{feed: feed.New(feed.DefaultConfig()), source: new(source)}
+	b.start(t, DefaultConfig())
+	c := b.listen(t, "")
+	resumed := make(chan *websocket.Conn)
+	b.append(0, 10)
+	go func() { resumed <- b.jsonListener(t, "4") }() // waits for the feed
+	b.append(10, 20)
+	b.feed.GoLive()
+	b.append(20, 30)
+	expect(t, c, 20, 30)
+	expectMessages(t, <-resumed, 5, 30)
+}
+
+func TestTheNumberOfCatchUpsIsBounded(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxResuming = 1
+	s, b := setup(t, cfg, small)
+	s.resuming <- struct{}{}
+	b.append(0, 10_000)
+	c := b.jsonListener(t, "1")
+	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, closeTryAgain) {
+		t.Errorf("second catch-up: %v, want close 1013", err)
+	}
+	<-s.resuming
+}
+
+func TestEvents(t *testing.T) {
+	s, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	b.append(0, 3)
+	res, next := b.events(t, "", "")
+	defer res.Body.Close()
+	if ct := res.Header.Get("Content-Type"); ct != "text/event-stream" {
+		t.Errorf("Content-Type = %q", ct)
+	}
+	if e := next(); e.name != "greeting" || e.id != "2/id2" {
+		t.Errorf("first event %+v, want a greeting that stands behind 2", e)
+	}
+	b.append(3, 5)
+	for i := 3; i < 5; i++ {
+		e := next()
+		var m feed.Message
+		if err := json.Unmarshal([]byte(e.data), &m); err != nil || e.name != "" || e.id != fmt.Sprintf("%d/id%d", i, i) || m.Text != fmt.Sprint("text ", i) {
+			t.Errorf("event %+v, want result %d", e, i)
+		}
+	}
+	// Last-Event-ID wins over the URL, which a browser repeats.
+	again, next := b.events(t, "?after=0", "3/id3")
+	defer again.Body.Close()
+	if e := next(); e.name != "greeting" {
+		t.Errorf("first event %+v", e)
+	}
+	if e := next(); e.id != "4/id4" {
+		t.Errorf("event %+v, want 4", e)
+	}
+	again.Body.Close()
+	until(t, "the listener is gone", func() bool { return s.Listeners() == 1 })
+}
+
+func TestEventsEndInOrder(t *testing.T) {
+	s, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	res, next := b.events(t, "", "")
+	defer res.Body.Close()
+	next()
+	go s.Shutdown(context.Background())
+	if e := next(); !strings.Contains(e.comment, "restarts") {
+		t.Errorf("last words %+v", e)
+	}
+	if e := next(); !e.end {
+		t.Errorf("after the last words came %+v", e)
+	}
+}
+
+func TestEventsAreRefused(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	for _, tc := range []struct {
+		name, request string
+		status        int
+	}{
+		{"HTTP/1.0", "GET /listen_results HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n", 505},
+		{"foreign origin", "GET /listen_results HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nOrigin: https://example.org\r\n\r\n", 403},
+		{"bad mark", "GET /listen_results HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nLast-Event-ID: x\r\n\r\n", 400},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := net.Dial("tcp", b.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			fmt.Fprint(c, tc.request)
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil || res.StatusCode != tc.status {
+				t.Errorf("%v, %v; want status %d", res, err, tc.status)
+			}
+		})
+	}
+}
+
+type event struct {
+	name, id, data, comment string
+	end                     bool
+}
+
+// events connects as an EventSource does, and returns a function that reads
+// the next event.
+func (b *bundle) events(t *testing.T, query, lastID string) (*http.Response, func() event) {
+	t.Helper()
+	req, _ := http.NewRequest("GET", "http://"+b.addr+"/listen_results"+query, nil)
+	req.Header.Set("Accept", "text/event-stream")
+	if lastID != "" {
+		req.Header.Set("Last-Event-ID", lastID)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil || res.StatusCode != 200 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	lines := bufio.NewScanner(res.Body)
+	lines.Buffer(nil, 1<<20)
+	return res, func() (e event) {
+		for lines.Scan() {
+			field, value, _ := strings.Cut(lines.Text(), ": ")
+			switch field {
+			case "event":
+				e.name = value
+			case "id":
+				e.id = value
+			case "data":
+				e.data = value
+			case "":
+				if lines.Text() == "" {
+					return e
+				}
+				e.comment = value
+			}
+		}
+		e.end = lines.Err() == nil
+		return e
+	}
+}
