@@ -62,8 +62,8 @@ type Server struct {
 	next      atomic.Uint64 // deals listeners out to shards
 	listeners atomic.Int64
 
-	stopped  context.Context // ends with Shutdown
-	stop     context.CancelFunc
+	stopped      context.Context // ends with Shutdown
+	stop         context.CancelFunc
 	resuming     chan struct{} // holds a value for each listener that catches up
 	catching     sync.WaitGroup
 	meetPatience time.Duration // the constant, except in tests
