@@ -22,7 +22,7 @@ func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Reader:                stdin,
 		Writer:                stdout,
 		ErrWriter:             stderr,
-		Commands:              []*cli.Command{up(), send(), listen(), setup()},
+		Commands:              []*cli.Command{up(), send(), listen(), dead(), setup()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
 				return command.Usagef("there is no command %q", cmd.Args().First())

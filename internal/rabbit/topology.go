@@ -68,6 +68,9 @@ func (t Topology) queues() []queue {
 	return []queue{
 		{DeadQueue, deadKey, amqp.Table{
 			amqp.QueueTypeArg: amqp.QueueTypeQuorum,
+			// Looking at a dead letter delivers it. RabbitMQ 4 would drop one
+			// that was looked at twenty times, and 3 takes no "unlimited".
+			"x-delivery-limit": int64(1_000_000_000),
 		}},
 		{ResultsQueue, resultsKey, amqp.Table{
 			amqp.QueueTypeArg:                 amqp.QueueTypeStream,

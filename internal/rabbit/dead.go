@@ -1,0 +1,170 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
+)
+
+// A DeadLetter is a task that was given up.
+type DeadLetter struct {
+	// Task is what the message says, as far as it says anything.
+	Task task.Task
+
+	// Invalid is why the message is not a proper task; nil if it is one.
+	Invalid error
+
+	// Reason is the broker's: delivery_limit if too many attempts failed,
+	// rejected if no attempt could succeed.
+	Reason string
+
+	// Queue is where it died, Died when, and Count how often by now.
+	Queue string
+	Died  time.Time
+	Count int64
+}
+
+// A Fate is what is to be done with a dead letter.
+type Fate int
+
+// The fates.
+const (
+	Keep    Fate = iota // leave it where it is
+	Requeue             // give it back to the workers, under its id
+	Purge               // remove it for good
+)
+
+// settleTimeout bounds what is done with one dead letter.
+const settleTimeout = 10 * time.Second
+
+// DeadLetters calls decide with each dead letter that is there, the oldest
+// first, and does with it what decide returns, until decide returns an error,
+// which it returns. A letter that is requeued is removed only once the broker
+// has confirmed it as a task: at the worst, it is there twice.
+//
+// Those that are kept are out of sight of others meanwhile.
+func DeadLetters(ctx context.Context, cfg Config, decide func(DeadLetter) (Fate, error)) error {
+	s, err := openAny(ctx, cfg, "dead letters")
+	if err != nil {
+		return err
+	}
+	defer s.close() // gives back what was kept
+	defer context.AfterFunc(ctx, s.close)()
+	if err := s.ch.Confirm(false); err != nil {
+		return fmt.Errorf("ask for confirmations: %w", err)
+	}
+	returns := s.ch.NotifyReturn(make(chan amqp.Return, 1))
+	for left := 1; left > 0; left-- {
+		d, ok, err := s.ch.Get(DeadQueue, false)
+		if err != nil {
+			return cmpErr(ctx, fmt.Errorf("read %s: %w", DeadQueue, err))
+		}
+		if !ok {
+			return nil
+		}
+		if left == 1 { // the first, or as many came meanwhile as there were
+			left += int(d.MessageCount)
+		}
+		fate, err := decide(decodeDead(d))
+		if err != nil {
+			return err
+		}
+		switch fate {
+		case Requeue:
+			if err := requeue(ctx, s, d, returns); err != nil {
+				return fmt.Errorf("requeue %s: %w; it is still in %s", d.MessageId, err, DeadQueue)
+			}
+			fallthrough
+		case Purge:
+			if err := d.Ack(false); err != nil {
+				return fmt.Errorf("remove %s from %s: %w", d.MessageId, DeadQueue, err)
+			}
+		}
+	}
+	return nil
+}
+
+// cmpErr prefers the end of ctx to what failed because of it.
+func cmpErr(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// requeue publishes d as the task that it was, and waits for the confirmation.
+func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan amqp.Return) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	headers := amqp.Table{}
+	for name, value := range d.Headers {
+		if !strings.HasPrefix(name, "x-") { // those tell of its death
+			headers[name] = value
+		}
+	}
+	confirmation, err := s.ch.PublishWithDeferredConfirm(Exchange, tasksKey, true, false, amqp.Publishing{
+		Headers:         headers,
+		ContentType:     d.ContentType,
+		ContentEncoding: d.ContentEncoding,
+		DeliveryMode:    amqp.Persistent,
+		MessageId:       d.MessageId,
+		Timestamp:       d.Timestamp,
+		AppId:           d.AppId,
+		Body:            d.Body,
+	})
+	if err != nil {
+		return err
+	}
+	acked, err := confirmation.WaitContext(ctx)
+	if err != nil {
+		return ErrTimeout
+	}
+	select {
+	case <-returns: // comes before the confirmation
+		return ErrUnroutable
+	default:
+	}
+	if !acked {
+		return ErrRefused
+	}
+	return nil
+}
+
+// openAny connects to the first node that answers.
+func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
+	var errs []error
+	for _, url := range cfg.URLs {
+		s, err := open(ctx, cfg, url, role)
+		if err == nil {
+			return s, nil
+		}
+		errs = append(errs, fmt.Errorf("connect to %s: %w", host(url), err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+// decodeDead reads what the broker says of a dead letter in its newest x-death
+// entry.
+func decodeDead(d amqp.Delivery) DeadLetter {
+	t, err := decodeTask(d)
+	letter := DeadLetter{Task: t, Invalid: err}
+	if d.MessageId == "" {
+		letter.Task.ID = ""
+	}
+	deaths, _ := d.Headers["x-death"].([]any)
+	if len(deaths) == 0 {
+		return letter
+	}
+	death, _ := deaths[0].(amqp.Table)
+	letter.Reason, _ = death["reason"].(string)
+	letter.Queue, _ = death["queue"].(string)
+	letter.Died, _ = death["time"].(time.Time)
+	letter.Count = intHeader(death, "count")
+	return letter
+}
