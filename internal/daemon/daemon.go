@@ -187,33 +187,41 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	}
 }
 
-// reportReady tells the service manager when the daemon is ready.
+// reportReady tells the service manager when the daemon is ready, and from then
+// on, in its status, whether it still is.
 func (d *Daemon) reportReady(ctx context.Context) {
-	const interval = 20 * time.Millisecond
+	const (
+		interval      = 20 * time.Millisecond // others wait for the start
+		readyInterval = time.Second           // people look at the status
+	)
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	last := ""
-	for d.Ready != nil {
-		err := d.Ready()
-		if err == nil {
-			break
+	for ready, last := false, ""; ctx.Err() == nil; {
+		status := "ready"
+		if d.Ready != nil {
+			if err := d.Ready(); err != nil {
+				// A line break would begin another assignment.
+				status = "waiting: " + strings.ReplaceAll(err.Error(), "\n", "; ")
+			}
 		}
-		if status := err.Error(); status != last {
-			last = status
-			// A line break would begin another assignment.
-			d.notify("STATUS=waiting: " + strings.ReplaceAll(status, "\n", "; "))
+		switch {
+		case status == "ready" && !ready:
+			ready = true
+			d.Log.Info("ready")
+			d.notify(daemon.SdNotifyReady + "\nSTATUS=ready")
+			ticker.Reset(readyInterval)
+		case status != last:
+			d.notify("STATUS=" + status)
 		}
+		if d.Ready == nil {
+			return
+		}
+		last = status
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return
 		}
 	}
-	if ctx.Err() != nil {
-		return
-	}
-	d.Log.Info("ready")
-	d.notify(daemon.SdNotifyReady + "\nSTATUS=ready")
 }
 
 // notify tells the service manager, if there is one.

@@ -291,9 +291,15 @@ func TestReadiness(t *testing.T) {
 	d.WaitState(t, "STATUS=")
 	writeFile(t, ready, "")
 	d.WaitReady(t)
-	d.WaitState(t, "STATUS=ready")
+	if err := os.Remove(ready); err != nil {
+		t.Fatal(err)
+	}
+	d.WaitStates(t, 4)
+	writeFile(t, ready, "")
+	d.WaitStates(t, 5)
 	d.Terminate(t)
-	want := []string{"STATUS=waiting: there is no file; and this is another line", "READY=1", "STATUS=ready", "STOPPING=1"}
+	const waiting = "STATUS=waiting: there is no file; and this is another line"
+	want := []string{waiting, "READY=1", "STATUS=ready", waiting, "STATUS=ready", "STOPPING=1"}
 	if got := d.States(); !slices.Equal(got, want) {
 		t.Errorf("reported %q, want %q", got, want)
 	}

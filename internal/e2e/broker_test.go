@@ -22,7 +22,7 @@ func TestBrokerAway(t *testing.T) {
 	t.Parallel()
 	n := rabbittest.StartNode(t)
 	s := prepare(t, n)
-	s.url += "?heartbeat=1" // so that a silent broker is given up after some seconds rather than half a minute
+	s.url += "?heartbeat=4" // a silent broker is given up after 6 s, well after a text has been refused
 	s.stopBroker(t)
 
 	s.startFronts(t) // which are ready: their clients are told to come again

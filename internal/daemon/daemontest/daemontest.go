@@ -6,6 +6,7 @@ package daemontest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -255,6 +256,12 @@ func (d *Daemon) WaitState(t testing.TB, prefix string) {
 	d.wait(t, "reported "+prefix, func() bool {
 		return slices.ContainsFunc(d.states, func(s string) bool { return strings.HasPrefix(s, prefix) })
 	})
+}
+
+// WaitStates waits until the daemon has reported n states.
+func (d *Daemon) WaitStates(t testing.TB, n int) {
+	t.Helper()
+	d.wait(t, fmt.Sprintf("reported %d states", n), func() bool { return len(d.states) >= n })
 }
 
 // WaitLog waits until the daemon's log contains text.
