@@ -9,8 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"syscall"
 
 	"github.com/urfave/cli/v3"
 )
@@ -59,10 +64,10 @@ func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 	}
 	var wrong *usageError
 	if acted && !errors.As(err, &wrong) {
-		fmt.Fprintf(cmd.ErrWriter, "%s: %v\n", cmd.Name, err)
+		fmt.Fprintf(cmd.ErrWriter, "%s: %s\n", cmd.Name, redact(err.Error()))
 		return StatusFailed
 	}
-	fmt.Fprintf(cmd.ErrWriter, "%s: %s (see %s --help)\n", cmd.Name, oneLine(err), cmd.Name)
+	fmt.Fprintf(cmd.ErrWriter, "%s: %s (see %s --help)\n", cmd.Name, redact(oneLine(err)), cmd.Name)
 	return StatusUsage
 }
 
@@ -84,6 +89,50 @@ func prepare(cmd *cli.Command, acted *bool) {
 
 // oneLine returns err's message in one line.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// credentials are what stands before the host in a URL, which ends with the
+// last @: someone may have forgotten to percent-encode it. Messages quote what
+// they repeat, so that a quotation mark ends the URL.
+var credentials = regexp.MustCompile(`://(?:[^"\\\n]|\\.)*@`)
+
+// redact leaves the user and password of a URL out of a message, which may
+// repeat what was given in the wrong place.
+func redact(message string) string {
+	return credentials.ReplaceAllStringFunc(message, func(found string) string {
+		if found == "://USER:PASSWORD@" { // says how to write a URL
+			return found
+		}
+		return "://…@"
+	})
+}
+
+// UntilSignal returns a context that ends with the first SIGTERM or SIGINT. A
+// second one ends the program at once. The function returned undoes this.
+func UntilSignal(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 2) // none is missed, however quickly the second comes
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	undone := make(chan struct{})
+	go func() {
+		for range 2 {
+			select {
+			case sig := <-signals:
+				if ctx.Err() != nil {
+					signal.Reset(sig)
+					syscall.Kill(os.Getpid(), sig.(syscall.Signal))
+				}
+				cancel()
+			case <-undone:
+				return
+			}
+		}
+	}()
+	return ctx, sync.OnceFunc(func() {
+		signal.Stop(signals)
+		close(undone)
+		cancel()
+	})
+}
 
 // NoArguments returns an error if there are arguments beside the flags.
 func NoArguments(cmd *cli.Command) error {

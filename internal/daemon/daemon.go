@@ -9,10 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"slices"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -51,6 +50,9 @@ type Daemon struct {
 	stopTimeout time.Duration
 }
 
+// minStopTimeout leaves time to tell clients and listeners to go.
+const minStopTimeout = time.Second
+
 // Main runs p and ends the process with its exit status.
 func Main(p Program) { os.Exit(run(p, os.Args)) }
 
@@ -64,6 +66,12 @@ func run(p Program, args []string) int {
 		Sources:     cli.EnvVars("REVQ_STOP_TIMEOUT"),
 		Value:       d.stopTimeout,
 		Destination: &d.stopTimeout,
+		Validator: func(t time.Duration) error {
+			if t < minStopTimeout {
+				return fmt.Errorf("%v is too short: give %v or more", t, minStopTimeout)
+			}
+			return nil
+		},
 	}})
 	if p.Sites != nil {
 		flags = append(flags, p.Sites.flags()...)
@@ -90,9 +98,8 @@ func run(p Program, args []string) int {
 					return err
 				}
 			}
-			ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+			ctx, stop := command.UntilSignal(ctx)
 			defer stop()
-			context.AfterFunc(ctx, stop) // a second signal ends the process at once
 			return p.Run(ctx, d)
 		},
 	}
@@ -111,10 +118,12 @@ type Server interface {
 
 // Serve returns work for Run: to have s serve all listeners.
 func (d *Daemon) Serve(s Server) func(context.Context) error {
+	for _, ln := range d.listeners {
+		d.Log.Info("listening", "address", ln.Addr().String()) // clients wait until they are served
+	}
 	return func(ctx context.Context) error {
 		failed := make(chan error, len(d.listeners))
 		for _, ln := range d.listeners {
-			d.Log.Info("listening", "address", ln.Addr().String())
 			go func() {
 				err := s.Serve(ln)
 				if err == nil && ctx.Err() == nil {
@@ -150,11 +159,14 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	for _, b := range background {
 		running.Go(func() { b(backCtx) })
 	}
-	running.Go(func() { d.reportReady(ctx) })
+	reporting, stopReporting := context.WithCancel(ctx)
+	defer stopReporting()
+	running.Go(func() { d.reportReady(reporting) })
 
 	done := make(chan error, 1)
 	go func() {
 		err := work(ctx)
+		stopReporting() // work that failed early was never ready, nor will be
 		cancel()
 		running.Wait()
 		done <- err
@@ -175,29 +187,41 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	}
 }
 
-// reportReady tells the service manager when the daemon is ready.
+// reportReady tells the service manager when the daemon is ready, and from then
+// on, in its status, whether it still is.
 func (d *Daemon) reportReady(ctx context.Context) {
-	const interval = 20 * time.Millisecond
+	const (
+		interval      = 20 * time.Millisecond // others wait for the start
+		readyInterval = time.Second           // people look at the status
+	)
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	last := ""
-	for d.Ready != nil {
-		err := d.Ready()
-		if err == nil {
-			break
+	for ready, last := false, ""; ctx.Err() == nil; {
+		status := "ready"
+		if d.Ready != nil {
+			if err := d.Ready(); err != nil {
+				// A line break would begin another assignment.
+				status = "waiting: " + strings.ReplaceAll(err.Error(), "\n", "; ")
+			}
 		}
-		if status := err.Error(); status != last {
-			last = status
-			d.notify("STATUS=waiting: " + status)
+		switch {
+		case status == "ready" && !ready:
+			ready = true
+			d.Log.Info("ready")
+			d.notify(daemon.SdNotifyReady + "\nSTATUS=ready")
+			ticker.Reset(readyInterval)
+		case status != last:
+			d.notify("STATUS=" + status)
 		}
+		if d.Ready == nil {
+			return
+		}
+		last = status
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return
 		}
 	}
-	d.Log.Info("ready")
-	d.notify(daemon.SdNotifyReady + "\nSTATUS=ready")
 }
 
 // notify tells the service manager, if there is one.

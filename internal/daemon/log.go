@@ -2,9 +2,9 @@ package daemon
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
+	"syscall"
 
 	"github.com/urfave/cli/v3"
 )
@@ -47,9 +47,9 @@ func (c *logConfig) flags() []cli.Flag {
 }
 
 // logger returns a logger to w. The journal stamps lines by itself.
-func (c *logConfig) logger(w io.Writer) *slog.Logger {
+func (c *logConfig) logger(w *os.File) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.level}
-	if os.Getenv("JOURNAL_STREAM") != "" {
+	if isJournal(w) {
 		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && a.Key == slog.TimeKey {
 				return slog.Attr{}
@@ -61,4 +61,15 @@ func (c *logConfig) logger(w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// isJournal reports whether f leads to the journal. The variable alone does not
+// tell: what is started in a terminal may have inherited it from its desktop.
+func isJournal(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }

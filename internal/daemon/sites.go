@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/revq/revq/internal/command"
 )
@@ -54,7 +56,11 @@ func (s *Sites) flags() []cli.Flag {
 			Destination: &s.listen,
 			Validator: func(addresses []string) error {
 				for _, a := range addresses {
-					if _, _, err := net.SplitHostPort(a); err != nil {
+					_, port, err := net.SplitHostPort(a)
+					if err == nil && port != "" {
+						_, err = net.LookupPort("tcp", port)
+					}
+					if err != nil || port == "" {
 						return fmt.Errorf("%q is no address: give HOST:PORT, or :PORT for all of this host's addresses", a)
 					}
 				}
@@ -122,19 +128,47 @@ func (s *Sites) open() (listeners []net.Listener, err error) {
 // fromSystemd returns the sockets that systemd hands over, none if it does
 // not. Unlike activation.Listeners it does not pass over what is unusable.
 func fromSystemd() ([]net.Listener, error) {
-	announced := os.Getenv("LISTEN_FDS") // gone after the next line
+	announced, pid := os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_PID") // gone after the next line
 	files := activation.Files(true)
-	if pid := os.Getenv("LISTEN_PID"); announced != "" && len(files) == 0 && pid == strconv.Itoa(os.Getpid()) {
+	if announced != "" && len(files) == 0 && pid == strconv.Itoa(os.Getpid()) {
 		return nil, fmt.Errorf("systemd announced %q sockets but handed over none", announced)
+	}
+	// All are looked at before any is used: where one is missing, its number
+	// may be that of a descriptor of our own by now, which must stay open.
+	for _, f := range files {
+		if err := checkListening(f); err != nil {
+			return nil, fmt.Errorf("use the socket %q from systemd: %w: is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
+		}
 	}
 	var listeners []net.Listener
 	for _, f := range files {
 		ln, err := net.FileListener(f)
 		f.Close() // the listener has a copy
 		if err != nil {
-			return listeners, fmt.Errorf("use the socket %q from systemd: %w; is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
+			return listeners, fmt.Errorf("use the socket %q from systemd: %w", f.Name(), err)
 		}
 		listeners = append(listeners, ln)
 	}
 	return listeners, nil
+}
+
+// checkListening returns an error unless f is a socket that takes connections.
+func checkListening(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	listening := 0
+	if e := raw.Control(func(fd uintptr) {
+		listening, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	}); e != nil {
+		return e
+	}
+	switch {
+	case err != nil:
+		return err // not a socket, or nothing at all
+	case listening == 0:
+		return errors.New("it does not listen")
+	}
+	return nil
 }

@@ -1,0 +1,358 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fasthttp/websocket"
+
+	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/rabbit/node"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+func TestMain(m *testing.M) { rabbittest.Main(m) }
+
+const (
+	queuePath = "/queue_reverse_text"
+	greeting  = "Salut, let's wait some text..."
+
+	// patience is how long something may take that is certain to happen; what has to be quick is measured.
+	patience = 30 * time.Second
+
+	pollEvery = 10 * time.Millisecond // where there is no signal to wait for
+)
+
+// A system is revq on a virtual host of its own: an API with two sites and a socket server with one. Workers are
+// up to the test.
+type system struct {
+	node  *node.Node
+	url   string // of the broker
+	vhost string
+
+	apiSockets    []daemontest.Socket
+	socketSockets []daemontest.Socket
+	apiSites      []string // HOST:PORT
+	socketSite    string
+
+	api, socket *daemontest.Daemon
+}
+
+// start starts a system without workers, on the node that the tests share, and waits until it works.
+func start(t *testing.T) *system {
+	t.Helper()
+	s := prepare(t, rabbittest.Node(t))
+	s.startFronts(t)
+	s.awaitReadyz(t, http.StatusOK)
+	return s
+}
+
+// prepare makes a system of which nothing runs.
+func prepare(t *testing.T, n *node.Node) *system {
+	t.Helper()
+	s := &system{node: n, url: rabbittest.NewVhost(t, n)}
+	s.vhost = s.url[strings.LastIndexByte(s.url, '/')+1:]
+	for range 2 {
+		ln, addr := daemontest.Listen(t)
+		s.apiSockets, s.apiSites = append(s.apiSockets, ln), append(s.apiSites, addr)
+	}
+	ln, addr := daemontest.Listen(t)
+	s.socketSockets, s.socketSite = append(s.socketSockets, ln), addr
+	return s
+}
+
+func (s *system) startFronts(t *testing.T) {
+	t.Helper()
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets)
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+	s.api.WaitReady(t)
+	s.socket.WaitReady(t)
+}
+
+func (s *system) startDaemon(t *testing.T, name string, sockets []daemontest.Socket, args ...string) *daemontest.Daemon {
+	t.Helper()
+	return daemontest.Start(t, daemontest.Config{
+		Path: daemontest.Binary(t, name), Args: args, Sockets: sockets, Env: []string{"REVQ_AMQP_URL=" + s.url},
+	})
+}
+
+// startWorker starts a worker and waits until it consumes.
+func (s *system) startWorker(t *testing.T, args ...string) *daemontest.Daemon {
+	t.Helper()
+	w := s.startDaemon(t, "revq-worker", nil, args...)
+	w.WaitReady(t)
+	return w
+}
+
+// awaitReadyz waits until all sites answer /readyz with status.
+func (s *system) awaitReadyz(t *testing.T, status int) {
+	t.Helper()
+	for _, addr := range append([]string{s.socketSite}, s.apiSites...) {
+		await(t, fmt.Sprintf("/readyz of %s answers %d", addr, status), func() bool {
+			return get(t, addr, "/readyz").status == status
+		})
+	}
+}
+
+// workerUnacked returns how many tasks each worker holds, as the broker sees it, in ascending order.
+func (s *system) workerUnacked(t *testing.T) string {
+	t.Helper()
+	ctx, cancel := timeout(t)
+	defer cancel()
+	// The prefetch tells workers from the socket server, which has 4,096.
+	out, err := s.node.Eval(ctx, fmt.Sprintf(`list_to_atom(lists:flatten(io_lib:format("~w", [lists:sort([N ||
+		[{vhost, V}, {prefetch_count, P}, {messages_unacknowledged, N}]
+			<- rabbit_channel:info_all([vhost, prefetch_count, messages_unacknowledged]),
+		V =:= <<%q>>, P > 0, P < 4096])])))`, s.vhost))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Trim(out, "'")
+}
+
+// await polls until ok, and returns how long that took. It is for what gives no signal.
+func await(t *testing.T, what string, ok func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	ticker := time.NewTicker(pollEvery)
+	defer ticker.Stop()
+	for !ok() {
+		if time.Since(began) > patience {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+		<-ticker.C
+	}
+	return time.Since(began)
+}
+
+// An answer is that of an HTTP server.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+	took   time.Duration
+}
+
+var httpClient = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func get(t *testing.T, addr, path string) answer {
+	t.Helper()
+	return request(t, http.MethodGet, addr, path, "", "")
+}
+
+func post(t *testing.T, addr, contentType, body string) answer {
+	t.Helper()
+	return request(t, http.MethodPost, addr, queuePath, contentType, body)
+}
+
+func request(t *testing.T, method, addr, path, contentType, body string) answer {
+	t.Helper()
+	began := time.Now()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	res, err := httpClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{res.StatusCode, res.Header, string(b), time.Since(began)}
+}
+
+// send posts a text with an id and expects it to be accepted.
+func send(t *testing.T, addr, id, text string) {
+	t.Helper()
+	if a := post(t, addr, "application/json", submission(id, text)); a.status != http.StatusAccepted {
+		t.Fatalf("POST to %s: %d %s", addr, a.status, a.body)
+	}
+}
+
+func submission(id, text string) string {
+	b, err := json.Marshal(map[string]string{"id": id, "text": text})
+	if err != nil {
+		panic(err) // strings can always be encoded
+	}
+	return string(b)
+}
+
+// checkProblem returns an error unless a is a problem with a status.
+func checkProblem(a answer, status int) error {
+	var p problem.Problem
+	if err := json.Unmarshal([]byte(a.body), &p); err != nil {
+		return fmt.Errorf("answer %d %q: %w", a.status, a.body, err)
+	}
+	if a.status != status || p.Status != status || p.Detail == "" || a.header.Get("Content-Type") != problem.ContentType {
+		return fmt.Errorf("answer %d %q of type %q, want a problem with status %d", a.status, a.body, a.header.Get("Content-Type"), status)
+	}
+	return nil
+}
+
+// checkUnavailable posts a text and returns an error unless it is refused in the way that clients can go on from.
+func checkUnavailable(t *testing.T, addr string) error {
+	t.Helper()
+	a := post(t, addr, "text/plain", "refused")
+	if err := checkProblem(a, http.StatusServiceUnavailable); err != nil {
+		return err
+	}
+	if a.header.Get("Retry-After") == "" || a.took > 2*time.Second {
+		return fmt.Errorf("503 after %v with Retry-After %q, want within 2s and a time", a.took, a.header.Get("Retry-After"))
+	}
+	t.Logf("%s: 503 after %v", addr, a.took.Round(time.Millisecond))
+	return nil
+}
+
+// A listener is connected once: it does not come back by itself.
+type listener struct {
+	conn     *websocket.Conn
+	messages chan string
+	err      error // of reading; set before messages is closed
+}
+
+// listen connects to the socket server and takes the greeting.
+func (s *system) listen(t *testing.T, format string) *listener {
+	t.Helper()
+	ctx, cancel := timeout(t)
+	defer cancel()
+	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+"/listen_results?format="+format, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &listener{conn: conn, messages: make(chan string, 100_000)}
+	t.Cleanup(func() { conn.Close() })
+	go func() {
+		defer close(l.messages)
+		for {
+			_, message, err := conn.ReadMessage()
+			if err != nil {
+				l.err = err
+				return
+			}
+			l.messages <- string(message)
+		}
+	}()
+	first := l.next(t)
+	if format == "json" {
+		first = parse(t, first).Text
+	}
+	if first != greeting {
+		t.Fatalf("greeted with %q, want %q", first, greeting)
+	}
+	return l
+}
+
+// next returns the next message.
+func (l *listener) next(t *testing.T) string {
+	t.Helper()
+	select {
+	case m, ok := <-l.messages:
+		if !ok {
+			t.Fatalf("the listener was disconnected: %v", l.err)
+		}
+		return m
+	case <-time.After(patience):
+		t.Fatalf("the listener got nothing for %v", patience)
+	}
+	panic("not reached")
+}
+
+// closeCode waits for the end of the connection and returns its status.
+func (l *listener) closeCode(t *testing.T) int {
+	t.Helper()
+	for {
+		select {
+		case _, ok := <-l.messages:
+			if ok {
+				continue
+			}
+			var closed *websocket.CloseError
+			if !errors.As(l.err, &closed) {
+				t.Fatalf("the connection ended without a close frame: %v", l.err)
+			}
+			return closed.Code
+		case <-time.After(patience):
+			t.Fatalf("the connection was not closed within %v", patience)
+		}
+	}
+}
+
+// nextResult returns the next result at a listener with JSON.
+func (l *listener) nextResult(t *testing.T) feed.Message {
+	t.Helper()
+	m := parse(t, l.next(t))
+	if m.Type != "result" {
+		t.Fatalf("got %+v, want a result", m)
+	}
+	return m
+}
+
+// collect takes results until there is one for each of the ids, and fails the test if one comes twice, or one
+// that is not among them, or if offsets do not grow.
+func (l *listener) collect(t *testing.T, ids []string) []feed.Message {
+	t.Helper()
+	var got []feed.Message
+	open := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		open[id] = true
+	}
+	last := int64(-1)
+	for len(open) > 0 {
+		m := l.nextResult(t)
+		if !open[m.ID] {
+			t.Fatalf("a result for %q came twice, or unasked", m.ID)
+		}
+		if m.Offset <= last {
+			t.Errorf("offset %d came after %d", m.Offset, last)
+		}
+		delete(open, m.ID)
+		last = m.Offset
+		got = append(got, m)
+	}
+	return got
+}
+
+// drainWith sends one more text and expects its result to be the very next.
+func (l *listener) drainWith(t *testing.T, s *system, id string) {
+	t.Helper()
+	send(t, s.apiSites[0], id, "x")
+	l.collect(t, []string{id})
+}
+
+func timeout(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), patience)
+}
+
+func parse(t *testing.T, message string) feed.Message {
+	t.Helper()
+	var m feed.Message
+	if err := json.Unmarshal([]byte(message), &m); err != nil {
+		t.Fatalf("message %q: %v", message, err)
+	}
+	return m
+}
+
+func names(prefix string, n int) []string {
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("%s-%d", prefix, i)
+	}
+	return ids
+}
