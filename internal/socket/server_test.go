@@ -38,7 +38,7 @@ func setup(t *testing.T, cfg Config, size feed.Config) (*Server, *bundle) {
 	return b.start(t, cfg), b
 }
 
-func (b *bundle) start(t *testing.T, cfg Config) *Server {
+func (b *bundle) start(t testing.TB, cfg Config) *Server {
 	t.Helper()
 	s, err := New(cfg, b.feed, b.source, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -91,7 +91,7 @@ func (b *bundle) listen(t *testing.T, query string) *websocket.Conn {
 }
 
 // raw connects and returns the bare connection behind the handshake.
-func (b *bundle) raw(t *testing.T) (net.Conn, *bufio.Reader) {
+func (b *bundle) raw(t testing.TB) (net.Conn, *bufio.Reader) {
 	t.Helper()
 	c, err := net.Dial("tcp", b.addr)
 	if err != nil {
@@ -112,7 +112,7 @@ func (b *bundle) raw(t *testing.T) (net.Conn, *bufio.Reader) {
 }
 
 // readFrame reads a short frame.
-func readFrame(t *testing.T, r *bufio.Reader) (op byte, payload []byte) {
+func readFrame(t testing.TB, r *bufio.Reader) (op byte, payload []byte) {
 	t.Helper()
 	var head [2]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
