@@ -98,6 +98,8 @@ func (c *Config) Flags() []cli.Flag {
 	}
 }
 
+var errUnusableURL = errors.New("not usable: use amqp://USER:PASSWORD@HOST:PORT/VHOST, special characters in the password percent-encoded")
+
 func atLeast(least time.Duration) func(time.Duration) error {
 	return func(d time.Duration) error {
 		if d < least {
@@ -116,7 +118,7 @@ func checkURLs(urls []string) error {
 	for i, url := range urls {
 		urls[i] = strings.TrimSpace(url)
 		if _, err := amqp.ParseURI(urls[i]); err != nil {
-			return fmt.Errorf("broker URL %d is not usable: use amqp://USER:PASSWORD@HOST:PORT/VHOST, special characters in the password percent-encoded", i+1)
+			return fmt.Errorf("broker URL %d: %w", i+1, errUnusableURL)
 		}
 	}
 	return nil

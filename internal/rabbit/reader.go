@@ -63,12 +63,9 @@ func (r *Reader) Run(ctx context.Context, each func(offset int64, result task.Re
 }
 
 func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Result)) error {
-	if err := s.ch.Qos(readerPrefetch, 0, false); err != nil {
-		return fmt.Errorf("set the prefetch: %w", err)
-	}
-	deliveries, err := s.ch.Consume(ResultsQueue, "revq-socket", false, false, false, false, amqp.Table{offsetHeader: r.from()})
+	deliveries, err := s.consume(ctx, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: r.from()})
 	if err != nil {
-		return fmt.Errorf("consume from %s: %w", ResultsQueue, err)
+		return err
 	}
 	r.link.up()
 
@@ -79,7 +76,7 @@ func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Res
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				return context.Cause(s.ctx)
+				return s.why(nil)
 			}
 			if err := r.pass(d, each); err != nil {
 				return err
