@@ -28,8 +28,8 @@ type Config struct {
 	// Default 5 s: a node that needs longer is better left for the next one.
 	DialTimeout time.Duration
 
-	// Heartbeat is how often both sides show that they are alive; a broker
-	// silent for three of them is given up. `?heartbeat=SECONDS` in a URL
+	// Heartbeat is how often both sides show that they are alive; one and a
+	// half without a word from the broker is its end. `?heartbeat=SECONDS` in a URL
 	// takes precedence. Default 10 s, the broker's own suggestion.
 	Heartbeat time.Duration
 
@@ -122,6 +122,8 @@ func (c *Config) Check() error {
 	}
 	return nil
 }
+
+var errUnusableURL = errors.New("the URL cannot be used: give " + urlForm)
 
 const urlForm = "amqp://USER:PASSWORD@HOST:PORT/VHOST"
 

@@ -65,37 +65,37 @@ func (d *Delivery) Requeue() error { return d.d.Nack(false, true) }
 // when the session ends that brought the delivery. When ctx has ended, Run
 // takes no more tasks, waits until every handle has returned, and returns.
 func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) error {
+	// Handlers of a session that died do not hold up the next one: they cannot
+	// do anything to the broker any more. They are waited for at the end only.
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
 	c.link.run(ctx, func(s *session) error {
-		return c.consume(ctx, s, handle)
+		return c.consume(ctx, s, func(ctx context.Context, d amqp.Delivery) {
+			handlers.Go(func() { handle(ctx, newDelivery(d)) })
+		}, handlers.Wait)
 	})
 	return nil
 }
 
-func (c *Consumer) consume(ctx context.Context, s *session, handle func(context.Context, *Delivery)) error {
-	if err := s.ch.Qos(c.prefetch, 0, false); err != nil {
-		return fmt.Errorf("set the prefetch: %w", err)
-	}
+func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, amqp.Delivery), wait func()) error {
 	const tag = "revq-worker"
-	deliveries, err := s.ch.Consume(TasksQueue, tag, false, false, false, false, nil)
+	deliveries, err := s.consume(ctx, TasksQueue, tag, c.prefetch, nil)
 	if err != nil {
-		return fmt.Errorf("consume from %s: %w", TasksQueue, err)
+		return err
 	}
 	c.link.up()
 
 	handleCtx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	defer func() { cancel(context.Cause(s.ctx)) }()
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 
-	// Handlers of a session that died are not waited for: they cannot do
-	// anything to the broker any more, and the next session is needed now.
-	var handlers sync.WaitGroup
 	for {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				return context.Cause(s.ctx)
+				return s.why(nil)
 			}
-			handlers.Go(func() { handle(handleCtx, newDelivery(d)) })
+			begin(handleCtx, d)
 		case <-s.ctx.Done():
 			return nil
 		case <-ctx.Done():
@@ -108,9 +108,9 @@ func (c *Consumer) consume(ctx context.Context, s *session, handle func(context.
 			// What came before the broker knew is handled, too: its context
 			// has ended, so that it goes back at once.
 			for d := range deliveries {
-				handlers.Go(func() { handle(handleCtx, newDelivery(d)) })
+				begin(handleCtx, d)
 			}
-			handlers.Wait()
+			wait() // their answers go through this session
 			return nil
 		}
 	}

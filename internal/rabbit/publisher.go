@@ -51,10 +51,10 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 // then are answered with ErrLost.
 func (p *Publisher) Run(ctx context.Context) error {
 	p.link.run(ctx, func(s *session) error {
-		pipe, err := newPipeline(s, p.link.cfg, p.link.log)
-		if err != nil {
-			return err
+		if err := s.bounded(ctx, func() error { return s.ch.Confirm(false) }); err != nil {
+			return fmt.Errorf("ask for confirmations: %w", err)
 		}
+		pipe := newPipeline(s, p.link.cfg, p.link.log)
 		p.use(pipe)
 		p.link.up()
 		defer p.use(nil)
@@ -69,13 +69,25 @@ func (p *Publisher) use(pipe *pipeline) {
 	p.pipe = pipe
 }
 
-// Ready returns nil while messages can be published, otherwise why not.
-func (p *Publisher) Ready() error {
+// current returns the pipeline of the session, or why there is none.
+func (p *Publisher) current() (*pipeline, error) {
 	p.mu.Lock()
 	pipe := p.pipe
 	p.mu.Unlock()
-	if pipe == nil {
-		return p.link.Ready()
+	if pipe != nil {
+		return pipe, nil
+	}
+	if err := p.link.Ready(); err != nil {
+		return nil, err
+	}
+	return nil, ErrNotConnected // it begins or ends in this moment
+}
+
+// Ready returns nil while messages can be published, otherwise why not.
+func (p *Publisher) Ready() error {
+	pipe, err := p.current()
+	if err != nil {
+		return err
 	}
 	return pipe.ready()
 }
@@ -94,14 +106,7 @@ func (p *Publisher) PublishResult(r task.Result) <-chan error {
 
 func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
 	pub := &publication{key: key, message: m, answer: make(chan error, 1)}
-	p.mu.Lock()
-	pipe := p.pipe
-	p.mu.Unlock()
-	if pipe == nil {
-		err := p.link.Ready()
-		if err == nil { // between two sessions
-			err = ErrNotConnected
-		}
+	if pipe, err := p.current(); err != nil {
 		pub.settle(err)
 	} else {
 		pipe.take(pub)
@@ -146,10 +151,8 @@ type pipeline struct {
 	sent    []*publication // handed to the connection, not confirmed, in the order of their delivery tags
 }
 
-func newPipeline(s *session, cfg Config, log *slog.Logger) (*pipeline, error) {
-	if err := s.ch.Confirm(false); err != nil {
-		return nil, fmt.Errorf("ask for confirmations: %w", err)
-	}
+// newPipeline returns a pipeline over s, whose channel is in confirm mode.
+func newPipeline(s *session, cfg Config, log *slog.Logger) *pipeline {
 	return &pipeline{
 		s: s, cfg: cfg, log: log,
 		// amqp091-go drops a notification that nobody takes for five seconds.
@@ -159,14 +162,14 @@ func newPipeline(s *session, cfg Config, log *slog.Logger) (*pipeline, error) {
 		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxUnconfirmed)),
 		blocks:   s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
 		wake:     make(chan struct{}, 1),
-	}, nil
+	}
 }
 
 // take accepts pub into the pipeline, or answers at once why not.
 func (p *pipeline) take(pub *publication) {
-	pub.deadline = time.Now().Add(p.cfg.ConfirmTimeout)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	pub.deadline = time.Now().Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
 	switch {
 	case p.refusal != nil:
 		pub.settle(p.refusal)
@@ -203,7 +206,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	if err := p.watch(ctx); err != nil {
 		cancel(err)
 	}
-	p.abandon()
+	p.abandon(context.Cause(ctx))
 	// The writer may be in the middle of a write to a connection that hangs.
 	p.s.close()
 	wg.Wait()
@@ -211,12 +214,12 @@ func (p *pipeline) run(ctx context.Context) error {
 }
 
 // abandon answers everyone who still waits.
-func (p *pipeline) abandon() {
+func (p *pipeline) abandon(reason error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refusal = ErrNotConnected
+	p.refusal = fmt.Errorf("%w: %w", ErrNotConnected, reason)
 	for _, pub := range p.waiting {
-		pub.settle(ErrNotConnected)
+		pub.settle(p.refusal)
 	}
 	for _, pub := range p.sent {
 		pub.settle(ErrLost)
@@ -234,7 +237,11 @@ func (p *pipeline) write(ctx context.Context) error {
 		}
 		for _, pub := range p.next() {
 			if _, err := p.s.ch.PublishWithDeferredConfirm(Exchange, pub.key, true, false, pub.message); err != nil {
-				return fmt.Errorf("publish: %w", err)
+				err = fmt.Errorf("publish: %w", err)
+				if errors.Is(err, amqp.ErrClosed) {
+					err = p.s.why(err)
+				}
+				return err
 			}
 		}
 	}
@@ -268,7 +275,7 @@ func (p *pipeline) watch(ctx context.Context) error {
 		select {
 		case c, ok := <-p.confirms:
 			if !ok {
-				return errors.New("the channel was closed")
+				return p.s.why(errors.New("the channel was closed"))
 			}
 			if tag++; c.DeliveryTag != tag {
 				return fmt.Errorf("confirmation %d came where %d was due", c.DeliveryTag, tag)
@@ -282,7 +289,7 @@ func (p *pipeline) watch(ctx context.Context) error {
 			}
 		case b, ok := <-p.blocks:
 			if !ok {
-				return errors.New("the connection was closed")
+				return p.s.why(errors.New("the connection was closed"))
 			}
 			p.setBlocked(b)
 		case now := <-expiry.C:
@@ -296,7 +303,10 @@ func (p *pipeline) watch(ctx context.Context) error {
 func (p *pipeline) drainReturns(returned map[string]int) {
 	for {
 		select {
-		case r := <-p.returns:
+		case r, ok := <-p.returns:
+			if !ok {
+				return // closed with the session, whose last confirmations are still being taken in
+			}
 			returned[r.MessageId]++
 		default:
 			return
@@ -381,7 +391,11 @@ func (p *pipeline) review() {
 
 // repair brings back what was deleted at the broker while we are connected.
 func (p *pipeline) repair() {
-	if err := p.s.declare(p.cfg.Topology); err != nil {
+	err := p.s.bounded(p.s.ctx, func() error { return p.s.repair(p.cfg.Topology) })
+	if p.s.ctx.Err() != nil {
+		return // the next session looks again
+	}
+	if err != nil {
 		p.log.Error("a message was unroutable, and what is missing could not be declared: run `revq setup` as one who may", "error", err)
 		return
 	}

@@ -38,8 +38,9 @@ type Reader struct {
 	current chan struct{} // closed once caught up
 }
 
-// NewReader returns a Reader of the results from since on. It may pass on
-// some that are older: the stream finds a time no closer than a chunk.
+// NewReader returns a Reader of the results from since on, the zero time for
+// all that are kept. It may pass on some that are older: the stream finds a
+// time no closer than a chunk.
 func NewReader(cfg Config, since time.Time, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", log)
 	return &Reader{link: l, log: l.log, since: since, started: time.Now(), current: make(chan struct{})}
@@ -63,12 +64,9 @@ func (r *Reader) Run(ctx context.Context, each func(offset int64, result task.Re
 }
 
 func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Result)) error {
-	if err := s.ch.Qos(readerPrefetch, 0, false); err != nil {
-		return fmt.Errorf("set the prefetch: %w", err)
-	}
-	deliveries, err := s.ch.Consume(ResultsQueue, "revq-socket", false, false, false, false, amqp.Table{offsetHeader: r.from()})
+	deliveries, err := s.consume(ctx, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: r.from()})
 	if err != nil {
-		return fmt.Errorf("consume from %s: %w", ResultsQueue, err)
+		return err
 	}
 	r.link.up()
 
@@ -79,7 +77,7 @@ func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Res
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				return context.Cause(s.ctx)
+				return s.why(nil)
 			}
 			if err := r.pass(d, each); err != nil {
 				return err
@@ -103,6 +101,9 @@ func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Res
 func (r *Reader) from() any {
 	if r.next > 0 {
 		return r.next
+	}
+	if r.since.IsZero() {
+		return "first"
 	}
 	return r.since
 }

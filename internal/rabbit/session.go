@@ -23,7 +23,14 @@ const (
 	// writeTimeout bounds one write to the broker. A broker that takes
 	// nothing for longer is as good as dead, and heartbeats say so too.
 	writeTimeout = 15 * time.Second
+
+	// answerTimeout bounds what is asked of the broker while a session is set
+	// up. Declaring a queue in a busy cluster takes seconds.
+	answerTimeout = 30 * time.Second
 )
+
+// errEnded is the cause of the end of a session that we ended ourselves.
+var errEnded = errors.New("the session was closed")
 
 // A session is one connection with one channel. It lives until either ends,
 // and everything that came through it dies with it: in particular nothing
@@ -106,17 +113,22 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 		return fmt.Errorf("connect to %s: %w", host(url), err)
 	}
 	defer s.close()
-	if err := s.ensure(l.cfg.Topology); err != nil {
-		return err
+	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology) })
+	if err == nil {
+		l.log.Info("connected to the broker", "broker", host(url))
+		err = use(s)
 	}
-	l.log.Info("connected to the broker", "broker", host(url))
-	err = use(s)
-	if cause := context.Cause(s.ctx); cause != nil {
-		err = cause // says more than what failed because of it
+	// The end of the session says more than what failed because of it, except
+	// where the broker refused something.
+	var refused *amqp.Error
+	if cause := context.Cause(s.ctx); cause != nil && cause != errEnded &&
+		(!errors.As(err, &refused) || errors.Is(err, amqp.ErrClosed)) {
+		err = cause
 	}
 	if err == nil {
-		err = errors.New("the session ended")
+		err = errEnded
 	}
+	l.setState(err) // before the session is closed, which may take a while
 	return err
 }
 
@@ -132,6 +144,9 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 	stop := func() bool { return true }
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(cfg.Name + " " + role)
+	if _, err := amqp.ParseURI(url); err != nil {
+		return nil, errUnusableURL // the error itself may show the password
+	}
 	conn, err := amqp.DialConfig(url, amqp.Config{
 		Heartbeat:  cfg.Heartbeat,
 		Locale:     "en_US",
@@ -146,8 +161,11 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 			return &boundedConn{raw}, nil
 		},
 	})
+	var ch *amqp.Channel
+	if err == nil {
+		ch, err = conn.Channel()
+	}
 	if !stop() && err == nil {
-		conn.Close()
 		err = ctx.Err()
 	}
 	if err != nil {
@@ -160,40 +178,83 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		return nil, err
 	}
 
-	s := &session{conn: conn, raw: raw}
+	s := &session{conn: conn, ch: ch, raw: raw}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
-	if s.ch, err = conn.Channel(); err != nil {
-		s.close()
-		return nil, fmt.Errorf("open a channel: %w", err)
-	}
-	connClosed := conn.NotifyClose(make(chan *amqp.Error, 1))
-	chClosed := s.ch.NotifyClose(make(chan *amqp.Error, 1))
-	cancelled := s.ch.NotifyCancel(make(chan string, 1))
-	go func() {
-		select {
-		case err := <-connClosed:
-			s.end(closed("connection", err))
-		case err := <-chClosed:
-			s.end(closed("channel", err))
-		case tag, ok := <-cancelled:
-			// The queue was deleted or moved, or (from RabbitMQ 4.3) a
-			// delivery was held longer than the consumer timeout.
-			if ok {
-				s.end(fmt.Errorf("the broker cancelled the consumer %q", tag))
-			} else {
-				s.end(closed("channel", nil))
-			}
-		case <-s.ctx.Done():
-		}
-	}()
+	go s.watch(
+		conn.NotifyClose(make(chan *amqp.Error, 1)),
+		ch.NotifyClose(make(chan *amqp.Error, 1)),
+		ch.NotifyCancel(make(chan string, 1)),
+	)
 	return s, nil
 }
 
-func closed(what string, err *amqp.Error) error {
-	if err == nil {
-		return fmt.Errorf("the %s was closed", what)
+// watch ends the session when the broker does.
+func (s *session) watch(connection, channel <-chan *amqp.Error, cancelled <-chan string) {
+	var err *amqp.Error
+	select {
+	case err = <-connection:
+	case err = <-channel:
+	case tag, ok := <-cancelled:
+		if ok {
+			// The queue was deleted or moved, or (from RabbitMQ 4.3) a
+			// delivery was held longer than the consumer timeout.
+			s.end(fmt.Errorf("the broker cancelled the consumer %q", tag))
+			return
+		}
+		err = <-channel // is told, or closed, before
+	case <-s.ctx.Done():
+		return
 	}
-	return fmt.Errorf("the %s was closed: %w", what, err)
+	// A connection takes its channel along, and tells of both in turn.
+	what := "channel"
+	if s.conn.IsClosed() {
+		what = "connection"
+	}
+	if err == nil {
+		s.end(fmt.Errorf("the %s was closed", what))
+		return
+	}
+	s.end(fmt.Errorf("the %s was closed: %w", what, err))
+}
+
+// bounded calls do, which asks things of the broker, and drops the connection
+// when ctx ends or no answer comes: amqp091-go's calls wait for either for
+// as long as there are heartbeats.
+func (s *session) bounded(ctx context.Context, do func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
+	err := do()
+	if !stop() {
+		s.end(fmt.Errorf("the broker did not answer: %w", context.Cause(ctx)))
+	}
+	return err
+}
+
+// consume asks for the messages of a queue, prefetch of them at once.
+func (s *session) consume(ctx context.Context, queue, tag string, prefetch int, args amqp.Table) (deliveries <-chan amqp.Delivery, err error) {
+	err = s.bounded(ctx, func() error {
+		if err := s.ch.Qos(prefetch, 0, false); err != nil {
+			return fmt.Errorf("set the prefetch: %w", err)
+		}
+		deliveries, err = s.ch.Consume(queue, tag, false, false, false, false, args)
+		if err != nil {
+			return fmt.Errorf("consume from %s: %w", queue, err)
+		}
+		return nil
+	})
+	return deliveries, err
+}
+
+// why returns the reason for which the session has ended. It may be a moment
+// behind its consequences, of which err is one.
+func (s *session) why(err error) error {
+	select {
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	case <-time.After(closeTimeout):
+		return err
+	}
 }
 
 // close ends the session. One that is alive is ended in agreement with the
@@ -203,7 +264,7 @@ func (s *session) close() {
 		s.raw.Close()
 	}
 	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
-	s.end(errors.New("the session was closed"))
+	s.end(errEnded)
 	s.conn.Close() // its error tells that the connection had ended already
 }
 

@@ -103,75 +103,117 @@ func Setup(ctx context.Context, cfg Config) error {
 			continue
 		}
 		defer s.close()
-		return s.declare(cfg.Topology)
+		return s.bounded(ctx, func() error { return s.declare(cfg.Topology) })
 	}
 	return errors.Join(errs...)
 }
 
 // ensure looks whether all objects are there, which needs no permission, and
-// declares them only where one is missing.
+// declares those that are missing. What exists may have other arguments.
 func (s *session) ensure(t Topology) error {
 	missing, err := s.missing(t)
-	if err != nil || missing == "" {
+	if err != nil || len(missing) == 0 {
 		return err
 	}
-	if err := s.declare(t); err != nil {
-		var refused *amqp.Error
-		if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
-			return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as one who may: %w", missing, err)
+	err = s.onChannel(func(ch *amqp.Channel) error {
+		for _, o := range missing {
+			if err := o.declare(ch); err != nil {
+				return err
+			}
 		}
-		return err
+		return bind(ch, t)
+	})
+	var refused *amqp.Error
+	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
+		return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as one who may: %w", missing[0].name, err)
 	}
-	return nil
+	return err
 }
 
-// missing returns the name of an object that does not exist, or "".
-func (s *session) missing(t Topology) (string, error) {
-	look := func(name string, declare func(*amqp.Channel) error) (bool, error) {
-		err := s.onChannel(declare)
+// missing returns the objects that do not exist.
+func (s *session) missing(t Topology) ([]object, error) {
+	var missing []object
+	for _, o := range t.objects() {
+		err := s.onChannel(o.look)
 		var e *amqp.Error
-		if errors.As(err, &e) && e.Code == amqp.NotFound {
-			return false, nil
-		}
-		if err != nil {
-			return false, fmt.Errorf("look for %s: %w", name, err)
-		}
-		return true, nil
-	}
-	found, err := look(Exchange, func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclarePassive(Exchange, amqp.ExchangeDirect, true, false, false, false, nil)
-	})
-	if err != nil || !found {
-		return Exchange, err
-	}
-	for _, q := range t.queues() {
-		found, err := look(q.name, func(ch *amqp.Channel) error {
-			_, err := ch.QueueDeclarePassive(q.name, true, false, false, false, nil)
-			return err
-		})
-		if err != nil || !found {
-			return q.name, err
+		switch {
+		case errors.As(err, &e) && e.Code == amqp.NotFound:
+			missing = append(missing, o)
+		case err != nil:
+			return nil, fmt.Errorf("look for %s: %w", o.name, err)
 		}
 	}
-	return "", nil
+	return missing, nil
 }
 
 // declare declares and binds all objects.
 func (s *session) declare(t Topology) error {
 	return s.onChannel(func(ch *amqp.Channel) error {
-		if err := ch.ExchangeDeclare(Exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
-			return fmt.Errorf("declare the exchange %s: %w", Exchange, err)
-		}
-		for _, q := range t.queues() {
-			if _, err := ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
-				return fmt.Errorf("declare the queue %s: %w", q.name, err)
-			}
-			if err := ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
-				return fmt.Errorf("bind the queue %s: %w", q.name, err)
+		for _, o := range t.objects() {
+			if err := o.declare(ch); err != nil {
+				return err
 			}
 		}
-		return nil
+		return bind(ch, t)
 	})
+}
+
+// repair brings back objects and bindings that were removed.
+func (s *session) repair(t Topology) error {
+	if err := s.ensure(t); err != nil {
+		return err
+	}
+	return s.onChannel(func(ch *amqp.Channel) error { return bind(ch, t) })
+}
+
+// An object is an exchange or a queue.
+type object struct {
+	name    string
+	look    func(*amqp.Channel) error // fails if it does not exist
+	declare func(*amqp.Channel) error
+}
+
+// objects returns all objects in the order in which they are declared.
+func (t Topology) objects() []object {
+	all := []object{{
+		name: Exchange,
+		look: func(ch *amqp.Channel) error {
+			return ch.ExchangeDeclarePassive(Exchange, amqp.ExchangeDirect, true, false, false, false, nil)
+		},
+		declare: func(ch *amqp.Channel) error {
+			if err := ch.ExchangeDeclare(Exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
+				return fmt.Errorf("declare the exchange %s: %w", Exchange, err)
+			}
+			return nil
+		},
+	}}
+	for _, q := range t.queues() {
+		all = append(all, object{
+			name: q.name,
+			look: func(ch *amqp.Channel) error {
+				_, err := ch.QueueDeclarePassive(q.name, true, false, false, false, nil)
+				return err
+			},
+			declare: func(ch *amqp.Channel) error {
+				if _, err := ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
+					return fmt.Errorf("declare the queue %s: %w", q.name, err)
+				}
+				return nil
+			},
+		})
+	}
+	return all
+}
+
+// bind lets messages through from the exchange to all queues. It changes
+// nothing where they are bound already.
+func bind(ch *amqp.Channel, t Topology) error {
+	for _, q := range t.queues() {
+		if err := ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
+			return fmt.Errorf("bind the queue %s: %w", q.name, err)
+		}
+	}
+	return nil
 }
 
 // onChannel calls do with a channel of its own, since the broker closes the

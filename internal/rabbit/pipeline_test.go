@@ -1,0 +1,167 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fakePipeline returns a pipeline over a session without a broker.
+func fakePipeline(cfg Config) *pipeline {
+	s := &session{}
+	s.ctx, s.end = context.WithCancelCause(context.Background())
+	return &pipeline{
+		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler),
+		confirms: make(chan amqp.Confirmation, cfg.MaxUnconfirmed),
+		returns:  make(chan amqp.Return, cfg.MaxUnconfirmed),
+		blocks:   make(chan amqp.Blocking, 1),
+		wake:     make(chan struct{}, 1),
+	}
+}
+
+func published(p *pipeline, id string) chan error {
+	pub := &publication{key: tasksKey, message: text(id), answer: make(chan error, 2)}
+	p.take(pub)
+	return pub.answer
+}
+
+// The channel of returns is closed with the session, maybe before all
+// confirmations were taken in: it must not be read for ever.
+func TestWatchEndsWithTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fakePipeline(DefaultConfig("test"))
+		answer := published(p, "a")
+		p.next()
+		p.confirms <- amqp.Confirmation{DeliveryTag: 1, Ack: true}
+		close(p.confirms)
+		close(p.returns)
+		cut := errors.New("cut")
+		p.s.end(cut)
+		if err := p.watch(t.Context()); err != cut {
+			t.Errorf("watch = %v, want %v", err, cut)
+		}
+		if err := <-answer; err != nil {
+			t.Errorf("a confirmed message was answered with %v", err)
+		}
+	})
+}
+
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig("test")
+		p := fakePipeline(cfg)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { p.watch(ctx) })
+		began := time.Now()
+		sent := published(p, "sent")
+		p.next()
+		waiting := published(p, "waiting")
+		for _, answer := range []chan error{sent, waiting} {
+			if err := <-answer; err != ErrTimeout {
+				t.Errorf("answered with %v, want %v", err, ErrTimeout)
+			}
+		}
+		if took := time.Since(began); took < cfg.ConfirmTimeout || took > cfg.ConfirmTimeout+expiryInterval {
+			t.Errorf("answered after %v, want %v to %v more", took, cfg.ConfirmTimeout, expiryInterval)
+		}
+		// While the broker owes a confirmation, nobody waits in vain.
+		if err := <-published(p, "refused"); err != ErrTimeout {
+			t.Errorf("the next was answered with %v, want %v", err, ErrTimeout)
+		}
+		p.confirms <- amqp.Confirmation{DeliveryTag: 1, Ack: true}
+		synctest.Wait()
+		if err := p.ready(); err != nil {
+			t.Errorf("not ready after the late confirmation: %v", err)
+		}
+		if batch := p.next(); len(batch) != 0 {
+			t.Errorf("%d overdue messages would be sent", len(batch))
+		}
+		if len(sent)+len(waiting) != 0 {
+			t.Error("answered twice")
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+func TestAbandonedAnswersGiveTheReason(t *testing.T) {
+	p := fakePipeline(DefaultConfig("test"))
+	sent := published(p, "sent")
+	p.next()
+	waiting := published(p, "waiting")
+	reason := errors.New("cut")
+	p.abandon(reason)
+	if err := <-sent; err != ErrLost {
+		t.Errorf("sent: %v, want %v", err, ErrLost)
+	}
+	for name, answer := range map[string]chan error{"waiting": waiting, "later": published(p, "later")} {
+		if err := <-answer; !errors.Is(err, ErrNotConnected) || !errors.Is(err, reason) {
+			t.Errorf("%s: %v, want %v with the reason", name, err, ErrNotConnected)
+		}
+	}
+}
+
+// waits collects what link logs.
+type waits struct {
+	slog.Handler
+	all *[]time.Duration
+}
+
+func (w waits) WithAttrs([]slog.Attr) slog.Handler { return w }
+func (w waits) Enabled(context.Context, slog.Level) bool {
+	return true
+}
+func (w waits) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "wait" {
+			*w.all = append(*w.all, a.Value.Duration())
+		}
+		return true
+	})
+	return nil
+}
+
+// retries returns how long a link waited between tries within a time.
+func retries(t *testing.T, cfg Config, within time.Duration) (all []time.Duration) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		l := newLink(cfg, "test", slog.New(waits{all: &all}))
+		began := time.Now()
+		l.run(ctx, func(*session) error { panic("connected") })
+		if took := time.Since(began); took != within {
+			t.Errorf("run returned after %v, want %v", took, within)
+		}
+		if err := l.Ready(); !errors.Is(err, ErrNotConnected) {
+			t.Errorf("Ready = %v, want %v", err, ErrNotConnected)
+		}
+	})
+	return all
+}
+
+func TestWaitsGrowAndAreJittered(t *testing.T) {
+	cfg := DefaultConfig("test")
+	cfg.URLs = []string{"amqp://127.0.0.1:1/"} // nothing listens there
+	first := retries(t, cfg, time.Minute)
+	if len(first) < 12 || len(first) > 40 {
+		t.Fatalf("%d tries in a minute", len(first))
+	}
+	want := cfg.RetryMin
+	for i, wait := range first {
+		if wait < want/2 || wait > want {
+			t.Errorf("wait %d is %v, want %v to %v", i, wait, want/2, want)
+		}
+		want = min(2*want, cfg.RetryMax)
+	}
+	if slices.Equal(first, retries(t, cfg, time.Minute)) {
+		t.Error("two links wait the same times")
+	}
+}
