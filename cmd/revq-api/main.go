@@ -21,6 +21,7 @@ func main() {
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			publisher := rabbit.NewPublisher(broker, d.Log)
 			server := api.New(front, publisher, d.Log)
+			d.Ready, d.Patience = publisher.Ready, daemon.ServePatience
 			return d.Run(ctx, d.Serve(server), publisher.Run)
 		},
 	})

@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"slices"
-	"time"
 
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/feed"
@@ -22,12 +21,13 @@ func main() {
 		Check: broker.Check,
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			results := feed.New(log)
-			reader := rabbit.NewReader(broker, time.Now(), d.Log)
-			server, err := socket.New(front, results, reader.Ready, d.Log)
+			reader := rabbit.NewReader(broker, log.Backlog, d.Log)
+			server, err := socket.New(front, results, reader, d.Log)
 			if err != nil {
 				return err
 			}
-			follow := func(ctx context.Context) error { return reader.Run(ctx, results.Append) }
+			d.Ready, d.Patience = reader.Current, daemon.ServePatience
+			follow := func(ctx context.Context) error { return reader.Run(ctx, results) }
 			return d.Run(ctx, d.Serve(server), follow)
 		},
 	})

@@ -46,9 +46,19 @@ type Daemon struct {
 	// waiting for. Nil stands for always ready.
 	Ready func() error
 
+	// Patience is how long to wait for Ready before serving all the same: a
+	// server can answer that it has no broker. Until then clients wait in the
+	// listeners' queues, so that a restart refuses nobody. Zero stands for a
+	// daemon that is ready or not.
+	Patience time.Duration
+
 	listeners   []net.Listener
 	stopTimeout time.Duration
 }
+
+// ServePatience is the Patience of servers: some times what a broker that is
+// there takes to connect to.
+const ServePatience = 2 * time.Second
 
 // minStopTimeout leaves time to tell clients and listeners to go.
 const minStopTimeout = time.Second
@@ -122,6 +132,7 @@ func (d *Daemon) Serve(s Server) func(context.Context) error {
 		d.Log.Info("listening", "address", ln.Addr().String()) // clients wait until they are served
 	}
 	return func(ctx context.Context) error {
+		d.awaitReady(ctx)
 		failed := make(chan error, len(d.listeners))
 		for _, ln := range d.listeners {
 			go func() {
@@ -187,15 +198,33 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	}
 }
 
+// awaitReady waits for Ready with Patience.
+func (d *Daemon) awaitReady(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, d.Patience)
+	defer cancel()
+	ticker := time.NewTicker(readyInterval)
+	defer ticker.Stop()
+	for d.Ready != nil && d.Ready() != nil && ctx.Err() == nil {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// How often is looked whether the daemon is ready: at the start, for which
+// others wait, and later, for people who look at the status.
+const (
+	readyInterval = 20 * time.Millisecond
+	stillInterval = time.Second
+)
+
 // reportReady tells the service manager when the daemon is ready, and from then
 // on, in its status, whether it still is.
 func (d *Daemon) reportReady(ctx context.Context) {
-	const (
-		interval      = 20 * time.Millisecond // others wait for the start
-		readyInterval = time.Second           // people look at the status
-	)
-	ticker := time.NewTicker(interval)
+	ticker := time.NewTicker(readyInterval)
 	defer ticker.Stop()
+	began := time.Now()
 	for ready, last := false, ""; ctx.Err() == nil; {
 		status := "ready"
 		if d.Ready != nil {
@@ -204,12 +233,13 @@ func (d *Daemon) reportReady(ctx context.Context) {
 				status = "waiting: " + strings.ReplaceAll(err.Error(), "\n", "; ")
 			}
 		}
+		impatient := d.Patience > 0 && time.Since(began) > d.Patience
 		switch {
-		case status == "ready" && !ready:
+		case (status == "ready" || impatient) && !ready:
 			ready = true
 			d.Log.Info("ready")
-			d.notify(daemon.SdNotifyReady + "\nSTATUS=ready")
-			ticker.Reset(readyInterval)
+			d.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
+			ticker.Reset(stillInterval)
 		case status != last:
 			d.notify("STATUS=" + status)
 		}

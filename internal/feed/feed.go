@@ -31,10 +31,15 @@ type Config struct {
 	// of them is dropped. Default 100,000 (about 6 MB): repetitions come from
 	// workers that died between publishing and acknowledging, within seconds.
 	Window int
+
+	// Backlog is how many results of the past are read at the start, so that
+	// listeners can resume at once and repetitions of them are known. Default
+	// 10,000, which takes a fraction of a second.
+	Backlog int
 }
 
 // DefaultConfig returns the sizes used unless others are given.
-func DefaultConfig() Config { return Config{MaxBytes: 32 << 20, Window: 100_000} }
+func DefaultConfig() Config { return Config{MaxBytes: 32 << 20, Window: 100_000, Backlog: 10_000} }
 
 // A Format is a way to present results to listeners.
 type Format int

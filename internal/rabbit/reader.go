@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -25,52 +26,114 @@ const (
 	// quiet is how long nothing comes once the stream has been read to its
 	// end; the stream itself does not mark it.
 	quiet = 100 * time.Millisecond
+
+	// firstPatience is how long a stream may take to send its first message
+	// before it is taken to have none there.
+	firstPatience = 3 * time.Second
+
+	// emptyPatience is the same for a stream of which nothing is known yet. If
+	// it was only slow, all of the past is read, which does no harm.
+	emptyPatience = 300 * time.Millisecond
 )
+
+// errMissing means that a reader cannot go on where it was.
+var errMissing = errors.New("the broker no longer has the last result received: it keeps too little, or its stream of results was made anew")
+
+// A Follower takes in what a Reader reads. Its methods are called one at a time.
+type Follower interface {
+	// Append takes the next result. Offsets grow, but not always by one: the
+	// broker uses some for itself.
+	Append(offset int64, r task.Result)
+
+	// AppendGap says that results are missing here, and that offsets may
+	// begin anew.
+	AppendGap(reason string)
+
+	// GoLive says that all that was in the stream at first has been appended.
+	GoLive()
+}
 
 // A Reader follows the stream of results over a connection of its own. After
 // an interruption it goes on behind the last result that it has passed on.
 type Reader struct {
 	link    *link
 	log     *slog.Logger
-	since   time.Time // where to begin while nothing was received
+	cfg     Config
+	backlog int64
 	started time.Time
-	next    int64         // the offset to go on at; 0: nothing received yet
-	current chan struct{} // closed once caught up
+	live    chan struct{} // closed after GoLive
+	goLive  sync.Once
+
+	// Where the reader stands.
+	begun  bool
+	from   int64  // where to begin, if nothing was received yet
+	last   int64  // offset of the last result; -1: nothing was received yet
+	lastID string // and its id
 }
 
-// NewReader returns a Reader of the results from since on, the zero time for
-// all that are kept. It may pass on some that are older: the stream finds a
-// time no closer than a chunk.
-func NewReader(cfg Config, since time.Time, log *slog.Logger) *Reader {
+// NewReader returns a Reader that begins with up to backlog results of the past.
+func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", log)
-	return &Reader{link: l, log: l.log, since: since, started: time.Now(), current: make(chan struct{})}
+	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), started: time.Now(), live: make(chan struct{}), last: -1}
 }
 
 // Ready returns nil while the stream is being followed, otherwise why not.
 func (r *Reader) Ready() error { return r.link.Ready() }
 
-// Current is closed when all results that were in the stream at the start
-// have been passed on.
-func (r *Reader) Current() <-chan struct{} { return r.current }
+// Current returns nil while the stream is being followed and all results that
+// were in it at first have been passed on, otherwise why not.
+func (r *Reader) Current() error {
+	if err := r.link.Ready(); err != nil {
+		return err
+	}
+	select {
+	case <-r.live:
+		return nil
+	default:
+		return errors.New("the results of the past are being read")
+	}
+}
 
-// Run follows the stream until ctx ends. It calls each, always from the same
-// goroutine, with one result after another in the stream's order. Offsets
-// grow, but not always by one: the broker uses some for itself.
-func (r *Reader) Run(ctx context.Context, each func(offset int64, result task.Result)) error {
+// Run follows the stream until ctx ends.
+func (r *Reader) Run(ctx context.Context, f Follower) error {
 	r.link.run(ctx, func(s *session) error {
-		return r.read(ctx, s, each)
+		err := r.follow(ctx, s, f)
+		if errors.Is(err, errMissing) {
+			f.AppendGap(err.Error())
+			r.from, r.last, r.lastID = 0, -1, ""
+		}
+		return err
 	})
 	return nil
 }
 
-func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Result)) error {
-	deliveries, err := s.consume(ctx, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: r.from()})
+// follow reads until the session or ctx ends.
+func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
+	if !r.begun {
+		newest, err := s.newest(ctx)
+		if err != nil {
+			return err
+		}
+		r.begun, r.from = true, max(0, newest-r.backlog)
+	}
+	// What was received last is asked for again: if it is there, and is the
+	// same, then nothing is missing.
+	from := r.from
+	meeting := r.last >= 0
+	if meeting {
+		from = r.last
+	}
+	deliveries, err := s.consume(ctx, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
 		return err
 	}
-	r.link.up()
-
+	if !meeting {
+		r.link.up()
+	}
 	idle := time.NewTimer(quiet)
+	if meeting {
+		idle.Reset(firstPatience)
+	}
 	defer idle.Stop()
 	unacked := 0
 	for {
@@ -79,8 +142,18 @@ func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Res
 			if !ok {
 				return s.why(nil)
 			}
-			if err := r.pass(d, each); err != nil {
+			m, err := decodeEntry(d)
+			if err != nil {
 				return err
+			}
+			if meeting {
+				if m.offset != r.last || m.id != r.lastID {
+					return errMissing
+				}
+				meeting = false
+				r.link.up()
+			} else {
+				r.pass(m, f)
 			}
 			if unacked++; unacked == readerAckEvery {
 				unacked = 0
@@ -90,48 +163,122 @@ func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Res
 			}
 			idle.Reset(quiet)
 		case <-idle.C:
-			r.caughtUp()
+			if meeting {
+				return errMissing
+			}
+			r.setLive(f)
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// from returns where the stream is to begin.
-func (r *Reader) from() any {
-	if r.next > 0 {
-		return r.next
+func (r *Reader) pass(m entry, f Follower) {
+	r.last, r.lastID = m.offset, m.id
+	if m.invalid != nil {
+		r.log.Error("a result that cannot be read was left out", "offset", m.offset, "id", m.id, "error", m.invalid)
+		return
 	}
-	if r.since.IsZero() {
-		return "first"
-	}
-	return r.since
-}
-
-func (r *Reader) pass(d amqp.Delivery, each func(int64, task.Result)) error {
-	offset, ok := d.Headers[offsetHeader].(int64)
-	if !ok {
-		return errors.New("a result came without an offset: is " + ResultsQueue + " a stream?")
-	}
-	r.next = offset + 1
-	result, err := decodeResult(d)
-	if err != nil {
-		r.log.Error("a result that cannot be read was left out", "offset", offset, "id", d.MessageId, "error", err)
-		return nil
-	}
-	each(offset, result)
+	f.Append(m.offset, m.result)
 	// Under load the stream is never quiet, but its newest results are then
 	// younger than this reader.
-	if result.Done.After(r.started) {
-		r.caughtUp()
+	if m.result.Done.After(r.started) {
+		r.setLive(f)
 	}
-	return nil
 }
 
-func (r *Reader) caughtUp() {
-	select {
-	case <-r.current:
-	default:
-		close(r.current)
+func (r *Reader) setLive(f Follower) {
+	r.goLive.Do(func() {
+		f.GoLive()
+		close(r.live)
+	})
+}
+
+// History calls each with the results from an offset on, and goes on with new
+// ones, until ctx ends or each returns an error, which it returns. What is not
+// kept any more is left out. It uses a connection of its own.
+func (r *Reader) History(ctx context.Context, from int64, each func(offset int64, result task.Result) error) error {
+	s, err := openAny(ctx, r.cfg, "history")
+	if err != nil {
+		return err
 	}
+	defer s.close()
+	deliveries, err := s.consume(ctx, ResultsQueue, "revq-history", readerPrefetch, amqp.Table{offsetHeader: from})
+	if err != nil {
+		return err
+	}
+	for n := 1; ; n++ {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return s.why(nil)
+			}
+			m, err := decodeEntry(d)
+			if err != nil {
+				return err
+			}
+			if m.invalid == nil {
+				if err := each(m.offset, m.result); err != nil {
+					return err
+				}
+			}
+			if n%readerAckEvery == 0 {
+				if err := d.Ack(true); err != nil {
+					return fmt.Errorf("acknowledge results: %w", err)
+				}
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// newest returns an offset near the end of the stream, -1 if it is empty: the
+// stream finds its end no closer than a chunk.
+func (s *session) newest(ctx context.Context) (offset int64, err error) {
+	err = s.onChannel(func(ch *amqp.Channel) error {
+		var deliveries <-chan amqp.Delivery
+		err := s.bounded(ctx, func() (err error) {
+			if err := ch.Qos(1, 0, false); err != nil {
+				return err
+			}
+			deliveries, err = ch.Consume(ResultsQueue, "revq-newest", false, false, false, false, amqp.Table{offsetHeader: "last"})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("consume from %s: %w", ResultsQueue, err)
+		}
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return s.why(errors.New("the channel was closed"))
+			}
+			m, err := decodeEntry(d)
+			offset = m.offset
+			return err
+		case <-time.After(emptyPatience):
+			offset = -1
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return offset, err
+}
+
+// An entry is a message of the stream.
+type entry struct {
+	offset  int64
+	id      string
+	result  task.Result
+	invalid error // why it is not a proper result; nil if it is
+}
+
+func decodeEntry(d amqp.Delivery) (entry, error) {
+	offset, ok := d.Headers[offsetHeader].(int64)
+	if !ok {
+		return entry{}, errors.New("a result came without an offset: is " + ResultsQueue + " a stream?")
+	}
+	result, err := decodeResult(d)
+	return entry{offset, d.MessageId, result, err}, nil
 }

@@ -2,7 +2,9 @@ package rabbit
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,9 +12,6 @@ import (
 
 	"github.com/revq/revq/internal/task"
 )
-
-// started is a time before all results of a test.
-func started() time.Time { return time.Now().Add(-time.Hour) }
 
 func result(i int) task.Result {
 	return task.Result{ID: fmt.Sprintf("task-%d", i), Text: fmt.Sprintf("result %d", i), Accepted: time.UnixMicro(int64(i)), Done: time.Now()}
@@ -23,18 +22,30 @@ type read struct {
 	task.Result
 }
 
-// follow runs reader.
-func (r *rig) follow(reader *Reader) <-chan read {
-	all, _ := r.followUntil(reader)
-	return all
+// A follower takes down what a reader tells it.
+type follower struct {
+	results chan read
+	gaps    chan string
+	live    chan struct{}
 }
 
-func (r *rig) followUntil(reader *Reader) (results <-chan read, stop func()) {
-	all := make(chan read, 100_000)
-	stop = r.run(func(ctx context.Context) error {
-		return reader.Run(ctx, func(offset int64, result task.Result) { all <- read{offset, result} })
-	})
-	return all, stop
+func (f *follower) Append(offset int64, r task.Result) { f.results <- read{offset, r} }
+func (f *follower) AppendGap(reason string)            { f.gaps <- reason }
+func (f *follower) GoLive()                            { close(f.live) }
+
+// everything is more results than any test has.
+const everything = 1_000_000
+
+// follow runs reader.
+func (r *rig) follow(reader *Reader) <-chan read {
+	f, _ := r.followUntil(reader)
+	return f.results
+}
+
+func (r *rig) followUntil(reader *Reader) (f *follower, stop func()) {
+	f = &follower{make(chan read, 100_000), make(chan string, 100), make(chan struct{})}
+	stop = r.run(func(ctx context.Context) error { return reader.Run(ctx, f) })
+	return f, stop
 }
 
 // publish has results from to to-1 confirmed.
@@ -75,8 +86,9 @@ func TestReaderFollows(t *testing.T) {
 	p := r.publisher()
 	const n = 3 * readerPrefetch // more than can be on the way without acknowledgements
 	publishResults(t, p, 0, n/2)
-	reader := NewReader(r.cfg, started(), r.log)
-	results, stop := r.followUntil(reader)
+	reader := NewReader(r.cfg, everything, r.log)
+	f, stop := r.followUntil(reader)
+	results := f.results
 	last := inOrder(t, results, 0, n/2, -1)
 	publishResults(t, p, n/2, n)
 	inOrder(t, results, n/2, n, last)
@@ -90,7 +102,7 @@ func TestReaderResumes(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	p := r.publisher()
-	reader := NewReader(r.cfg, started(), r.log)
+	reader := NewReader(r.cfg, everything, r.log)
 	results := r.follow(reader)
 	last := int64(-1)
 	const each, cuts = 500, 4
@@ -121,12 +133,13 @@ func TestReaderCurrent(t *testing.T) {
 			for i := 0; i < n; i += 5000 {
 				publishResults(t, p, i, min(i+5000, n))
 			}
-			reader := NewReader(r.cfg, started(), r.log)
-			results := r.follow(reader)
-			receive(t, "end of what was there", reader.Current())
-			if len(results) != n {
-				t.Errorf("current after %d of %d results", len(results), n)
+			reader := NewReader(r.cfg, everything, r.log)
+			f, _ := r.followUntil(reader)
+			receive(t, "end of what was there", f.live)
+			if len(f.results) != n {
+				t.Errorf("live after %d of %d results", len(f.results), n)
 			}
+			r.ready(reader.Current)
 		})
 	}
 }
@@ -135,7 +148,7 @@ func TestReaderLeavesOutWhatItCannotRead(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	p := r.publisher()
-	reader := NewReader(r.cfg, started(), r.log)
+	reader := NewReader(r.cfg, everything, r.log)
 	results := r.follow(reader)
 	publishResults(t, p, 0, 1)
 	last := inOrder(t, results, 0, 1, -1)
@@ -152,26 +165,115 @@ func TestReaderLeavesOutWhatItCannotRead(t *testing.T) {
 	r.out.says(t, "a result that cannot be read was left out")
 }
 
-func TestReaderSince(t *testing.T) {
+func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	p := r.publisher()
-	publishResults(t, p, 0, 10)
-	// The stream knows seconds, so since is the next full one.
-	since := time.Now().Truncate(time.Second).Add(time.Second)
-	timer := time.NewTimer(time.Until(since) + 10*time.Millisecond)
-	receive(t, "next second", timer.C)
-	publishResults(t, p, 10, 20)
-	results := r.follow(NewReader(r.cfg, since, r.log))
-	inOrder(t, results, 10, 20, 9)
+	for i := range 100 { // one by one, so that each is a chunk
+		publishResults(t, p, i, i+1)
+	}
+	f, _ := r.followUntil(NewReader(r.cfg, 10, r.log))
+	receive(t, "end of what was there", f.live)
+	if n := len(f.results); n < 10 || n > 20 {
+		t.Errorf("%d results of the past, want about 10", n)
+	}
+	inOrder(t, f.results, 100-len(f.results), 100, -1)
+}
 
-	// One from now on gets nothing old.
-	reader := NewReader(r.cfg, time.Now().Add(time.Minute), r.log)
-	later := r.follow(reader)
-	receive(t, "end of what was there", reader.Current())
-	publishResults(t, p, 20, 21)
-	inOrder(t, later, 20, 21, 19)
+func TestReaderTellsOfAGap(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		after int // results in the new stream
+	}{
+		{"the stream was made anew and is empty", 0},
+		{"the stream was made anew and is shorter", 5},
+		{"the stream was made anew and is longer", 200},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t).declared()
+			p := r.publisher()
+			publishResults(t, p, 0, 100)
+			f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
+			inOrder(t, f.results, 0, 100, -1)
+			if _, err := r.ch.QueueDelete(ResultsQueue, false, false, false); err != nil {
+				t.Fatal(err)
+			}
+			if err := Setup(t.Context(), r.cfg); err != nil {
+				t.Fatal(err)
+			}
+			publishResults(t, p, 1000, 1000+tc.after)
+			if reason := receive(t, "gap", f.gaps); reason != errMissing.Error() {
+				t.Errorf("gap: %s", reason)
+			}
+			publishResults(t, p, 1000+tc.after, 1001+tc.after)
+			inOrder(t, f.results, 1000, 1001+tc.after, -1)
+		})
+	}
+}
 
-	// And one without a time gets everything.
-	inOrder(t, r.follow(NewReader(r.cfg, time.Time{}, r.log)), 0, 21, -1)
+func TestReaderTellsWhatExpiredMeanwhile(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.cfg.Topology.ResultsMaxBytes, r.cfg.Topology.ResultsSegmentBytes = 400_000, 100_000
+	r.declared()
+	p := r.publisher()
+	big := strings.Repeat("x", 10_000)
+	publish := func(from, to int) {
+		for i := from; i < to; i++ {
+			result := result(i)
+			result.Text = big
+			if err := receive(t, "answer", p.PublishResult(result)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	reader := NewReader(r.cfg, everything, r.log)
+	f, stop := r.followUntil(reader)
+	publish(0, 10)
+	for range 10 {
+		receive(t, "result", f.results)
+	}
+	stop()
+	publish(10, 500)
+	f.live = make(chan struct{})
+	r.run(func(ctx context.Context) error { return reader.Run(ctx, f) })
+	if reason := receive(t, "gap", f.gaps); reason != errMissing.Error() {
+		t.Errorf("gap: %s, want: %v", reason, errMissing)
+	}
+	for last := ""; last != result(499).ID; {
+		last = receive(t, "result", f.results).ID
+	}
+}
+
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	const n = 2 * readerPrefetch
+	publishResults(t, p, 0, n)
+	reader := NewReader(r.cfg, 0, r.log)
+	enough := errors.New("enough")
+	for _, from := range []int64{0, n / 2, n} { // the last is still to come
+		next := from
+		done := make(chan error, 1)
+		go func() {
+			done <- reader.History(t.Context(), from, func(offset int64, got task.Result) error {
+				if offset != next || got.ID != result(int(next)).ID {
+					return fmt.Errorf("got %s at %d, want %d", got.ID, offset, next)
+				}
+				if next++; next > n {
+					return enough
+				}
+				return nil
+			})
+		}()
+		if from == 0 {
+			publishResults(t, p, n, n+1)
+		}
+		if err := receive(t, "end", done); err != enough {
+			t.Error(err)
+		}
+	}
 }

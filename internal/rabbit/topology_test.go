@@ -155,7 +155,7 @@ func TestLeastPrivilege(t *testing.T) {
 	api := NewPublisher(r.user("api", "^$", "^revq$", "^$"), r.log)
 	worker := r.user("worker", "^$", "^revq$", `^revq\.tasks$`)
 	consumer, results := NewConsumer(worker, 1, r.log), NewPublisher(worker, r.log)
-	reader := NewReader(r.user("socket", "^$", "^$", `^revq\.results$`), started(), r.log)
+	reader := NewReader(r.user("socket", "^$", "^$", `^revq\.results$`), everything, r.log)
 	tasks := r.consume(consumer)
 	read := r.follow(reader)
 	r.run(api.Run)

@@ -186,7 +186,7 @@ func testStopWhileSuspended(t *testing.T, n *node.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.ConfirmTimeout = time.Minute
 	p := NewPublisher(r.cfg, r.log)
-	consumer, reader := NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, started(), r.log)
+	consumer, reader := NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, everything, r.log)
 	stops := []func(){r.run(p.Run)}
 	tasks, stop := r.consumeUntil(consumer)
 	stops = append(stops, stop)
@@ -270,7 +270,7 @@ func testRestarted(t *testing.T, n *node.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.RetryMin, r.cfg.RetryMax = DefaultConfig("").RetryMin, DefaultConfig("").RetryMax
 	p := r.publisher()
-	consumer, reader := NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, started(), r.log)
+	consumer, reader := NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, everything, r.log)
 	tasks, results := r.consume(consumer), r.follow(reader)
 	publishResults(t, p, 0, 10)
 	last := inOrder(t, results, 0, 10, -1)

@@ -65,13 +65,18 @@ func setup(t testing.TB) *rig {
 	}
 	r.tasks = rabbit.NewPublisher(r.cfg, r.log)
 	r.run(r.tasks.Run)
-	reader := rabbit.NewReader(r.cfg, time.Time{}, r.log)
-	r.run(func(ctx context.Context) error {
-		return reader.Run(ctx, func(_ int64, result task.Result) { r.results <- result })
-	})
+	reader := rabbit.NewReader(r.cfg, 0, r.log)
+	r.run(func(ctx context.Context) error { return reader.Run(ctx, follower(r.results)) })
 	r.eventually("ready", r.tasks.Ready)
 	return r
 }
+
+// A follower passes on results.
+type follower chan task.Result
+
+func (f follower) Append(_ int64, r task.Result) { f <- r }
+func (f follower) AppendGap(string)              {}
+func (f follower) GoLive()                       {}
 
 // run runs f until stop is called or the test ends; stop waits for its end.
 func (r *rig) run(f func(context.Context) error) (stop func()) {
