@@ -164,7 +164,9 @@ func TestServeSocketsFromSystemd(t *testing.T) {
 				Env:     []string{"LISTEN_FDNAMES=one:two"},
 			})
 			d.WaitReady(t)
-			d.WaitState(t, "STATUS=ready")
+			if tt.want == "served" { // the API has no broker here
+				d.WaitState(t, "STATUS=ready")
+			}
 			for _, addr := range []string{firstAddr, secondAddr} {
 				if status, body := get(t, "http://"+addr+"/healthz"); status != http.StatusOK || body != tt.want {
 					t.Errorf("%s answers %d %q, want 200 %q", addr, status, body, tt.want)
