@@ -36,14 +36,15 @@ func (s *sending) newReport(lines bool, size int64) *report {
 }
 
 // print writes a line of data.
-func (r *report) print(line string) {
+func (r *report) print(line string) error {
 	if r.quiet {
-		return
+		return nil
 	}
 	if r.bar != nil && isTerminal(r.stdout) {
 		r.bar.Clear() // the line takes its place
 	}
-	fmt.Fprintln(r.stdout, line)
+	_, err := fmt.Fprintln(r.stdout, line)
+	return err
 }
 
 // problem writes a line on what went wrong.

@@ -69,7 +69,11 @@ func (w *waiting) connect(ctx context.Context) error {
 		cancel()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up? see --socket-url", w.client.URL, connectTimeout, w.lost)
+		reason := w.lost
+		if reason == nil {
+			reason = errors.New("no answer")
+		}
+		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up, and is --socket-url right?", w.client.URL, connectTimeout, reason)
 	}
 }
 

@@ -8,12 +8,16 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/fasthttp/websocket"
 
 	"github.com/revq/revq/internal/problem"
 )
+
+// ListenPath is where results are listened to.
+const ListenPath = "/listen_results"
 
 const (
 	handshakeTimeout = 10 * time.Second
@@ -34,8 +38,8 @@ var ErrRefused = errors.New("the server refuses")
 // A Listener receives results. All functions are called from the goroutine
 // that runs Run; those that are nil are not.
 type Listener struct {
-	// URL is the socket server's, as ws://localhost:8083/listen_results. It
-	// may ask for a format in its query.
+	// URL is the socket server's, as ws://localhost:8083/listen_results; the
+	// path is ListenPath if there is none. It may ask for a format in its query.
 	URL string
 
 	// Greeted is called with the first message of each connection.
@@ -117,19 +121,29 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	dialer := websocket.Dialer{Proxy: http.ProxyFromEnvironment}
-	conn, res, err := dialer.DialContext(ctx, l.URL, nil)
+	address, err := url.Parse(l.URL)
+	if err != nil {
+		return nil, &finalError{err} // checkURL has let it pass
+	}
+	if address.Path == "" || address.Path == "/" {
+		address.Path = ListenPath
+	}
+	conn, res, err := dialer.DialContext(ctx, address.String(), nil)
 	if err == nil {
 		return conn, nil
 	}
 	if res == nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("no answer within %v", handshakeTimeout)
+		}
 		return nil, err
 	}
-	reason := res.Status
+	reason := fmt.Sprintf("%s answers %s, not as revq does: check the URL", address.Host, res.Status)
 	var p problem.Problem
 	if body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)); json.Unmarshal(body, &p) == nil && p.Detail != "" {
 		reason = p.Detail
 	}
-	if res.StatusCode < 500 && !problem.Retryable(res.StatusCode) {
+	if res.StatusCode < 500 && !mayPass(res.StatusCode) {
 		return nil, &finalError{fmt.Errorf("%w: %s", ErrRefused, reason)}
 	}
 	return nil, errors.New(reason)
