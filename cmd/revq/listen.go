@@ -43,6 +43,7 @@ are missed; a line on standard error tells.`,
 				Name:        "count",
 				Aliases:     []string{"n"},
 				Usage:       "end after `N` results",
+				HideDefault: true,
 				Destination: &count,
 				Validator: func(n int) error {
 					if n < 1 {
@@ -92,6 +93,8 @@ are missed; a line on standard error tells.`,
 					fmt.Fprintf(stderr, "revq: %s: %v; trying again in %v\n", what, reason, wait.Round(time.Millisecond))
 				},
 			}
+			ctx, cancel := untilHangUp(ctx, stdout)
+			defer cancel()
 			switch err := l.Run(ctx); {
 			case errors.Is(err, errEnough) || ctx.Err() != nil:
 				return nil
