@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ type waiting struct {
 	greeted chan struct{}
 	stop    context.CancelFunc
 	ended   chan error
+	absent  chan error // gets the reason when nothing listens at the URL
 	client  client.Listener
 
 	mu       sync.Mutex
@@ -34,6 +36,7 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 		timeout:  timeout,
 		greeted:  make(chan struct{}),
 		ended:    make(chan error, 1),
+		absent:   make(chan error, 1),
 		expected: make(map[string]chan string),
 	}
 	var once sync.Once
@@ -48,7 +51,15 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 			select {
 			case <-w.greeted:
 				fmt.Fprintf(stderr, "revq: connection to %s lost, results may be missed: %v\n", socket, reason)
+				return
 			default:
+			}
+			var dial *net.OpError
+			if errors.As(reason, &dial) && dial.Op == "dial" {
+				select {
+				case w.absent <- reason:
+				default: // told already
+				}
 			}
 		},
 	}
@@ -65,6 +76,9 @@ func (w *waiting) connect(ctx context.Context) error {
 		return nil
 	case err := <-w.ended:
 		return fmt.Errorf("listen for results at %s: %w", w.client.URL, err)
+	case err := <-w.absent:
+		cancel()
+		return fmt.Errorf("cannot reach the socket server: %w; is revq up, and is --socket-url right?", err)
 	case <-time.After(connectTimeout):
 		cancel()
 		w.mu.Lock()
