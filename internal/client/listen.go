@@ -1,12 +1,14 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -22,9 +24,9 @@ const ListenPath = "/listen_results"
 const (
 	handshakeTimeout = 10 * time.Second
 
-	// silence is how long nothing may come: three times the interval in which
-	// a server pings, unless it is configured otherwise.
-	silence = 90 * time.Second
+	// defaultSilence is three times the interval in which a server pings,
+	// unless it is configured otherwise.
+	defaultSilence = 90 * time.Second
 
 	// maxMessage bounds a message, in bytes: the longest text in JSON, each
 	// byte escaped, fits.
@@ -41,6 +43,10 @@ type Listener struct {
 	// URL is the socket server's, as ws://localhost:8083/listen_results; the
 	// path is ListenPath if there is none. It may ask for a format in its query.
 	URL string
+
+	// Silence is how long nothing may come, neither a message nor a ping,
+	// before the connection is given up. Default 90 s.
+	Silence time.Duration
 
 	// Greeted is called with the first message of each connection.
 	Greeted func(message []byte) error
@@ -97,6 +103,7 @@ func (l *Listener) once(ctx context.Context) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetReadLimit(maxMessage)
+	silence := cmp.Or(l.Silence, defaultSilence)
 	alive := func() { conn.SetReadDeadline(time.Now().Add(silence)) }
 	answer := conn.PingHandler()
 	conn.SetPingHandler(func(data string) error {
@@ -120,7 +127,18 @@ func (l *Listener) once(ctx context.Context) error {
 func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	dialer := websocket.Dialer{Proxy: http.ProxyFromEnvironment}
+	stop := func() bool { return true }
+	dialer := websocket.Dialer{
+		Proxy: http.ProxyFromEnvironment,
+		NetDialContext: func(dialCtx context.Context, network, address string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(dialCtx, network, address)
+			if err == nil {
+				// The handshake knows no context: closing the connection ends it.
+				stop = context.AfterFunc(ctx, func() { conn.Close() })
+			}
+			return conn, err
+		},
+	}
 	address, err := url.Parse(l.URL)
 	if err != nil {
 		return nil, &finalError{err} // checkURL has let it pass
@@ -129,8 +147,9 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 		address.Path = ListenPath
 	}
 	conn, res, err := dialer.DialContext(ctx, address.String(), nil)
+	stop()
 	if err == nil {
-		return conn, nil
+		return conn, nil // which may be closed: then reading tells
 	}
 	if res == nil {
 		if ctx.Err() != nil {
