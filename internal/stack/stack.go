@@ -244,6 +244,7 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	}
 	defer notify.close()
 	log := s.out.prefixed(d.name)
+	defer log.end()
 	cmd := exec.Command(path, d.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// The URL holds a password: others may read command lines.
