@@ -4,45 +4,53 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/revq/revq/internal/client"
 	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/feed"
 )
 
 const defaultSocket = "ws://localhost:8083/listen_results"
 
 func listen() *cli.Command {
 	var (
-		address string
-		json    bool
-		count   int
+		l     client.Listener
+		after string
+		json  bool
+		count int
 	)
 	return &cli.Command{
 		Name:  "listen",
 		Usage: "print the greeting, and each result as it arrives",
-		Description: `When the connection is lost, it is made again. Results that came in between
-are missed; a line on standard error tells.`,
+		Description: `When the connection is lost, it is made again, and goes on behind the last
+result received. If results are missing all the same, since they are no longer
+kept, a line on standard error says so.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{
 				Name:        "url",
 				Usage:       "`URL` of the socket server",
 				Sources:     cli.EnvVars("REVQ_SOCKET_URL"),
 				Value:       defaultSocket,
-				Destination: &address,
+				Destination: &l.URL,
 			},
 			&cli.BoolFlag{
 				Name:        "json",
 				Usage:       "print each message as a JSON object, with offset, id and times",
 				Destination: &json,
 			},
+			&cli.StringFlag{
+				Name:        "after",
+				Usage:       "begin behind the result at `OFFSET`, or OFFSET/ID to be sure that it is the same; -1 for all that are kept",
+				Destination: &after,
+			},
 			&cli.IntFlag{
 				Name:        "count",
 				Aliases:     []string{"n"},
 				Usage:       "end after `N` results",
+				HideDefault: true,
 				Destination: &count,
 				Validator: func(n int) error {
 					if n < 1 {
@@ -56,42 +64,61 @@ are missed; a line on standard error tells.`,
 			if err := command.NoArguments(cmd); err != nil {
 				return err
 			}
-			if json {
-				address = jsonURL(address)
+			if after != "" {
+				mark, err := feed.ParseMark(after)
+				if err != nil {
+					return command.UsageError(fmt.Errorf("--after: %w", err))
+				}
+				l.After = &mark
 			}
 			stdout, stderr := cmd.Root().Writer, cmd.Root().ErrWriter
-			write := func(message []byte) error {
-				_, err := fmt.Fprintf(stdout, "%s\n", message)
+			write := func(m client.Message) error {
+				line := m.Raw
+				if !json {
+					line = []byte(m.Text)
+				}
+				_, err := fmt.Fprintf(stdout, "%s\n", line)
 				return err
 			}
 			greeted, received := false, 0
-			l := client.Listener{
-				URL: address,
-				Greeted: func(message []byte) error {
-					if greeted {
-						fmt.Fprintln(stderr, "revq: connected again")
-						return nil
-					}
-					greeted = true
-					return write(message)
-				},
-				Received: func(message []byte) error {
-					if err := write(message); err != nil {
-						return err
-					}
-					if received++; received == count {
-						return errEnough
-					}
+			l.Greeted = func(m client.Message) error {
+				if greeted {
+					fmt.Fprintln(stderr, "revq: connected again")
 					return nil
-				},
-				Lost: func(reason error, wait time.Duration) {
-					what := "not connected to " + address
-					if greeted {
-						what = "connection lost, results may be missed"
-					}
-					fmt.Fprintf(stderr, "revq: %s: %v; trying again in %v\n", what, reason, wait.Round(time.Millisecond))
-				},
+				}
+				greeted = true
+				return write(m)
 			}
+			l.Received = func(m client.Message) error {
+				if m.Type == feed.TypeGap {
+					fmt.Fprintf(stderr, "revq: results are missing here: %s\n", m.Text)
+				}
+				if m.Type != feed.TypeResult && !json {
+					return nil
+				}
+				if err := write(m); err != nil {
+					return err
+				}
+				if m.Type == feed.TypeResult {
+					received++
+				}
+				if received == count && count > 0 {
+					return errEnough
+				}
+				return nil
+			}
+			l.Lost = func(reason error, wait time.Duration) {
+				what := "connection lost"
+				switch {
+				case !greeted:
+					what = "not connected to " + l.URL
+				case l.After == nil:
+					what = "connection lost, results may be missed"
+				}
+				fmt.Fprintf(stderr, "revq: %s: %v; trying again in %v\n", what, reason, wait.Round(time.Millisecond))
+			}
+			ctx, cancel := untilHangUp(ctx, stdout)
+			defer cancel()
 			switch err := l.Run(ctx); {
 			case errors.Is(err, errEnough) || ctx.Err() != nil:
 				return nil
@@ -105,16 +132,3 @@ are missed; a line on standard error tells.`,
 }
 
 var errEnough = errors.New("as many results as wanted")
-
-// jsonURL adds to a socket server's URL that messages shall be JSON. An
-// unusable URL is left for the client to report.
-func jsonURL(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return address
-	}
-	query := u.Query()
-	query.Set("format", "json")
-	u.RawQuery = query.Encode()
-	return u.String()
-}

@@ -22,28 +22,33 @@ type report struct {
 func (s *sending) newReport(lines bool, size int64) *report {
 	r := &report{stdout: s.stdout, stderr: s.stderr, quiet: s.quiet, bytes: size >= 0}
 	if lines && !s.quiet && isTerminal(s.stderr) {
-		r.bar = progressbar.NewOptions64(size,
+		options := []progressbar.Option{
 			progressbar.OptionSetWriter(s.stderr),
 			progressbar.OptionSetDescription("sending"),
-			progressbar.OptionShowBytes(r.bytes),
-			progressbar.OptionShowIts(),
-			progressbar.OptionSetItsString("texts"),
-			progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionThrottle(100 * time.Millisecond),
 			progressbar.OptionClearOnFinish(),
-		)
+			progressbar.OptionShowCount(),
+		}
+		if r.bytes {
+			options = append(options, progressbar.OptionShowBytes(true))
+		} else {
+			options = append(options, progressbar.OptionShowIts(), progressbar.OptionSetItsString("texts"))
+		}
+		r.bar = progressbar.NewOptions64(size, options...)
 	}
 	return r
 }
 
 // print writes a line of data.
-func (r *report) print(line string) {
+func (r *report) print(line string) error {
 	if r.quiet {
-		return
+		return nil
 	}
 	if r.bar != nil && isTerminal(r.stdout) {
 		r.bar.Clear() // the line takes its place
 	}
-	fmt.Fprintln(r.stdout, line)
+	_, err := fmt.Fprintln(r.stdout, line)
+	return err
 }
 
 // problem writes a line on what went wrong.

@@ -25,7 +25,7 @@ func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Commands:              []*cli.Command{up(), send(), listen(), dead(), setup()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
-				return command.Usagef("there is no command %q", cmd.Args().First())
+				return command.Usagef("there is no command %q: use up, send, listen, dead or setup", cmd.Args().First())
 			}
 			return cli.ShowRootCommandHelp(cmd)
 		},

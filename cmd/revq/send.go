@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,12 +88,14 @@ text was not accepted, and standard error says which and why.`,
 			case errors.Is(err, client.ErrBadURL):
 				return command.UsageError(err)
 			case errors.Is(err, client.ErrUnreachable):
-				return fmt.Errorf("%w; is revq up? see --url", err)
+				return fmt.Errorf("%w; is revq up, and is --url right?", err)
 			}
 			return err
 		},
 	}
 }
+
+var errInterrupted = errors.New("interrupted")
 
 func positive(d time.Duration) error {
 	if d <= 0 {
@@ -151,6 +154,9 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 			break
 		}
 		if err != nil {
+			if ctx.Err() != nil {
+				err = errInterrupted
+			}
 			return err
 		}
 		tasks := make([]task.Task, len(batch))
@@ -160,20 +166,33 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 				results.expect(tasks[i].ID)
 			}
 		}
-		answers, err := s.client.Send(ctx, tasks)
-		if err != nil {
-			return err
-		}
+		answers, sendErr := s.client.Send(ctx, tasks)
+		undecided := ""
 		for i, answer := range answers {
-			if answer != nil {
+			switch {
+			case answer == nil && results == nil:
+				if err := report.print("Got it"); err != nil {
+					return err
+				}
+			case answer == nil:
+			case sendErr != nil && errors.Is(answer, sendErr):
+				undecided = cmp.Or(undecided, batch[i].name)
+			default:
 				failed++
 				report.problem("%s was not accepted: %v", batch[i].name, answer)
-				if results != nil {
-					results.forget(tasks[i].ID)
-				}
-			} else if results == nil {
-				report.print("Got it")
 			}
+			if answer != nil && results != nil {
+				results.forget(tasks[i].ID)
+			}
+		}
+		if sendErr != nil {
+			if ctx.Err() != nil {
+				sendErr = errInterrupted
+			}
+			if len(batch) > 1 || texts.count > len(batch) {
+				sendErr = fmt.Errorf("%s and what follows was not accepted: %w", undecided, sendErr)
+			}
+			return sendErr
 		}
 		if results != nil {
 			for i, answer := range answers {
@@ -184,10 +203,15 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 				if err != nil {
 					return fmt.Errorf("%s was accepted, but %w", batch[i].name, err)
 				}
-				report.print(text)
+				if err := report.print(text); err != nil {
+					return err
+				}
 			}
 		}
 		report.advance(batch)
+	}
+	if texts.count == 0 && !s.quiet {
+		report.problem("there was nothing to send")
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d texts were not accepted", failed, texts.count)

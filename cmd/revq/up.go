@@ -8,14 +8,19 @@ import (
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/stack"
 )
+
+// findServer looks for RabbitMQ. Tests have it find none.
+var findServer = node.Find
 
 func up() *cli.Command {
 	var (
 		cfg    = stack.DefaultConfig(nil)
 		broker rabbit.Config
 	)
+	cfg.FindServer = findServer
 	return &cli.Command{
 		Name:  "up",
 		Usage: "run everything on this machine, until Ctrl-C",

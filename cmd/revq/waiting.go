@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -22,6 +22,7 @@ type waiting struct {
 	greeted chan struct{}
 	stop    context.CancelFunc
 	ended   chan error
+	absent  chan error // gets the reason when nothing listens at the URL
 	client  client.Listener
 
 	mu       sync.Mutex
@@ -34,12 +35,13 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 		timeout:  timeout,
 		greeted:  make(chan struct{}),
 		ended:    make(chan error, 1),
+		absent:   make(chan error, 1),
 		expected: make(map[string]chan string),
 	}
 	var once sync.Once
 	w.client = client.Listener{
-		URL:      jsonURL(socket),
-		Greeted:  func([]byte) error { once.Do(func() { close(w.greeted) }); return nil },
+		URL:      socket,
+		Greeted:  func(client.Message) error { once.Do(func() { close(w.greeted) }); return nil },
 		Received: w.received,
 		Lost: func(reason error, _ time.Duration) {
 			w.mu.Lock()
@@ -47,8 +49,16 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 			w.lost = reason
 			select {
 			case <-w.greeted:
-				fmt.Fprintf(stderr, "revq: connection to %s lost, results may be missed: %v\n", socket, reason)
+				fmt.Fprintf(stderr, "revq: connection to %s lost: %v\n", socket, reason)
+				return
 			default:
+			}
+			var dial *net.OpError
+			if errors.As(reason, &dial) && dial.Op == "dial" {
+				select {
+				case w.absent <- reason:
+				default: // told already
+				}
 			}
 		},
 	}
@@ -65,24 +75,27 @@ func (w *waiting) connect(ctx context.Context) error {
 		return nil
 	case err := <-w.ended:
 		return fmt.Errorf("listen for results at %s: %w", w.client.URL, err)
+	case err := <-w.absent:
+		cancel()
+		return fmt.Errorf("cannot reach the socket server: %w; is revq up, and is --socket-url right?", err)
 	case <-time.After(connectTimeout):
 		cancel()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up? see --socket-url", w.client.URL, connectTimeout, w.lost)
+		reason := w.lost
+		if reason == nil {
+			reason = errors.New("no answer")
+		}
+		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up, and is --socket-url right?", w.client.URL, connectTimeout, reason)
 	}
 }
 
 func (w *waiting) close() { w.stop() }
 
-func (w *waiting) received(message []byte) error {
-	var m feed.Message
-	if err := json.Unmarshal(message, &m); err != nil {
-		return fmt.Errorf("the socket server sent what revq does not: %w", err)
-	}
+func (w *waiting) received(m client.Message) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if result, ok := w.expected[m.ID]; ok && m.Type == "result" {
+	if result, ok := w.expected[m.ID]; ok && m.Type == feed.TypeResult {
 		select {
 		case result <- m.Text:
 		default: // there already

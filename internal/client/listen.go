@@ -1,26 +1,33 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/fasthttp/websocket"
 
+	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/problem"
 )
+
+// ListenPath is where results are listened to.
+const ListenPath = "/listen_results"
 
 const (
 	handshakeTimeout = 10 * time.Second
 
-	// silence is how long nothing may come: three times the interval in which
-	// a server pings, unless it is configured otherwise.
-	silence = 90 * time.Second
+	// defaultSilence is three times the interval in which a server pings,
+	// unless it is configured otherwise.
+	defaultSilence = 90 * time.Second
 
 	// maxMessage bounds a message, in bytes: the longest text in JSON, each
 	// byte escaped, fits.
@@ -31,22 +38,41 @@ const (
 // not help.
 var ErrRefused = errors.New("the server refuses")
 
-// A Listener receives results. All functions are called from the goroutine
-// that runs Run; those that are nil are not.
+// A Listener receives results, as messages in the JSON format. When its
+// connection is lost, it goes on behind the last result that it has received.
+//
+// All functions are called from the goroutine that runs Run; those that are
+// nil are not.
 type Listener struct {
-	// URL is the socket server's, as ws://localhost:8083/listen_results. It
-	// may ask for a format in its query.
+	// URL is the socket server's, as ws://localhost:8083/listen_results; the
+	// path is ListenPath if there is none.
 	URL string
 
-	// Greeted is called with the first message of each connection.
-	Greeted func(message []byte) error
+	// After is where to begin; nil for what comes from now on. It moves on
+	// with what is received.
+	After *feed.Mark
 
-	// Received is called with every other message.
-	Received func(message []byte) error
+	// Silence is how long nothing may come, neither a message nor a ping,
+	// before the connection is given up. Default 90 s.
+	Silence time.Duration
+
+	// Greeted is called with the first message of each connection.
+	Greeted func(Message) error
+
+	// Received is called with every other message: results, and gaps.
+	Received func(Message) error
 
 	// Lost is called when there is no connection, with the reason and the
 	// time until the next attempt.
 	Lost func(reason error, wait time.Duration)
+}
+
+// A Message is what came from the server.
+type Message struct {
+	feed.Message
+
+	// Raw is the message as it came, a JSON object in one line.
+	Raw []byte
 }
 
 // Run listens until ctx ends, a function returns an error, or the server
@@ -93,6 +119,7 @@ func (l *Listener) once(ctx context.Context) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetReadLimit(maxMessage)
+	silence := cmp.Or(l.Silence, defaultSilence)
 	alive := func() { conn.SetReadDeadline(time.Now().Add(silence)) }
 	answer := conn.PingHandler()
 	conn.SetPingHandler(func(data string) error {
@@ -101,35 +128,85 @@ func (l *Listener) once(ctx context.Context) error {
 	})
 	for received := l.Greeted; ; received = l.Received {
 		alive()
-		_, message, err := conn.ReadMessage()
+		_, raw, err := conn.ReadMessage()
 		if err != nil {
 			return err
 		}
+		m := Message{Raw: raw}
+		if err := json.Unmarshal(raw, &m.Message); err != nil || m.Type == "" {
+			return &finalError{fmt.Errorf("%s does not send what revq does: check the URL", l.URL)}
+		}
 		if received != nil {
-			if err := received(message); err != nil {
+			if err := received(m); err != nil {
 				return &finalError{err}
 			}
 		}
+		l.moveOn(m.Message)
 	}
+}
+
+// moveOn records how far the listener has come. A greeting tells, too, where
+// one that had no place yet has begun.
+func (l *Listener) moveOn(m feed.Message) {
+	if m.Type == feed.TypeResult || m.Type == feed.TypeGreeting && l.After == nil && m.Offset >= 0 {
+		l.After = &feed.Mark{Offset: m.Offset, ID: m.ID}
+	}
+}
+
+// address returns the URL to connect to.
+func (l *Listener) address() (*url.URL, error) {
+	u, err := url.Parse(l.URL)
+	if err != nil {
+		return nil, err // checkURL has let it pass
+	}
+	if u.Path == "" || u.Path == "/" {
+		u.Path = ListenPath
+	}
+	query := u.Query()
+	query.Set("format", "json")
+	if l.After != nil {
+		query.Set("after", l.After.String())
+	}
+	u.RawQuery = query.Encode()
+	return u, nil
 }
 
 func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	dialer := websocket.Dialer{Proxy: http.ProxyFromEnvironment}
-	conn, res, err := dialer.DialContext(ctx, l.URL, nil)
+	stop := func() bool { return true }
+	dialer := websocket.Dialer{
+		Proxy: http.ProxyFromEnvironment,
+		NetDialContext: func(dialCtx context.Context, network, address string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(dialCtx, network, address)
+			if err == nil {
+				// The handshake knows no context: closing the connection ends it.
+				stop = context.AfterFunc(ctx, func() { conn.Close() })
+			}
+			return conn, err
+		},
+	}
+	address, err := l.address()
+	if err != nil {
+		return nil, &finalError{err}
+	}
+	conn, res, err := dialer.DialContext(ctx, address.String(), nil)
+	stop()
 	if err == nil {
-		return conn, nil
+		return conn, nil // which may be closed: then reading tells
 	}
 	if res == nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("no answer within %v", handshakeTimeout)
+		}
 		return nil, err
 	}
-	reason := res.Status
+	reason := fmt.Sprintf("%s answers %s, not as revq does: check the URL", address.Host, res.Status)
 	var p problem.Problem
 	if body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)); json.Unmarshal(body, &p) == nil && p.Detail != "" {
 		reason = p.Detail
 	}
-	if res.StatusCode < 500 && !problem.Retryable(res.StatusCode) {
+	if res.StatusCode < 500 && !mayPass(res.StatusCode) {
 		return nil, &finalError{fmt.Errorf("%w: %s", ErrRefused, reason)}
 	}
 	return nil, errors.New(reason)

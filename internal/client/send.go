@@ -3,7 +3,6 @@
 package client
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -18,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
@@ -41,8 +41,12 @@ var ErrBadURL = errors.New("unusable URL")
 // ErrUnreachable means that no connection could be made at all.
 var ErrUnreachable = errors.New("cannot reach the API")
 
+// ErrNoAnswer means that the connection broke, or the time was over, before
+// an answer came: what was sent may be queued or not.
+var ErrNoAnswer = errors.New("no answer came, it may be queued or not")
+
 // A Sender posts texts. Every text has an id, so that it can be posted again
-// when it is not known whether the first time worked.
+// when it is not known whether the first time worked. It is for one goroutine.
 type Sender struct {
 	// URL is the API's, as http://localhost:8081.
 	URL string
@@ -52,44 +56,79 @@ type Sender struct {
 
 	// HTTP makes the requests; http.DefaultClient if nil.
 	HTTP *http.Client
+
+	reached bool // the API has answered before: if it is gone, it may come back
 }
 
-// Send posts tasks and returns an error for each: nil if it was accepted. It
-// tries again, with the same ids, what failed for a reason that may pass. The
-// second error says that there is no such API, or that none answered in time.
+// Send posts tasks and returns an answer for each: nil if it was accepted,
+// otherwise why not. It tries again, with the same ids, what failed for a
+// reason that may pass. A text that is not UTF-8 is not posted: JSON would
+// make another text of it.
+//
+// The second error says that there is no use in sending more: nothing that
+// answers as revq does was reached in time, or ctx has ended. It is then also
+// the answer of each task that is not decided.
 func (s *Sender) Send(ctx context.Context, tasks []task.Task) ([]error, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
-	defer cancel()
 	answers := make([]error, len(tasks))
-	left := make([]int, len(tasks)) // indices of what is not decided yet
-	for i := range left {
-		left[i] = i
+	var left []int // indices of what is not decided yet
+	for i, t := range tasks {
+		if utf8.ValidString(t.Text) {
+			left = append(left, i)
+		} else {
+			answers[i] = task.ErrNotUTF8
+		}
 	}
-	for wait := retryMin; ; wait = min(2*wait, retryMax) {
-		batch := make([]task.Task, len(left))
-		for i, index := range left {
-			batch[i] = tasks[index]
+	limited, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
+	heard := false // some attempt was answered
+	for wait := retryMin; len(left) > 0; wait = min(2*wait, retryMax) {
+		results, after, err := s.post(limited, pick(tasks, left))
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
 		}
-		results, after, err := s.post(ctx, batch)
-		if err != nil {
-			return nil, err
-		}
-		var again []int
 		for i, index := range left {
-			answers[index] = results[i]
-			if retryable(results[i]) {
-				again = append(again, index)
+			switch {
+			case err == nil:
+				answers[index] = results[i]
+			case !heard || ctx.Err() != nil: // else the reason given before says more
+				answers[index] = err
 			}
 		}
-		if left = again; len(left) == 0 {
-			return answers, nil
+		heard = heard || err == nil
+		s.reached = s.reached || err == nil
+		switch {
+		case err == nil, errors.Is(err, ErrNoAnswer), errors.Is(err, ErrUnreachable) && s.reached:
+		default:
+			return answers, err
+		}
+		left = slices.DeleteFunc(left, func(i int) bool { return !retryable(answers[i]) })
+		if len(left) == 0 {
+			break
 		}
 		select {
 		case <-time.After(max(after, wait/2+rand.N(wait/2))):
-		case <-ctx.Done():
-			return answers, nil // with the reasons of the last attempt
+		case <-limited.Done():
+			switch {
+			case ctx.Err() != nil:
+				for _, index := range left {
+					answers[index] = context.Cause(ctx)
+				}
+				return answers, context.Cause(ctx)
+			case !heard:
+				return answers, err
+			}
+			return answers, nil // with the reasons of the last attempt that was answered
 		}
 	}
+	return answers, nil
+}
+
+func pick(tasks []task.Task, indices []int) []task.Task {
+	picked := make([]task.Task, len(indices))
+	for i, index := range indices {
+		picked[i] = tasks[index]
+	}
+	return picked
 }
 
 // A Refusal is the API's answer to a text that it did not accept.
@@ -97,16 +136,18 @@ type Refusal struct{ problem.Problem }
 
 func (r *Refusal) Error() string { return r.Detail }
 
-// errNoAnswer means that the connection broke before the answer: the text may
-// be queued or not.
-var errNoAnswer = errors.New("the connection was lost before the answer came")
-
 func retryable(err error) bool {
 	var refusal *Refusal
 	if errors.As(err, &refusal) {
-		return problem.Retryable(refusal.Status)
+		return mayPass(refusal.Status)
 	}
-	return errors.Is(err, errNoAnswer)
+	return errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrUnreachable)
+}
+
+// mayPass reports whether a refusal may be over soon: what revq says so of,
+// and what a proxy answers while revq is restarted.
+func mayPass(status int) bool {
+	return problem.Retryable(status) || status == http.StatusBadGateway || status == http.StatusGatewayTimeout
 }
 
 // post makes one attempt. It returns a result for each task, and how long the
@@ -115,7 +156,7 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 	if err := checkURL(s.URL, "http", "https"); err != nil {
 		return nil, 0, err
 	}
-	url := strings.TrimSuffix(s.URL, "/") + QueuePath
+	url := strings.TrimSuffix(strings.TrimSuffix(s.URL, "/"), QueuePath) + QueuePath
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, encode(tasks))
 	if err != nil {
 		return nil, 0, fmt.Errorf("make a request to %s: %w", url, err)
@@ -134,10 +175,7 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 		if errors.As(err, &dial) && dial.Op == "dial" {
 			return nil, 0, fmt.Errorf("%w: %w", ErrUnreachable, dial)
 		}
-		if ctx.Err() != nil {
-			return nil, 0, fmt.Errorf("no answer from %s: %w", url, ctx.Err())
-		}
-		return all(len(tasks), errNoAnswer), 0, nil
+		return nil, 0, s.noAnswer(ctx)
 	}
 	defer res.Body.Close()
 	seconds, _ := strconv.Atoi(res.Header.Get("Retry-After")) // 0 where there is none
@@ -145,17 +183,31 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	switch {
 	case err != nil:
-		return all(len(tasks), errNoAnswer), after, nil
+		return nil, after, s.noAnswer(ctx)
 	case res.Header.Get("Content-Type") == problem.ContentType:
-		return all(len(tasks), refusal(answer, res.Status)), after, nil
+		if r := refusal(answer); r != nil {
+			return all(len(tasks), r), after, nil
+		}
 	case len(tasks) == 1 && res.StatusCode == http.StatusAccepted:
 		return []error{nil}, 0, nil
+	case len(tasks) > 1:
+		if results := lines(answer, len(tasks)); results != nil {
+			return results, after, nil
+		}
 	}
-	results, err = lines(answer, len(tasks))
-	if err != nil {
-		return nil, 0, fmt.Errorf("%s answers %s, not as revq does: check the URL", url, res.Status)
+	if mayPass(res.StatusCode) {
+		p := problem.New(res.StatusCode, fmt.Sprintf("%s answers %s", url, res.Status))
+		return all(len(tasks), &Refusal{*p}), after, nil
 	}
-	return results, after, nil
+	return nil, 0, fmt.Errorf("%s answers %s, not as revq does: check the URL", url, res.Status)
+}
+
+// noAnswer returns an ErrNoAnswer that says whether the time was over.
+func (s *Sender) noAnswer(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %v were not enough", ErrNoAnswer, s.Timeout)
+	}
+	return fmt.Errorf("%w: the connection was lost", ErrNoAnswer)
 }
 
 // checkURL returns an error unless url has one of the schemes and a host.
@@ -180,32 +232,34 @@ func encode(tasks []task.Task) io.Reader {
 	return &body
 }
 
-// lines reads a batch's answer: one line for each of n tasks.
-func lines(answer []byte, n int) ([]error, error) {
+// lines reads a batch's answer: one line for each of n tasks. It returns nil if
+// it is something else.
+func lines(answer []byte, n int) []error {
 	var results []error
-	for scanner := bufio.NewScanner(bytes.NewReader(answer)); scanner.Scan(); {
-		var line struct {
+	for line := range bytes.Lines(answer) {
+		var accepted struct {
 			Status int `json:"status"`
 		}
-		if err := json.Unmarshal(scanner.Bytes(), &line); err != nil {
-			return nil, err
+		if err := json.Unmarshal(line, &accepted); err != nil {
+			return nil
 		}
-		if line.Status == http.StatusAccepted {
+		if accepted.Status == http.StatusAccepted {
 			results = append(results, nil)
-		} else {
-			results = append(results, refusal(scanner.Bytes(), strconv.Itoa(line.Status)))
+		} else if r := refusal(line); r != nil {
+			results = append(results, r)
 		}
 	}
 	if len(results) != n {
-		return nil, fmt.Errorf("%d lines answer %d texts", len(results), n)
+		return nil
 	}
-	return results, nil
+	return results
 }
 
-func refusal(answer []byte, status string) error {
+// refusal reads a problem. It returns nil if it is something else.
+func refusal(answer []byte) *Refusal {
 	r := new(Refusal)
-	if err := json.Unmarshal(answer, &r.Problem); err != nil {
-		return fmt.Errorf("the API answers %s", status)
+	if err := json.Unmarshal(answer, &r.Problem); err != nil || r.Status == 0 || r.Detail == "" {
+		return nil
 	}
 	return r
 }

@@ -13,7 +13,6 @@ import (
 	"os/signal"
 	"regexp"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -55,40 +54,44 @@ func (e *usageError) Unwrap() error { return e.error }
 // returns its exit status. An error is written to cmd.ErrWriter.
 func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 	cmd.Version = Version()
-	cmd.Suggest = true
-	acted := false
-	prepare(cmd, &acted)
+	r := runner{in: cmd.Name}
+	r.prepare(cmd)
 	err := cmd.Run(ctx, args)
 	if err == nil {
 		return StatusOK
 	}
 	var wrong *usageError
-	if acted && !errors.As(err, &wrong) {
+	if r.acted && !errors.As(err, &wrong) {
 		fmt.Fprintf(cmd.ErrWriter, "%s: %s\n", cmd.Name, redact(err.Error()))
 		return StatusFailed
 	}
-	fmt.Fprintf(cmd.ErrWriter, "%s: %s (see %s --help)\n", cmd.Name, redact(oneLine(err)), cmd.Name)
+	fmt.Fprintf(cmd.ErrWriter, "%s: %s (see %s --help)\n", cmd.Name, redact(plain(err)), r.in)
 	return StatusUsage
 }
 
-// prepare keeps the library from writing errors by itself, and sets *acted
-// when the flags were right and the work begins.
-func prepare(cmd *cli.Command, acted *bool) {
-	cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err }
+// A runner follows how far a command line was understood.
+type runner struct {
+	in    string // the command that was reached, such as "revq send"
+	acted bool   // the flags were right and the work has begun
+}
+
+// prepare keeps the library from writing errors by itself, and has r follow.
+func (r *runner) prepare(cmd *cli.Command) {
+	cmd.OnUsageError = func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
+		r.in = cmd.FullName()
+		return err
+	}
 	cmd.ExitErrHandler = func(context.Context, *cli.Command, error) {}
 	if action := cmd.Action; action != nil {
 		cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
-			*acted = true
+			r.in, r.acted = cmd.FullName(), true
 			return action(ctx, cmd)
 		}
 	}
 	for _, sub := range cmd.Commands {
-		prepare(sub, acted)
+		r.prepare(sub)
 	}
 }
-
-// oneLine returns err's message in one line.
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // credentials are what stands before the host in a URL, which ends with the
 // last @: someone may have forgotten to percent-encode it. Messages quote what

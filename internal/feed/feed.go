@@ -271,12 +271,13 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 }
 
 // Join returns where a new listener begins: it gets what is appended from now
-// on, which is behind the mark.
+// on, which is behind the mark. The mark's offset is -1 if that is not known
+// yet, or nothing is before.
 func (f *Feed) Join(format Format) (Position, Mark) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.logs[format].Live() == Pending {
-		return Pending, f.last
+		return Pending, Mark{Offset: -1}
 	}
 	return f.logs[format].End(), f.last
 }

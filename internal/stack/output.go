@@ -25,7 +25,7 @@ func (o *output) line(name string, text []byte) {
 }
 
 // prefixed returns a writer for the output of one process.
-func (o *output) prefixed(name string) io.Writer { return &prefixed{out: o, name: name} }
+func (o *output) prefixed(name string) *prefixed { return &prefixed{out: o, name: name} }
 
 // A prefixed writer writes whole lines, each with the process's name.
 type prefixed struct {
@@ -57,4 +57,14 @@ func (p *prefixed) Write(b []byte) (int, error) {
 	}
 	p.rest = bytes.Clone(p.rest) // lets go of the lines that are written
 	return len(b), nil
+}
+
+// end writes what is left when the process has ended: a line without its end.
+func (p *prefixed) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.rest) > 0 {
+		p.out.line(p.name, p.rest)
+		p.rest = nil
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -39,13 +40,17 @@ type Config struct {
 	// Workers is how many run. Default 2.
 	Workers int
 
+	// FindServer returns the path of the rabbitmq-server script for a broker
+	// of our own. Default node.Find.
+	FindServer func() (string, error)
+
 	// Output is where the processes' logs go, and how the start proceeds.
 	Output io.Writer
 }
 
 // DefaultConfig returns what the seed asked for.
 func DefaultConfig(output io.Writer) Config {
-	return Config{FirstPort: 8081, Workers: 2, Output: output}
+	return Config{FirstPort: 8081, Workers: 2, FindServer: node.Find, Output: output}
 }
 
 const (
@@ -70,6 +75,16 @@ type Stack struct {
 // Run starts everything, calls up once it works, and stops everything when ctx
 // ends or something cannot be kept running.
 func Run(ctx context.Context, cfg Config, up func()) (err error) {
+	defer func() {
+		if ctx.Err() != nil {
+			err = nil // as we were told; what was under way failed because of it
+		}
+	}()
+	// What can be wrong is looked for before the broker is started, which takes long.
+	server, err := cfg.check()
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "revq-up-")
 	if err != nil {
 		return fmt.Errorf("make a directory for what runs: %w", err)
@@ -81,7 +96,7 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	defer func() { err = errors.Join(err, group.Close()) }()
 	s := &Stack{cfg: cfg, dir: dir, group: group, out: &output{w: cfg.Output}}
 
-	broker, err := s.startBroker(ctx)
+	broker, err := s.startBroker(ctx, server)
 	if err != nil {
 		return err
 	}
@@ -130,10 +145,34 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	}
 	<-running.Done()
 	s.out.say("stopping")
-	if ctx.Err() != nil {
-		return nil // as we were told
-	}
 	return context.Cause(running)
+}
+
+// check returns an error if something is missing or in the way, and otherwise
+// the path of the RabbitMQ server, if one is to be started.
+func (c *Config) check() (server string, err error) {
+	for _, binary := range []string{apiBinary, socketBinary, workerBinary} {
+		if _, err := find(binary); err != nil {
+			return "", err
+		}
+	}
+	for i := 1; i <= sites; i++ {
+		ln, err := net.Listen("tcp", c.site(i))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return "", fmt.Errorf("port %d is in use: stop what uses it, or give --first-port PORT with three free ports", c.FirstPort+i-1)
+		}
+		if err != nil {
+			return "", fmt.Errorf("cannot listen: %w; give other ports with --first-port", err)
+		}
+		ln.Close()
+	}
+	if len(c.URLs) > 0 {
+		return "", nil
+	}
+	if server, err = c.FindServer(); err != nil {
+		return "", fmt.Errorf("%w\nor use a broker that runs already: --amqp-url amqp://USER:PASSWORD@HOST:PORT/VHOST", err)
+	}
+	return server, nil
 }
 
 // A service is one of revq's daemons.
@@ -144,14 +183,26 @@ type service struct {
 	urls   []string
 }
 
+const (
+	apiBinary    = "revq-api"
+	socketBinary = "revq-socket"
+	workerBinary = "revq-worker"
+
+	sites = 3 // two of the API, one of the socket server
+)
+
+// site returns the address of site i, from 1.
+func (c *Config) site(i int) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.FirstPort+i-1))
+}
+
 func (s *Stack) services(urls []string) []service {
-	site := func(i int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.FirstPort+i-1)) }
 	all := []service{
-		{"api", "revq-api", []string{"--listen", site(1), "--listen", site(2)}, urls},
-		{"socket", "revq-socket", []string{"--listen", site(3)}, urls},
+		{"api", apiBinary, []string{"--listen", s.cfg.site(1), "--listen", s.cfg.site(2)}, urls},
+		{"socket", socketBinary, []string{"--listen", s.cfg.site(3)}, urls},
 	}
 	for i := range s.cfg.Workers {
-		all = append(all, service{fmt.Sprint("worker-", i+1), "revq-worker", nil, urls})
+		all = append(all, service{fmt.Sprint("worker-", i+1), workerBinary, nil, urls})
 	}
 	return all
 }
@@ -169,11 +220,11 @@ func (s *Stack) keep(ctx context.Context, d service, ready chan<- struct{}) erro
 		case ctx.Err() != nil:
 			return nil
 		case !notified && first:
-			return fmt.Errorf("%s did not start: %w", d.name, err)
+			return fmt.Errorf("%s did not start, see its last lines above: %w", d.name, err)
 		}
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() == command.StatusUsage {
-			return fmt.Errorf("%s did not start: %w", d.name, err)
+			return fmt.Errorf("%s did not start, see its last lines above: %w", d.name, err)
 		}
 		s.out.say("%s ended (%v); starting it again", d.name, err)
 		select {
@@ -193,6 +244,7 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	}
 	defer notify.close()
 	log := s.out.prefixed(d.name)
+	defer log.end()
 	cmd := exec.Command(path, d.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// The URL holds a password: others may read command lines.
@@ -290,13 +342,9 @@ type broker struct {
 	out  *output
 }
 
-func (s *Stack) startBroker(ctx context.Context) (*broker, error) {
+func (s *Stack) startBroker(ctx context.Context, server string) (*broker, error) {
 	if len(s.cfg.URLs) > 0 {
 		return &broker{urls: s.cfg.URLs, out: s.out}, nil
-	}
-	server, err := node.Find()
-	if err != nil {
-		return nil, fmt.Errorf("%w\nor use a broker that runs already: --amqp-url amqp://USER:PASSWORD@HOST:PORT/VHOST", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, brokerStart)
 	defer cancel()
@@ -317,7 +365,7 @@ func (s *Stack) startBroker(ctx context.Context) (*broker, error) {
 	}()
 	n, err := node.Start(ctx, s.group, node.Config{Server: server, Dir: filepath.Join(s.dir, "rabbitmq")})
 	if err != nil {
-		return nil, fmt.Errorf("start RabbitMQ: %w", err)
+		return nil, err
 	}
 	s.out.say("RabbitMQ is up after %v", time.Since(began).Round(100*time.Millisecond))
 	return &broker{urls: []string{n.URL()}, node: n, out: s.out}, nil

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/revq/revq/internal/problem"
+)
+
+// TestProgress has stderr a terminal: only there a bar shows how far a file is, and it is wiped away in
+// the end, also around messages.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	texts := strings.Repeat("abcdef\n", 300)
+	for name, tt := range map[string]struct {
+		args  []string
+		input string
+		want  string // regular expression for what the terminal shows meanwhile; empty for nothing
+		left  string // and in the end
+	}{
+		"a file":    {[]string{"--file", "texts"}, "", `sending +\d+% \|█* *\| \(.*/2\.1 kB, `, ""},
+		"stdin":     {nil, texts, `sending \(\d+/-, `, ""},
+		"quiet":     {[]string{"--quiet", "--file", "texts"}, "", "", ""},
+		"arguments": {[]string{"abc", "def"}, "", "", ""},
+		"with a line that is refused": {[]string{"--file", "bad"}, "", `.`,
+			"revq: line 2 was not accepted: it is refused\nrevq: 1 of 2 texts were not accepted\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			write(t, filepath.Join(dir, "texts"), texts)
+			write(t, filepath.Join(dir, "bad"), "good\nbad\n")
+			screen, terminal := openTerminal(t)
+			cmd := exec.Command("revq", append([]string{"send", "--url", fakeAPI(t)}, tt.args...)...)
+			cmd.Dir, cmd.Stdin, cmd.Stderr = dir, strings.NewReader(tt.input), terminal
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			terminal.Close()
+			shown, err := io.ReadAll(screen) // ends when the program does
+			if err != nil && !strings.Contains(err.Error(), "input/output error") {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); (err != nil) != (tt.left != "") {
+				t.Errorf("revq send: %v", err)
+			}
+			if tt.want == "" && len(shown) > 0 || !regexp.MustCompile(tt.want).Match(shown) {
+				t.Errorf("shown: %q, want %q", shown, tt.want)
+			}
+			if got := onScreen(string(shown)); got != tt.left {
+				t.Errorf("left on the screen: %q, want %q", got, tt.left)
+			}
+		})
+	}
+}
+
+// fakeAPI returns the URL of an API that accepts all texts but "bad".
+func fakeAPI(t *testing.T) string {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		lines := strings.Split(strings.TrimSpace(string(body)), "\n")
+		if bad := strings.Contains(lines[0], `"bad"`); len(lines) == 1 && bad {
+			w.Header().Set("Content-Type", problem.ContentType)
+		} else if len(lines) == 1 {
+			w.WriteHeader(http.StatusAccepted)
+		}
+		for _, line := range lines {
+			if strings.Contains(line, `"bad"`) {
+				fmt.Fprintln(w, `{"status":400,"detail":"it is refused"}`)
+			} else {
+				fmt.Fprintln(w, `{"status":202}`)
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// onScreen returns what a terminal shows in the end: carriage return begins a line anew, and "erase in
+// line" empties it.
+func onScreen(output string) string {
+	var screen, line strings.Builder
+	output = strings.ReplaceAll(output, "\r\n", "\n")
+	for i := 0; i < len(output); i++ {
+		switch rest := output[i:]; {
+		case rest[0] == '\n':
+			screen.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+			line.Reset()
+		case rest[0] == '\r':
+			line.Reset() // what is written over it is as long
+		case strings.HasPrefix(rest, "\x1b[2K"):
+			line.Reset()
+			i += len("\x1b[2K") - 1
+		default:
+			line.WriteByte(rest[0])
+		}
+	}
+	return screen.String() + strings.TrimRight(line.String(), " ")
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openTerminal returns both ends of a new pseudo-terminal, 100 columns wide.
+func openTerminal(t *testing.T) (screen, terminal *os.File) {
+	t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip("no pseudo-terminals: ", err)
+	}
+	t.Cleanup(func() { screen.Close() })
+	fd := int(screen.Fd())
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 100}); err != nil {
+		t.Fatal(err)
+	}
+	if terminal, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	return screen, terminal
+}
