@@ -66,6 +66,7 @@ type Reader struct {
 
 	// Where the reader stands.
 	begun  bool
+	newest int64  // near the end of the stream as it was at first
 	from   int64  // where to begin, if nothing was received yet
 	last   int64  // offset of the last result; -1: nothing was received yet
 	lastID string // and its id
@@ -100,7 +101,7 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 		err := r.follow(ctx, s, f)
 		if errors.Is(err, errMissing) {
 			f.AppendGap(err.Error())
-			r.from, r.last, r.lastID = 0, -1, ""
+			r.newest, r.from, r.last, r.lastID = -1, 0, -1, ""
 		}
 		return err
 	})
@@ -114,7 +115,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		if err != nil {
 			return err
 		}
-		r.begun, r.from = true, max(0, newest-r.backlog)
+		r.begun, r.newest, r.from = true, newest, max(0, newest-r.backlog)
 	}
 	// What was received last is asked for again: if it is there, and is the
 	// same, then nothing is missing.
@@ -166,7 +167,11 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			if meeting {
 				return errMissing
 			}
-			r.setLive(f)
+			if r.last >= r.newest {
+				r.setLive(f)
+			} else { // the broker is slow
+				idle.Reset(quiet)
+			}
 		case <-ctx.Done():
 			return nil
 		}

@@ -1,0 +1,110 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// letters returns what is in the dead letters.
+func (r *rig) letters() []DeadLetter {
+	r.t.Helper()
+	var all []DeadLetter
+	err := DeadLetters(r.t.Context(), r.cfg, func(l DeadLetter) (Fate, error) {
+		all = append(all, l)
+		return Keep, nil
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return all
+}
+
+// die has a consumer end each of n tasks with what end does.
+func (r *rig) die(n int, end func(*Delivery) error) {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(r.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		NewConsumer(r.cfg, 1, r.log).Run(ctx, func(_ context.Context, d *Delivery) { end(d) })
+	}()
+	eventually(r.t, "dead letters", func() error {
+		if r.length(DeadQueue) < n {
+			return errors.New("not all are dead yet")
+		}
+		return nil
+	})
+	cancel()
+	<-done
+}
+
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	r.enqueue(tasksKey, text("fails"))
+	r.die(1, (*Delivery).Reject)
+	r.enqueue(tasksKey, amqp.Publishing{MessageId: "odd", Body: []byte{0xff}, Headers: amqp.Table{"mine": "kept"}})
+	r.die(2, (*Delivery).Refuse)
+
+	for range 25 { // looking must not wear them out
+		letters := r.letters()
+		if len(letters) != 2 {
+			t.Fatalf("%d letters, want 2: %+v", len(letters), letters)
+		}
+		fails, odd := letters[0], letters[1]
+		if fails.Task.ID != "fails" || fails.Reason != "delivery_limit" || fails.Invalid != nil || fails.Queue != TasksQueue || fails.Died.IsZero() || fails.Count != 1 {
+			t.Errorf("letter %+v, want one of too many attempts", fails)
+		}
+		if odd.Task.ID != "odd" || odd.Reason != "rejected" || odd.Invalid == nil {
+			t.Errorf("letter %+v, want one that is no proper task", odd)
+		}
+	}
+
+	// Requeue one, purge the other.
+	err := DeadLetters(t.Context(), r.cfg, func(l DeadLetter) (Fate, error) {
+		if l.Task.ID == "odd" {
+			return Requeue, nil
+		}
+		return Purge, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if letters := r.letters(); len(letters) > 0 {
+		t.Errorf("left over: %+v", letters)
+	}
+	back := r.take(TasksQueue, 1)[0]
+	if back.MessageId != "odd" || back.Headers["mine"] != "kept" || back.Headers["x-death"] != nil {
+		t.Errorf("requeued %q with %v, want it as it was", back.MessageId, back.Headers)
+	}
+	r.empty(TasksQueue)
+}
+
+func TestDeadLettersKeepWhatCannotBeRequeued(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	r.enqueue(tasksKey, text("a"), text("b"))
+	r.die(2, (*Delivery).Refuse)
+	if err := r.ch.QueueUnbind(TasksQueue, tasksKey, Exchange, nil); err != nil {
+		t.Fatal(err)
+	}
+	err := DeadLetters(t.Context(), r.cfg, func(DeadLetter) (Fate, error) { return Requeue, nil })
+	if !errors.Is(err, ErrUnroutable) {
+		t.Errorf("DeadLetters = %v, want ErrUnroutable", err)
+	}
+	var ids []string
+	for _, l := range r.letters() {
+		ids = append(ids, l.Task.ID)
+	}
+	if !slices.Equal(ids, []string{"a", "b"}) {
+		t.Errorf("dead letters %q, want a and b", ids)
+	}
+	stop := errors.New("stop")
+	if err := DeadLetters(t.Context(), r.cfg, func(DeadLetter) (Fate, error) { return Keep, stop }); err != stop {
+		t.Errorf("DeadLetters = %v, want decide's error", err)
+	}
+}
