@@ -86,7 +86,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	c.link.up()
 
 	handleCtx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	defer func() { cancel(context.Cause(s.ctx)) }()
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 
 	for {

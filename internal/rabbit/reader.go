@@ -38,8 +38,9 @@ type Reader struct {
 	current chan struct{} // closed once caught up
 }
 
-// NewReader returns a Reader of the results from since on. It may pass on
-// some that are older: the stream finds a time no closer than a chunk.
+// NewReader returns a Reader of the results from since on, the zero time for
+// all that are kept. It may pass on some that are older: the stream finds a
+// time no closer than a chunk.
 func NewReader(cfg Config, since time.Time, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", log)
 	return &Reader{link: l, log: l.log, since: since, started: time.Now(), current: make(chan struct{})}
@@ -100,6 +101,9 @@ func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Res
 func (r *Reader) from() any {
 	if r.next > 0 {
 		return r.next
+	}
+	if r.since.IsZero() {
+		return "first"
 	}
 	return r.since
 }

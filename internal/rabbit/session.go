@@ -118,8 +118,12 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 		l.log.Info("connected to the broker", "broker", host(url))
 		err = use(s)
 	}
-	if cause := context.Cause(s.ctx); cause != nil && cause != errEnded {
-		err = cause // says more than what failed because of it
+	// The end of the session says more than what failed because of it, except
+	// where the broker refused something.
+	var refused *amqp.Error
+	if cause := context.Cause(s.ctx); cause != nil && cause != errEnded &&
+		(!errors.As(err, &refused) || errors.Is(err, amqp.ErrClosed)) {
+		err = cause
 	}
 	if err == nil {
 		err = errEnded

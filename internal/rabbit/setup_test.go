@@ -205,16 +205,21 @@ func (r *rig) eval(format string, args ...any) string {
 	return out
 }
 
-// cut makes the broker close the connections called name.
+// cut makes the broker close the connection called name.
 func (r *rig) cut(name string) {
 	r.t.Helper()
-	n := r.eval(`Pids = [P || [{pid, P}, {client_properties, Props}] <- rabbit_networking:connection_info_all([pid, client_properties]),
-		lists:member({<<"connection_name">>, longstr, <<%q>>}, Props)],
-		[rabbit_networking:close_connection(P, "cut by a test") || P <- Pids], length(Pids)`, name)
-	if n != "1" {
-		r.t.Fatalf("%s connections are called %q, want 1", n, name)
-	}
+	eventually(r.t, "cut", func() error {
+		n := r.eval(`Pids = [P || [{pid, P}, {vhost, <<%q>>}, {client_properties, Props}] <- rabbit_networking:connection_info_all([pid, vhost, client_properties]),
+			lists:member({<<"connection_name">>, longstr, <<%q>>}, Props)],
+			[rabbit_networking:close_connection(P, "cut by a test") || P <- Pids], length(Pids)`, r.vhost(), name)
+		if n != "1" { // it is connecting again
+			return fmt.Errorf("%s connections are called %q", n, name)
+		}
+		return nil
+	})
 }
+
+func (r *rig) vhost() string { return r.url[strings.LastIndexByte(r.url, '/')+1:] }
 
 // eventually waits for what the broker signals to nobody.
 func eventually(t testing.TB, what string, check func() error) {

@@ -1,0 +1,310 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/rabbit/node"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// One node of their own for all tests that stop or slow it, one after another.
+func TestBrokerInTrouble(t *testing.T) {
+	noLeaks(t)
+	n := rabbittest.StartNode(t)
+	for _, tc := range []struct {
+		name string
+		test func(*testing.T, *node.Node)
+	}{
+		{"blocked", testBlocked},
+		{"alarm longer than heartbeats", testLongAlarm},
+		{"suspended", testSuspended},
+		{"stop while suspended", testStopWhileSuspended},
+		{"consumer timeout", testConsumerTimeout},
+		{"restarted", testRestarted},
+		{"started after us", testStartedLater},
+	} {
+		t.Run(tc.name, func(t *testing.T) { tc.test(t, n) })
+	}
+}
+
+// blocked raises the memory alarm and publishes until it is felt. It returns
+// the ids of what was accepted.
+func (r *rig) blocked(p *Publisher) map[string]bool {
+	r.t.Helper()
+	rabbittest.SetAlarm(r.t, r.node)
+	// The broker tells a connection when it publishes, and only then.
+	began := time.Now()
+	const n = 100
+	var answers []<-chan error
+	for i := range n {
+		answers = append(answers, p.PublishTask(newTask(i)))
+	}
+	accepted, refused := map[string]bool{}, 0
+	for i, answer := range answers {
+		switch err := r.answered(answer); {
+		case err == nil:
+			accepted[newTask(i).ID] = true
+		case errors.Is(err, ErrBlocked):
+			refused++
+		default:
+			r.t.Errorf("PublishTask(%d) = %v, want %v", i, err, ErrBlocked)
+		}
+	}
+	if took := time.Since(began); took > r.cfg.ConfirmTimeout/4 {
+		r.t.Errorf("those under way were answered after %v", took)
+	}
+	if refused == 0 {
+		r.t.Error("nobody was told that the broker is blocked")
+	}
+	return accepted
+}
+
+func testBlocked(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	p := r.publisher()
+	accepted := r.blocked(p)
+	if err := p.Ready(); !errors.Is(err, ErrBlocked) {
+		t.Errorf("Ready = %v, want %v", err, ErrBlocked)
+	}
+	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(-1)) }, ErrBlocked)
+
+	// A consumer is not concerned: it has a connection of its own.
+	tasks, stop := r.consumeUntil(NewConsumer(r.cfg, 1, r.log))
+	for range len(accepted) {
+		h := receive(t, "task of a blocked broker", tasks)
+		delete(accepted, h.task.ID)
+		h.end(t, h.Ack)
+	}
+	stop()
+	if len(accepted) > 0 {
+		t.Errorf("%d accepted tasks are lost", len(accepted))
+	}
+
+	rabbittest.ClearAlarm(t, n)
+	r.ready(p.Ready)
+	if err := r.answered(p.PublishTask(newTask(-2))); err != nil {
+		t.Errorf("PublishTask after the alarm = %v", err)
+	}
+}
+
+// Heartbeats must not end a session because the broker does not read.
+func testLongAlarm(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	r.cfg.Heartbeat = time.Second
+	p := r.publisher()
+	r.blocked(p)
+	receive(t, "five heartbeats", time.After(5*r.cfg.Heartbeat))
+	rabbittest.ClearAlarm(t, n)
+	r.ready(p.Ready)
+	if err := r.answered(p.PublishTask(newTask(-1))); err != nil {
+		t.Errorf("PublishTask after the alarm = %v", err)
+	}
+	if said := r.out.String(); strings.Contains(said, "no session") {
+		t.Error("the session has ended")
+	}
+}
+
+// suspend stops the broker's process; it is resumed with the test at the latest.
+func (r *rig) suspend() (resume func()) {
+	r.t.Helper()
+	if err := r.node.Suspend(); err != nil {
+		r.t.Fatal(err)
+	}
+	resume = func() {
+		if err := r.node.Resume(); err != nil {
+			r.t.Error(err)
+		}
+	}
+	r.t.Cleanup(resume)
+	return resume
+}
+
+func testSuspended(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	r.cfg.ConfirmTimeout = 500 * time.Millisecond
+	r.cfg.MaxUnconfirmed = 10
+	p := r.publisher()
+	resume := r.suspend()
+	began := time.Now()
+	var answers []<-chan error
+	for i := range r.cfg.MaxUnconfirmed {
+		answers = append(answers, p.PublishTask(newTask(i)))
+	}
+	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(-1)) }, ErrBusy)
+	for _, answer := range answers {
+		if err := r.answered(answer); !errors.Is(err, ErrTimeout) {
+			t.Errorf("PublishTask = %v, want %v", err, ErrTimeout)
+		}
+	}
+	if took, most := time.Since(began), r.cfg.ConfirmTimeout+100*time.Millisecond; took < r.cfg.ConfirmTimeout || took > most {
+		t.Errorf("answered after %v, want %v to %v", took, r.cfg.ConfirmTimeout, most)
+	}
+	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(-2)) }, ErrTimeout)
+	if err := p.Ready(); !errors.Is(err, ErrTimeout) {
+		t.Errorf("Ready = %v, want %v", err, ErrTimeout)
+	}
+	resume()
+	r.ready(p.Ready)
+	eventually(t, "publishing again", func() error { return r.answered(p.PublishTask(newTask(100))) })
+	// What timed out was late, not lost.
+	seen := map[string]bool{}
+	for _, d := range r.take(TasksQueue, r.length(TasksQueue)) {
+		seen[d.MessageId] = true
+	}
+	if len(seen) != r.cfg.MaxUnconfirmed+1 {
+		t.Errorf("%d tasks are in the queue, want %d", len(seen), r.cfg.MaxUnconfirmed+1)
+	}
+}
+
+// Nothing that a stop has to wait for is without a limit.
+func testStopWhileSuspended(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	r.cfg.ConfirmTimeout = time.Minute
+	p := NewPublisher(r.cfg, r.log)
+	consumer, reader := NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, started(), r.log)
+	stops := []func(){r.run(p.Run)}
+	tasks, stop := r.consumeUntil(consumer)
+	stops = append(stops, stop)
+	_, stop = r.followUntil(reader)
+	stops = append(stops, stop)
+	for _, ready := range []func() error{p.Ready, consumer.Ready, reader.Ready} {
+		r.ready(ready)
+	}
+	r.enqueue(tasksKey, text("a"))
+	receive(t, "task", tasks)
+	s, err := open(t.Context(), r.cfg, r.url, "asking")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+
+	resume := r.suspend()
+	answer := p.PublishTask(newTask(1))
+	connecting := NewPublisher(r.cfg, r.log)
+	stops = append(stops, r.run(connecting.Run))
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := make(chan error, 1)
+	go func() { asked <- s.bounded(ctx, func() error { return s.ensure(r.cfg.Topology) }) }()
+
+	began := time.Now()
+	cancel()
+	if err := receive(t, "end of a question", asked); err == nil {
+		t.Error("a suspended broker has answered")
+	}
+	done := make(chan struct{})
+	for _, stop := range stops {
+		go func() {
+			stop()
+			done <- struct{}{}
+		}()
+	}
+	for range stops {
+		receive(t, "end of Run", done)
+	}
+	if took, most := time.Since(began), 2*closeTimeout+time.Second; took > most {
+		t.Errorf("the stop took %v, want %v at most", took, most)
+	}
+	if err := r.answered(answer); !errors.Is(err, ErrLost) {
+		t.Errorf("PublishTask = %v, want %v", err, ErrLost)
+	}
+
+	// Nor is connecting.
+	r.cfg.DialTimeout = 100 * time.Millisecond
+	if err := Setup(t.Context(), r.cfg); err == nil || !strings.Contains(err.Error(), "no answer within 100ms") {
+		t.Errorf("Setup = %v", err)
+	}
+	resume()
+}
+
+func testConsumerTimeout(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	// The broker looks once a minute, unless it is told otherwise before the
+	// channel is opened.
+	set := func(tick, timeout time.Duration) {
+		r.eval(`[application:set_env(rabbit, K, V) || {K, V} <- [{channel_tick_interval, %d}, {consumer_timeout, %d}]]`,
+			tick.Milliseconds(), timeout.Milliseconds())
+	}
+	set(200*time.Millisecond, 500*time.Millisecond)
+	defer set(time.Minute, 30*time.Minute) // as they were
+	c := NewConsumer(r.cfg, 1, r.log)
+	tasks := r.consume(c)
+	r.enqueue(tasksKey, text("a"))
+	h := receive(t, "task", tasks)
+	receive(t, "end of the handler's context", h.ctx.Done())
+	if cause := fmt.Sprint(context.Cause(h.ctx)); !strings.Contains(cause, "delivery acknowledgement") {
+		t.Errorf("the context ended with %q", cause)
+	}
+	again := receive(t, "task again", tasks)
+	if again.task.ID != "a" {
+		t.Errorf("got %s, want a again", again.task.ID)
+	}
+	again.end(t, again.Ack)
+}
+
+func testRestarted(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	r.cfg.RetryMin, r.cfg.RetryMax = DefaultConfig("").RetryMin, DefaultConfig("").RetryMax
+	p := r.publisher()
+	consumer, reader := NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, started(), r.log)
+	tasks, results := r.consume(consumer), r.follow(reader)
+	publishResults(t, p, 0, 10)
+	last := inOrder(t, results, 0, 10, -1)
+	r.enqueue(tasksKey, text("a"), text("b"))
+	h := receive(t, "task", tasks)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := n.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	receive(t, "end of the handler's context", h.ctx.Done())
+	for _, ready := range []func() error{p.Ready, consumer.Ready, reader.Ready} {
+		r.ready(ready)
+	}
+	publishResults(t, p, 10, 20)
+	inOrder(t, results, 10, 20, last)
+	for _, want := range []string{"a", "b"} {
+		h := receive(t, "task", tasks)
+		if h.task.ID != want {
+			t.Errorf("got %s, want %s", h.task.ID, want)
+		}
+		h.end(t, h.Ack)
+	}
+	took := time.Since(began)
+	t.Logf("all work again %v after the broker", took)
+	if took > 10*time.Second {
+		t.Errorf("work was resumed %v after the broker", took)
+	}
+}
+
+func testStartedLater(t *testing.T, n *node.Node) {
+	r := setupOn(t, n) // the virtual host outlives the stop
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := n.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p := NewPublisher(r.cfg, r.log)
+	r.run(p.Run)
+	r.out.says(t, "connection refused")
+	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(1)) }, ErrNotConnected)
+	if err := n.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.ready(p.Ready)
+	if err := r.answered(p.PublishTask(newTask(1))); err != nil {
+		t.Errorf("PublishTask = %v", err)
+	}
+	r.connected()
+	if got := r.take(TasksQueue, 1)[0]; got.DeliveryMode != amqp.Persistent {
+		t.Errorf("the delivery mode is %d", got.DeliveryMode)
+	}
+}
