@@ -1,0 +1,416 @@
+package worker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/reverse"
+	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/worker"
+)
+
+// Tests that raise an alarm at the shared node are not parallel: they run
+// before all that are.
+func TestMain(m *testing.M) { rabbittest.Main(m) }
+
+const patience = 30 * time.Second
+
+// A rig is a virtual host with a publisher of tasks and a reader of results.
+type rig struct {
+	t       testing.TB
+	url     string
+	cfg     rabbit.Config
+	log     *slog.Logger
+	tasks   *rabbit.Publisher
+	results chan task.Result
+	ch      *amqp.Channel // for a look from outside
+}
+
+func setup(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t, url: rabbittest.URL(t), results: make(chan task.Result, 1000)}
+	out := &output{}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("the log:\n" + out.buf.String())
+		}
+	})
+	r.log = slog.New(slog.NewTextHandler(out, nil))
+	r.cfg = rabbit.DefaultConfig("test")
+	r.cfg.URLs = []string{r.url}
+	r.cfg.RetryMin, r.cfg.RetryMax = 10*time.Millisecond, time.Second
+	r.cfg.ConfirmTimeout = 15 * time.Second
+	r.cfg.Topology.DeliveryLimit = 2
+	if err := rabbit.Setup(t.Context(), r.cfg); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := amqp.Dial(r.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if r.ch, err = conn.Channel(); err != nil {
+		t.Fatal(err)
+	}
+	r.tasks = rabbit.NewPublisher(r.cfg, r.log)
+	r.run(r.tasks.Run)
+	reader := rabbit.NewReader(r.cfg, time.Time{}, r.log)
+	r.run(func(ctx context.Context) error {
+		return reader.Run(ctx, func(_ int64, result task.Result) { r.results <- result })
+	})
+	r.eventually("ready", r.tasks.Ready)
+	return r
+}
+
+// run runs f until stop is called or the test ends; stop waits for its end.
+func (r *rig) run(f func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx)
+	}()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		receive(r.t, "end of Run", done)
+	})
+	r.t.Cleanup(stop)
+	return stop
+}
+
+// work starts a worker over connections of its own, called name.
+func (r *rig) work(name string, concurrency int, h worker.Handler) (w *worker.Worker, stop func()) {
+	cfg := r.cfg
+	cfg.Name = name
+	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
+	w = worker.New(h, publisher, r.log)
+	stopPublisher := r.run(publisher.Run)
+	stopConsumer := r.run(func(ctx context.Context) error {
+		return consumer.Run(ctx, func(ctx context.Context, d *rabbit.Delivery) { w.Handle(ctx, d) })
+	})
+	r.eventually("ready", publisher.Ready)
+	r.eventually("ready", consumer.Ready)
+	return w, func() {
+		stopConsumer()
+		stopPublisher()
+	}
+}
+
+func (r *rig) publish(tasks ...task.Task) {
+	r.t.Helper()
+	var answers []<-chan error
+	for _, t := range tasks {
+		answers = append(answers, r.tasks.PublishTask(t))
+	}
+	for _, answer := range answers {
+		if err := receive(r.t, "answer", answer); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// left returns how many messages are in queue that nobody holds.
+func (r *rig) left(queue string) int {
+	r.t.Helper()
+	q, err := r.ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return q.Messages
+}
+
+func (r *rig) eventually(what string, check func() error) {
+	r.t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			r.t.Fatalf("not %s within %v: %v", what, patience, err)
+		}
+	}
+}
+
+func receive[T any](t testing.TB, what string, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("no %s within %v", what, patience)
+		panic("not reached")
+	}
+}
+
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(b)
+}
+
+// handlerFunc makes a function a Handler.
+type handlerFunc func(context.Context, task.Task) (string, error)
+
+func (f handlerFunc) Handle(ctx context.Context, t task.Task) (string, error) { return f(ctx, t) }
+
+func newTask(i int) task.Task {
+	return task.Task{ID: fmt.Sprintf("task-%d", i), Text: fmt.Sprintf("text %d", i), Accepted: time.Now()}
+}
+
+// begun has h signal each task that it begins.
+func begun(h worker.Handler) (worker.Handler, <-chan task.Task) {
+	began := make(chan task.Task, 1000)
+	return handlerFunc(func(ctx context.Context, t task.Task) (string, error) {
+		began <- t
+		return h.Handle(ctx, t)
+	}), began
+}
+
+func TestResults(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	_, stop := r.work("worker", 10, reverse.New(reverse.Config{PausePerChar: time.Millisecond, MaxPause: time.Second}))
+	began := time.Now()
+	sent := map[string]task.Task{}
+	var all []task.Task
+	for i := range 50 {
+		tk := newTask(i)
+		sent[tk.ID] = tk
+		all = append(all, tk)
+	}
+	r.publish(all...)
+	for range all {
+		got := receive(t, "result", r.results)
+		tk, ok := sent[got.ID]
+		if !ok {
+			t.Fatalf("%s came twice, or was never sent", got.ID)
+		}
+		delete(sent, got.ID)
+		if got.Text != reverse.Reverse(tk.Text) || !got.Accepted.Equal(tk.Accepted.Truncate(time.Microsecond)) {
+			t.Errorf("the result of %+v is %+v", tk, got)
+		}
+		if got.Done.Before(began.Truncate(time.Microsecond)) || got.Done.After(time.Now()) {
+			t.Errorf("%s was done at %v", got.ID, got.Done)
+		}
+	}
+	stop()
+	if n := r.left(rabbit.TasksQueue); n != 0 {
+		t.Errorf("%d tasks were not acknowledged", n)
+	}
+}
+
+// A task that no attempt can handle goes to the dead letters, and the worker lives.
+func TestFailures(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func() (string, error){
+		"panic": func() (string, error) { panic("a bug") },
+		"error": func() (string, error) { return "", errors.New("no luck") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t)
+			h, began := begun(handlerFunc(func(_ context.Context, tk task.Task) (string, error) {
+				if tk.ID == newTask(1).ID {
+					return fail()
+				}
+				return tk.Text, nil
+			}))
+			w, _ := r.work("worker", 1, h)
+			r.publish(newTask(1))
+			attempts := r.cfg.Topology.DeliveryLimit + 1
+			for range attempts {
+				receive(t, "attempt", began)
+			}
+			r.publish(newTask(2))
+			if got := receive(t, "result of the next task", r.results); got.ID != newTask(2).ID {
+				t.Errorf("the result is of %s", got.ID)
+			}
+			r.eventually("dead", func() error {
+				d, ok, err := r.ch.Get(rabbit.DeadQueue, true)
+				if err != nil || !ok {
+					return fmt.Errorf("no dead letter (%v)", err)
+				}
+				if d.MessageId != newTask(1).ID {
+					t.Errorf("the dead letter is %s", d.MessageId)
+				}
+				return nil
+			})
+			if len(began) != 1 {
+				t.Errorf("%d attempts too many", len(began)-1)
+			}
+			r.eventually("idle", func() error {
+				if n := w.Busy(); n != 0 {
+					return fmt.Errorf("busy with %d", n)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+func TestForeignMessageIsRefused(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	h, began := begun(reverse.New(reverse.Config{}))
+	r.work("worker", 1, h)
+	if err := r.ch.Publish(rabbit.Exchange, "tasks", true, false, amqp.Publishing{MessageId: "bad", Body: []byte{0xff}}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("dead", func() error {
+		d, ok, err := r.ch.Get(rabbit.DeadQueue, true)
+		if err != nil || !ok || d.MessageId != "bad" {
+			return fmt.Errorf("the dead letter is %q (%v, %v)", d.MessageId, ok, err)
+		}
+		return nil
+	})
+	if len(began) > 0 {
+		t.Error("the handler was called")
+	}
+}
+
+// Two workers share the tasks. What one held when it was cut off, or stopped,
+// the other one does.
+func TestOneWorkerGoesAway(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]func(r *rig, stop func()){
+		"cut off": func(r *rig, _ func()) {
+			if n := closeConnections(r, "first consumer"); n != "1" {
+				r.t.Errorf("%s connections were closed, want 1", n)
+			}
+		},
+		"stopped": func(_ *rig, stop func()) { stop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t)
+			h, began := begun(reverse.New(reverse.Config{PausePerChar: 50 * time.Millisecond, MaxPause: 300 * time.Millisecond}))
+			_, stop := r.work("first", 2, h)
+			var all []task.Task
+			for i := range 20 {
+				all = append(all, newTask(i))
+			}
+			r.publish(all...)
+			r.work("second", 2, reverse.New(reverse.Config{PausePerChar: 10 * time.Millisecond, MaxPause: time.Second}))
+			receive(t, "task at the first worker", began)
+			away(r, stop)
+			seen := map[string]bool{}
+			for len(seen) < len(all) {
+				seen[receive(t, "result", r.results).ID] = true
+			}
+			if n := r.left(rabbit.DeadQueue); n != 0 {
+				t.Errorf("%d tasks are dead", n)
+			}
+		})
+	}
+}
+
+func closeConnections(r *rig, name string) string {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	vhost := r.url[strings.LastIndexByte(r.url, '/')+1:]
+	n, err := rabbittest.Node(r.t).Eval(ctx, fmt.Sprintf(`Pids = [P || [{pid, P}, {vhost, <<%q>>}, {client_properties, Props}] <- rabbit_networking:connection_info_all([pid, vhost, client_properties]),
+		lists:member({<<"connection_name">>, longstr, <<%q>>}, Props)],
+		[rabbit_networking:close_connection(P, "cut by a test") || P <- Pids], length(Pids)`, vhost, name))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+func TestStopInAPause(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	h, began := begun(reverse.New(reverse.Config{PausePerChar: time.Minute, MaxPause: time.Minute}))
+	_, stop := r.work("worker", 1, h)
+	r.publish(newTask(1))
+	receive(t, "task", began)
+	stopped := time.Now()
+	stop()
+	if took := time.Since(stopped); took > 5*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+	d, ok, err := r.ch.Get(rabbit.TasksQueue, true)
+	if err != nil || !ok || d.MessageId != newTask(1).ID {
+		t.Errorf("the queue has %q (%v, %v)", d.MessageId, ok, err)
+	}
+	if len(r.results) > 0 {
+		t.Error("there is a result")
+	}
+}
+
+// A result that the broker does not take is published when it does. Its task
+// is acknowledged once.
+func TestResultDuringAnAlarm(t *testing.T) {
+	r := setup(t)
+	release := make(chan struct{})
+	h, began := begun(handlerFunc(func(_ context.Context, tk task.Task) (string, error) {
+		<-release
+		return tk.Text, nil
+	}))
+	out := &output{}
+	r.log = slog.New(slog.NewTextHandler(out, nil))
+	w, stop := r.work("worker", 10, h)
+	var all []task.Task
+	for i := range 10 {
+		all = append(all, newTask(i))
+	}
+	r.publish(all...)
+	for range all {
+		receive(t, "task", began)
+	}
+	node := rabbittest.Node(t)
+	rabbittest.SetAlarm(t, node)
+	close(release)
+	r.eventually("refused", func() error {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		if !strings.Contains(out.buf.String(), "a result was not published; will try again") {
+			return errors.New("no result was refused")
+		}
+		return nil
+	})
+	if w.Busy() == 0 {
+		t.Error("no task is in hand")
+	}
+	rabbittest.ClearAlarm(t, node)
+	seen := map[string]bool{}
+	for len(seen) < len(all) {
+		seen[receive(t, "result", r.results).ID] = true
+	}
+	r.eventually("acknowledged", func() error {
+		if n := w.Busy(); n > 0 {
+			return fmt.Errorf("%d tasks are in hand", n)
+		}
+		return nil
+	})
+	stop()
+	if n := r.left(rabbit.TasksQueue); n != 0 {
+		t.Errorf("%d tasks were not acknowledged", n)
+	}
+	if said := out.buf.String(); strings.Contains(said, "could not") {
+		t.Errorf("a second acknowledgement: %s", said)
+	}
+}
