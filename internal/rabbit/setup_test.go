@@ -158,18 +158,13 @@ func (r *rig) take(queue string, n int) []amqp.Delivery {
 	ch := r.channel()
 	defer ch.Close()
 	var all []amqp.Delivery
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	deliveries, err := ch.ConsumeWithContext(ctx, queue, "", true, false, false, false, nil)
+	// Not ConsumeWithContext: it cancels in the middle of Close.
+	deliveries, err := ch.Consume(queue, "", true, false, false, false, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	for len(all) < n {
-		d, ok := <-deliveries
-		if !ok {
-			r.t.Fatalf("%s holds %d messages, want %d", queue, len(all), n)
-		}
-		all = append(all, d)
+		all = append(all, receive(r.t, fmt.Sprintf("message %d of %d in %s", len(all)+1, n, queue), deliveries))
 	}
 	r.empty(queue)
 	return all

@@ -1,9 +1,12 @@
 package rabbit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +99,9 @@ func testBlocked(t *testing.T, n *node.Node) {
 
 // Heartbeats must not end a session because the broker does not read.
 func testLongAlarm(t *testing.T, n *node.Node) {
+	if testing.Short() {
+		t.Skip("takes five seconds")
+	}
 	r := setupOn(t, n).declared()
 	r.cfg.Heartbeat = time.Second
 	p := r.publisher()
@@ -123,6 +129,18 @@ func (r *rig) suspend() (resume func()) {
 		}
 	}
 	r.t.Cleanup(resume)
+	// A thread that runs gets the signal a moment later. Where there is no
+	// /proc, that moment is hoped to be over.
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", r.node.Pid()))
+	eventually(r.t, "suspended", func() error {
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			if err == nil && !bytes.Contains(stat, []byte(") T ")) {
+				return fmt.Errorf("%s is %q", thread, stat)
+			}
+		}
+		return nil
+	})
 	return resume
 }
 

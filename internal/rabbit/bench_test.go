@@ -1,0 +1,124 @@
+package rabbit
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
+)
+
+var benchText = strings.Repeat("0123456789", 10)
+
+// inFlight is how many messages wait for confirmation at once.
+const inFlight = 256
+
+// BenchmarkPublish compares a Publisher that many goroutines share with what
+// amqp091-go can do at most: one goroutine that writes, one that takes the
+// confirmations in.
+func BenchmarkPublish(b *testing.B) {
+	b.Run("raw", func(b *testing.B) {
+		r := setup(b).declared()
+		if err := r.ch.Confirm(false); err != nil {
+			b.Fatal(err)
+		}
+		confirms := r.ch.NotifyPublish(make(chan amqp.Confirmation, inFlight))
+		free := make(chan struct{}, inFlight)
+		b.ReportAllocs()
+		b.ResetTimer()
+		go func() {
+			for i := range b.N {
+				free <- struct{}{}
+				m := encodeTask(task.Task{ID: fmt.Sprint(i), Text: benchText})
+				if _, err := r.ch.PublishWithDeferredConfirm(Exchange, tasksKey, true, false, m); err != nil {
+					b.Error(err)
+				}
+			}
+		}()
+		for range b.N {
+			if c := receive(b, "confirmation", confirms); !c.Ack {
+				b.Fatal("refused")
+			}
+			<-free
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+	})
+	b.Run("Publisher", func(b *testing.B) {
+		p := setup(b).declared().publisher()
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		b.ReportAllocs()
+		b.ResetTimer()
+		for range inFlight {
+			wg.Go(func() {
+				for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+					if err := <-p.PublishTask(task.Task{ID: fmt.Sprint(i), Text: benchText}); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+	})
+}
+
+// BenchmarkConsume takes and acknowledges tasks one by one.
+func BenchmarkConsume(b *testing.B) {
+	filled := func(b *testing.B) *rig {
+		r := setup(b).declared()
+		all := make([]amqp.Publishing, b.N)
+		for i := range all {
+			all[i] = encodeTask(task.Task{ID: fmt.Sprint(i), Text: benchText})
+		}
+		for len(all) > 0 {
+			n := min(len(all), 1000)
+			r.enqueue(tasksKey, all[:n]...)
+			all = all[n:]
+		}
+		b.ReportAllocs()
+		b.ResetTimer()
+		return r
+	}
+	b.Run("raw", func(b *testing.B) {
+		r := filled(b)
+		if err := r.ch.Qos(inFlight, 0, false); err != nil {
+			b.Fatal(err)
+		}
+		deliveries, err := r.ch.Consume(TasksQueue, "", false, false, false, false, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range b.N {
+			d := receive(b, "delivery", deliveries)
+			if err := d.Ack(false); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+	})
+	b.Run("Consumer", func(b *testing.B) {
+		r := filled(b)
+		var left atomic.Int64
+		left.Store(int64(b.N))
+		done := make(chan struct{})
+		r.run(func(ctx context.Context) error {
+			return NewConsumer(r.cfg, inFlight, r.log).Run(ctx, func(_ context.Context, d *Delivery) {
+				if err := d.Ack(); err != nil {
+					b.Error(err)
+				}
+				if left.Add(-1) == 0 {
+					close(done)
+				}
+			})
+		})
+		<-done
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+	})
+}
