@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -174,4 +175,33 @@ func TestReaderSince(t *testing.T) {
 
 	// And one without a time gets everything.
 	inOrder(t, r.follow(NewReader(r.cfg, time.Time{}, r.log)), 0, 21, -1)
+}
+
+// Offsets of another stream mean something else: going on at the old one would
+// silently leave out all results below it.
+func TestReaderNoticesAReplacedStream(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	reader := NewReader(r.cfg, started(), r.log)
+	results := make(chan read, 100)
+	done := make(chan error, 1)
+	r.run(func(ctx context.Context) error {
+		done <- reader.Run(ctx, func(offset int64, result task.Result) { results <- read{offset, result} })
+		return nil
+	})
+	publishResults(t, p, 0, 50)
+	inOrder(t, results, 0, 50, -1)
+	if _, err := r.ch.QueueDelete(ResultsQueue, false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	r.out.says(t, "no session with the broker") // RabbitMQ 3.10 may say no more than "internal error"
+	r.ready(reader.Ready)
+	publishResults(t, p, 50, 60)
+	if err := receive(t, "end of Run", done); !errors.Is(err, ErrReplaced) {
+		t.Errorf("Run = %v, want %v", err, ErrReplaced)
+	}
+	if len(results) > 0 {
+		t.Errorf("%d results came with void offsets", len(results))
+	}
 }
