@@ -83,7 +83,7 @@ func (r *Reader) Run(ctx context.Context, each func(offset int64, result task.Re
 }
 
 func (r *Reader) read(ctx context.Context, s *session, each func(int64, task.Result)) error {
-	deliveries, err := s.consume(ctx, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: r.from()})
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: r.from()})
 	if err != nil {
 		return err
 	}
@@ -147,12 +147,9 @@ func (s *session) streamEnd(ctx context.Context, next int64) (end int64, err err
 		return 0, fmt.Errorf("open a channel: %w", err)
 	}
 	defer ch.Close()
-	if err := ch.Qos(readerPrefetch, 0, false); err != nil {
-		return 0, fmt.Errorf("set the prefetch: %w", err)
-	}
-	lastChunk, err := ch.Consume(ResultsQueue, "revq-socket-end", false, false, false, false, amqp.Table{offsetHeader: "last"})
+	lastChunk, err := s.consume(ctx, ch, ResultsQueue, "revq-socket-end", readerPrefetch, amqp.Table{offsetHeader: "last"})
 	if err != nil {
-		return 0, fmt.Errorf("consume from %s: %w", ResultsQueue, err)
+		return 0, err
 	}
 	var chunk <-chan time.Time
 	sure := false

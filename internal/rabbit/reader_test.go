@@ -197,9 +197,22 @@ func TestReaderNoticesAReplacedStream(t *testing.T) {
 	}
 	r.out.says(t, "no session with the broker") // RabbitMQ 3.10 may say no more than "internal error"
 	r.ready(reader.Ready)
-	publishResults(t, p, 50, 60)
-	if err := receive(t, "end of Run", done); !errors.Is(err, ErrReplaced) {
-		t.Errorf("Run = %v, want %v", err, ErrReplaced)
+	// Now and then (2 of 150 runs on RabbitMQ 3.10) nothing of what was
+	// confirmed right after the deletion came to the reader; why is not known.
+	for i := 50; i < 90; i += 10 {
+		publishResults(t, p, i, i+10)
+		select {
+		case err := <-done:
+			if !errors.Is(err, ErrReplaced) {
+				t.Errorf("Run = %v, want %v", err, ErrReplaced)
+			}
+			i = 90
+		case <-time.After(3 * (quiet + empty)):
+			t.Logf("not noticed after %d results", i-40)
+		}
+	}
+	if err := reader.Ready(); !errors.Is(err, ErrReplaced) {
+		t.Errorf("Ready = %v, want %v", err, ErrReplaced)
 	}
 	if len(results) > 0 {
 		t.Errorf("%d results came with void offsets", len(results))
