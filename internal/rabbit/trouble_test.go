@@ -1,12 +1,9 @@
 package rabbit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -129,18 +126,6 @@ func (r *rig) suspend() (resume func()) {
 		}
 	}
 	r.t.Cleanup(resume)
-	// A thread that runs gets the signal a moment later. Where there is no
-	// /proc, that moment is hoped to be over.
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", r.node.Pid()))
-	eventually(r.t, "suspended", func() error {
-		for _, thread := range threads {
-			stat, err := os.ReadFile(thread)
-			if err == nil && !bytes.Contains(stat, []byte(") T ")) {
-				return fmt.Errorf("%s is %q", thread, stat)
-			}
-		}
-		return nil
-	})
 	return resume
 }
 

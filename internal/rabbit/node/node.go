@@ -6,6 +6,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -33,6 +34,8 @@ const (
 	// nodeName can be the same for all: each node has an epmd of its own. It is part of the data's
 	// path, so a directory must always be used under the same name.
 	nodeName = "revq@localhost"
+
+	suspendTimeout = 10 * time.Second // it takes milliseconds, unless the machine is very busy
 
 	pollEvery = 20 * time.Millisecond // while waiting for a port to answer; a refused dial costs microseconds
 )
@@ -372,8 +375,29 @@ func (n *Node) Restart(ctx context.Context) error {
 	return n.start(ctx)
 }
 
-// Suspend stops the server's process with SIGSTOP: its connections stay open and nothing answers.
-func (n *Node) Suspend() error { return n.signal(syscall.SIGSTOP) }
+// Suspend stops the server's process with SIGSTOP: its connections stay open and nothing answers. It
+// returns once that is so.
+func (n *Node) Suspend() error {
+	if err := n.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), suspendTimeout)
+	defer cancel()
+	return poll(ctx, n.Done(), n.suspended)
+}
+
+// suspended returns an error if one of the server's threads still runs: each gets the signal when it
+// comes to it. Where there is no /proc to tell, it is taken for granted.
+func (n *Node) suspended() error {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", n.Pid()))
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if err == nil && !bytes.Contains(stat, []byte(") T ")) {
+			return fmt.Errorf("%s: %s", thread, stat)
+		}
+	}
+	return nil
+}
 
 // Resume lets a suspended server go on.
 func (n *Node) Resume() error { return n.signal(syscall.SIGCONT) }
