@@ -19,12 +19,14 @@ import (
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack/stacktest"
+	"github.com/revq/revq/internal/worker/workertest"
 )
 
-// TestMain makes two programs of the test binary: revq, and revq on a machine without RabbitMQ.
+// TestMain makes programs of the test binary: revq, revq on a machine without RabbitMQ, and a worker that fails.
 func TestMain(m *testing.M) {
 	testscript.Main(tests{m}, map[string]func(){
-		"revq": func() { os.Exit(run()) },
+		"revq":           func() { os.Exit(run()) },
+		"failing-worker": workertest.FailingWorker,
 		"revq-without-rabbitmq": func() {
 			os.Args[0] = "revq"
 			findServer = func() (string, error) { return "", node.ErrNotFound }
@@ -46,6 +48,8 @@ func (t tests) Run() int { return stacktest.Main(t.M) }
 //	                  declare an exchange
 //	amqp-publish ID FILE
 //	                  publish a task as any AMQP client can, FILE as it is; '' for no id
+//	await-length QUEUE N
+//	                  wait until the queue holds N messages
 //	user NAME CONFIGURE WRITE READ
 //	                  REVQ_AMQP_URL logs in as a user with these permissions
 //	ports             three free ports: PORT, PORT2, PORT3
@@ -104,6 +108,11 @@ func TestScript(t *testing.T) {
 					ts.Fatalf("the broker took no task")
 				}
 			},
+			"await-length": func(ts *testscript.TestScript, neg bool, args []string) {
+				await(ts, args[0]+" to have "+args[1], func() bool {
+					return strconv.Itoa(rabbittest.QueueLength(of(ts), broker(), ts.Getenv("REVQ_AMQP_URL"), args[0])) == args[1]
+				})
+			},
 			"user": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Setenv("REVQ_AMQP_URL", rabbittest.User(of(ts), broker(), ts.Getenv("REVQ_AMQP_URL"), args[0], args[1], args[2], args[3]))
 			},
@@ -147,18 +156,22 @@ func channel(ts *testscript.TestScript) *amqp.Channel {
 // awaitFile waits until what a program in the background writes to a file matches.
 func awaitFile(ts *testscript.TestScript, neg bool, args []string) {
 	path, want := ts.MkAbs(args[0]), regexp.MustCompile(args[1])
+	await(ts, fmt.Sprintf("%s to match %q", args[0], want), func() bool {
+		content, err := os.ReadFile(path)
+		return err == nil && want.Match(content)
+	})
+}
+
+// await polls for what gives no signal.
+func await(ts *testscript.TestScript, what string, ok func() bool) {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
 	timeout := time.After(time.Minute)
-	for {
-		content, err := os.ReadFile(path)
-		if err == nil && want.Match(content) {
-			return
-		}
+	for !ok() {
 		select {
 		case <-ticker.C:
 		case <-timeout:
-			ts.Fatalf("%s does not match %q: %s (%v)", args[0], want, content, err)
+			ts.Fatalf("waited too long for %s", what)
 		}
 	}
 }
