@@ -131,10 +131,9 @@ func deadRequeue() *cli.Command {
 				}
 				return rabbit.Requeue, nil
 			})
-			stderr := cmd.Root().ErrWriter
-			fmt.Fprintf(stderr, "revq: %d requeued\n", n)
+			reportDone(cmd, n, "requeued", err)
 			if improper > 0 {
-				fmt.Fprintf(stderr, "revq: %d stay, since they are no proper tasks\n", improper)
+				fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d stay, since they are no proper tasks\n", improper)
 			}
 			return err
 		},
@@ -164,9 +163,16 @@ func deadPurge() *cli.Command {
 			n, err := eachNamed(ctx, cmd, &broker, func(rabbit.DeadLetter) (rabbit.Fate, error) {
 				return rabbit.Purge, nil
 			})
-			fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d purged\n", n)
+			reportDone(cmd, n, "purged", err)
 			return err
 		},
+	}
+}
+
+// reportDone says what was done to how many, unless an error says it all.
+func reportDone(cmd *cli.Command, n int, done string, err error) {
+	if n > 0 || err == nil {
+		fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d %s\n", n, done)
 	}
 }
 

@@ -137,12 +137,15 @@ func (s *session) compare(o object) (differences []Argument, err error) {
 			a.Is = cmp.Or(a.Is, amqp.QueueTypeClassic)
 			return []Argument{a}, nil // all others follow from it
 		}
-		a.Flag = o.flags[a.Name]
-		differences = append(differences, a)
-		if seen[a.Name] || !strings.HasPrefix(a.Name, "x-") { // x- is what args has
-			return differences, nil
+		if seen[a.Name] {
+			return differences, nil // the broker does not take what it has
 		}
 		seen[a.Name] = true
+		a.Flag = o.flags[a.Name]
+		differences = append(differences, a)
+		if !strings.HasPrefix(a.Name, "x-") { // such as durable
+			return differences, nil
+		}
 		n, err := strconv.ParseInt(a.Is, 10, 64)
 		switch {
 		case a.Is == "":
