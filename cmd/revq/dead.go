@@ -36,9 +36,6 @@ queue revq.dead. Once the cause is mended, requeue gives it back to the workers.
 	}
 }
 
-// errEnoughLetters ends the listing.
-var errEnoughLetters = errors.New("as many dead letters as wanted")
-
 func deadList() *cli.Command {
 	broker := rabbit.DefaultConfig("revq dead")
 	var (
@@ -47,10 +44,18 @@ func deadList() *cli.Command {
 	)
 	return &cli.Command{
 		Name:  "ls",
-		Usage: "list them, the oldest first",
+		Usage: "list them",
 		Flags: append(broker.Flags(),
 			jsonFlag(&asJSON),
-			&cli.IntFlag{Name: "limit", Usage: "at most `N`", Value: 1000, Destination: &limit},
+			&cli.IntFlag{
+				Name: "limit", Usage: "at most `N`", Value: 1000, Destination: &limit,
+				Validator: func(n int) error {
+					if n < 1 {
+						return fmt.Errorf("%d is too few: give 1 or more", n)
+					}
+					return nil
+				},
+			},
 		),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := cmp.Or(command.NoArguments(cmd), checkBroker(&broker)); err != nil {
@@ -58,19 +63,21 @@ func deadList() *cli.Command {
 			}
 			out := newLetterWriter(cmd.Root().Writer, asJSON)
 			n := 0
+			// All are gone through, since the broker puts those that were looked
+			// at behind those that were not.
 			err := rabbit.DeadLetters(ctx, broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
-				if n == limit {
-					return rabbit.Keep, errEnoughLetters
+				if n++; n > limit {
+					return rabbit.Keep, nil
 				}
-				n++
 				return rabbit.Keep, out.write(l)
 			})
-			if err == nil && n == 0 {
-				fmt.Fprintln(cmd.Root().ErrWriter, "revq: there are no dead letters")
-			}
-			if errors.Is(err, errEnoughLetters) {
-				fmt.Fprintf(cmd.Root().ErrWriter, "revq: there are more than %d; see --limit\n", limit)
-				err = nil
+			stderr := cmd.Root().ErrWriter
+			switch {
+			case err != nil:
+			case n == 0:
+				fmt.Fprintln(stderr, "revq: there are no dead letters")
+			case n > limit:
+				fmt.Fprintf(stderr, "revq: %d more are there; see --limit\n", n-limit)
 			}
 			return errors.Join(err, out.flush())
 		},
@@ -86,15 +93,19 @@ func deadShow() *cli.Command {
 		ArgsUsage: "ID ...",
 		Flags:     append(broker.Flags(), jsonFlag(&asJSON)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if !cmd.Args().Present() {
+				return command.Usagef("name the ids: `revq dead ls` lists them")
+			}
 			stdout := cmd.Root().Writer
-			return eachNamed(ctx, cmd, &broker, false, "shown", func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+			_, err := eachNamed(ctx, cmd, &broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if asJSON {
 					return rabbit.Keep, newLetterWriter(stdout, true).write(l)
 				}
-				_, err := fmt.Fprintf(stdout, "id:       %s\nreason:   %s\ndied:     %s, in %s, %d times\naccepted: %s\ntext:     %q\n",
-					l.Task.ID, reason(l), when(l.Died), l.Queue, l.Count, when(l.Task.Accepted), l.Task.Text)
+				_, err := fmt.Fprintf(stdout, "id:       %s\nreason:   %s\ndied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
+					id(l), reason(l), when(l.Died), cmp.Or(printable(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
 				return rabbit.Keep, err
 			})
+			return err
 		},
 	}
 }
@@ -103,14 +114,28 @@ func deadRequeue() *cli.Command {
 	broker := rabbit.DefaultConfig("revq dead")
 	var all bool
 	return &cli.Command{
-		Name:      "requeue",
-		Usage:     "give them back to the workers, under the same ids",
-		ArgsUsage: "ID ...",
-		Flags:     append(broker.Flags(), allFlag(&all)),
+		Name:        "requeue",
+		Usage:       "give them back to the workers, under the same ids",
+		Description: `With --all, what is no proper task stays: no worker can do anything with it.`,
+		ArgsUsage:   "ID ...",
+		Flags:       append(broker.Flags(), allFlag(&all)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			return eachNamed(ctx, cmd, &broker, all, "requeued", func(rabbit.DeadLetter) (rabbit.Fate, error) {
+			if err := checkNamed(cmd, all); err != nil {
+				return err
+			}
+			improper := 0
+			n, err := eachNamed(ctx, cmd, &broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+				if all && l.Invalid != nil {
+					improper++
+					return rabbit.Keep, nil
+				}
 				return rabbit.Requeue, nil
 			})
+			reportDone(cmd, n, "requeued", err)
+			if improper > 0 {
+				fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d stay, since they are no proper tasks\n", improper)
+			}
+			return err
 		},
 	}
 }
@@ -127,27 +152,36 @@ func deadPurge() *cli.Command {
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", Destination: &yes},
 		),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if err := checkNamed(cmd, all); err != nil {
+				return err
+			}
 			if !yes {
-				if err := confirm(cmd, all); err != nil {
+				if err := confirm(cmd); err != nil {
 					return err
 				}
 			}
-			return eachNamed(ctx, cmd, &broker, all, "purged", func(rabbit.DeadLetter) (rabbit.Fate, error) {
+			n, err := eachNamed(ctx, cmd, &broker, func(rabbit.DeadLetter) (rabbit.Fate, error) {
 				return rabbit.Purge, nil
 			})
+			reportDone(cmd, n, "purged", err)
+			return err
 		},
 	}
 }
 
+// reportDone says what was done to how many, unless an error says it all.
+func reportDone(cmd *cli.Command, n int, done string, err error) {
+	if n > 0 || err == nil {
+		fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d %s\n", n, done)
+	}
+}
+
 // confirm asks before dead letters are purged.
-func confirm(cmd *cli.Command, all bool) error {
+func confirm(cmd *cli.Command) error {
 	if !isTerminal(cmd.Root().Reader) {
 		return command.Usagef("what is purged is gone for good: confirm with --yes")
 	}
-	what := "all dead letters"
-	if !all {
-		what = strings.Join(cmd.Args().Slice(), ", ")
-	}
+	what := cmp.Or(strings.Join(cmd.Args().Slice(), ", "), "all dead letters")
 	fmt.Fprintf(cmd.Root().ErrWriter, "purge %s for good? [y/N] ", what)
 	answer, err := bufio.NewReader(cmd.Root().Reader).ReadString('\n')
 	if err != nil && err != io.EOF {
@@ -159,42 +193,52 @@ func confirm(cmd *cli.Command, all bool) error {
 	return nil
 }
 
+// checkNamed sees to it that nothing is done to all letters by mistake.
+func checkNamed(cmd *cli.Command, all bool) error {
+	if all == cmd.Args().Present() {
+		return command.Usagef("name the ids or give --all, one of both: `revq dead ls` lists them")
+	}
+	return nil
+}
+
 // eachNamed calls do with the dead letters that the arguments name, or with
-// all, and reports what was done to how many.
-func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, all bool, done string, do func(rabbit.DeadLetter) (rabbit.Fate, error)) error {
-	missing := make(map[string]bool)
-	for _, id := range cmd.Args().Slice() {
-		missing[id] = true
-	}
-	if all == (len(missing) > 0) {
-		return command.Usagef("name the ids, or give --all where there is such a flag, but not both: `revq dead ls` lists them")
-	}
+// all if there are none, and returns how many were not kept. An id that is not there is an error, in the end.
+func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, do func(rabbit.DeadLetter) (rabbit.Fate, error)) (n int, err error) {
 	if err := checkBroker(broker); err != nil {
-		return err
+		return 0, err
 	}
-	named := len(missing)
-	n := 0
-	err := rabbit.DeadLetters(ctx, *broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
-		if !all && !missing[l.Task.ID] {
+	found := make(map[string]bool) // by the ids that are named
+	for _, id := range cmd.Args().Slice() {
+		found[id] = false
+	}
+	err = rabbit.DeadLetters(ctx, *broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+		// Several letters may have the same id.
+		if _, named := found[l.Task.ID]; len(found) > 0 && !named {
 			return rabbit.Keep, nil
 		}
 		fate, err := do(l)
-		if err == nil {
+		if err == nil && len(found) > 0 {
+			found[l.Task.ID] = true
+		}
+		if err == nil && fate != rabbit.Keep {
 			n++
-			delete(missing, l.Task.ID)
 		}
 		return fate, err
 	})
-	fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d %s\n", n, done)
-	if err == nil && len(missing) > 0 {
-		var ids []string
-		for id := range missing {
-			ids = append(ids, id)
-		}
-		slices.Sort(ids)
-		err = fmt.Errorf("%d of %d are not among the dead letters: %s", len(missing), named, strings.Join(ids, ", "))
+	if err != nil {
+		return n, err
 	}
-	return err
+	var missing []string
+	for id, ok := range found {
+		if !ok {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		return n, fmt.Errorf("not among the dead letters: %s", strings.Join(missing, ", "))
+	}
+	return n, nil
 }
 
 func jsonFlag(destination *bool) cli.Flag {
@@ -220,24 +264,38 @@ type letterWriter struct {
 
 func newLetterWriter(w io.Writer, asJSON bool) *letterWriter {
 	if asJSON {
-		return &letterWriter{json: json.NewEncoder(w)}
+		encoder := json.NewEncoder(w)
+		encoder.SetEscapeHTML(false)
+		return &letterWriter{json: encoder}
 	}
 	return &letterWriter{table: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 }
 
+// A letterObject is a dead letter in JSON.
+type letterObject struct {
+	ID       string    `json:"id"`               // may be empty
+	Reason   string    `json:"reason"`           // the broker's: delivery_limit or rejected
+	Invalid  string    `json:"invalid,omitzero"` // why it is no proper task
+	Queue    string    `json:"queue"`
+	Count    int64     `json:"count"`
+	Died     time.Time `json:"died,omitzero"`
+	Accepted time.Time `json:"accepted,omitzero"`
+	Text     string    `json:"text"`
+}
+
 func (w *letterWriter) write(l rabbit.DeadLetter) error {
-	if w.json != nil {
-		object := map[string]any{"id": l.Task.ID, "reason": l.Reason, "queue": l.Queue, "count": l.Count, "died": l.Died.UTC(), "text": l.Task.Text}
-		if !l.Task.Accepted.IsZero() {
-			object["accepted"] = l.Task.Accepted.UTC()
-		}
-		if l.Invalid != nil {
-			object["invalid"] = l.Invalid.Error()
-		}
-		return w.json.Encode(object)
+	if w.json == nil {
+		_, err := fmt.Fprintf(w.table, "%s\t%s\t%s\t%s\n", id(l), when(l.Died), reason(l), shorten(l.Task.Text))
+		return err
 	}
-	_, err := fmt.Fprintf(w.table, "%s\t%s\t%s\t%s\n", cmp.Or(l.Task.ID, "(no id)"), when(l.Died), reason(l), shorten(l.Task.Text))
-	return err
+	object := letterObject{
+		ID: l.Task.ID, Reason: l.Reason, Queue: l.Queue, Count: l.Count,
+		Died: l.Died.UTC(), Accepted: l.Task.Accepted.UTC(), Text: l.Task.Text,
+	}
+	if l.Invalid != nil {
+		object.Invalid = l.Invalid.Error()
+	}
+	return w.json.Encode(object)
 }
 
 func (w *letterWriter) flush() error {
@@ -257,7 +315,18 @@ func reason(l rabbit.DeadLetter) string {
 	case l.Reason == "rejected":
 		return "refused by a worker"
 	}
-	return cmp.Or(l.Reason, "unknown")
+	return cmp.Or(printable(l.Reason), "unknown")
+}
+
+func id(l rabbit.DeadLetter) string { return cmp.Or(printable(l.Task.ID), "(no id)") }
+
+// printable quotes what could upset a terminal or the table: anyone who may
+// publish can write it.
+func printable(s string) string {
+	if quoted := strconv.Quote(s); quoted != `"`+s+`"` {
+		return quoted
+	}
+	return s
 }
 
 func when(t time.Time) string {

@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 
@@ -15,22 +19,104 @@ func setup() *cli.Command {
 	return &cli.Command{
 		Name:  "setup",
 		Usage: "declare the exchange and the queues at the broker",
-		Description: `The daemons do this by themselves if their users may. Where each has a user
-with narrow permissions, run this first, as a user who may configure, write and
-read what is called revq or begins with revq. followed by a name.`,
-		Flags: broker.Flags(),
+		Description: `The daemons do this by themselves if their users may, with the sizes that are
+the defaults here. For others, and where each daemon has a user with narrow
+permissions, run this first, as a user who may configure, write and read what
+is called revq or begins with revq. followed by a name.
+
+What exists keeps the sizes that it was made with. If they are not those asked
+for, revq says so, and how to keep or to change them, and ends with status 1.`,
+		Flags: append(broker.Flags(), broker.Topology.Flags()...),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := command.NoArguments(cmd); err != nil {
 				return err
 			}
-			if err := broker.Check(); err != nil {
+			if err := errors.Join(broker.Check(), broker.Topology.Check()); err != nil {
 				return command.UsageError(err)
 			}
-			if err := rabbit.Setup(ctx, broker); err != nil {
-				return err
+			stderr := cmd.Root().ErrWriter
+			created, err := rabbit.Setup(ctx, broker)
+			for _, o := range created {
+				fmt.Fprintf(stderr, "revq: made %s\n", o)
 			}
-			fmt.Fprintln(cmd.Root().ErrWriter, "revq: the broker has all that revq needs")
+			vhost, user := broker.Login()
+			var differences rabbit.Differences
+			switch {
+			case errors.As(err, &differences):
+				for _, d := range differences {
+					explain(stderr, d, vhost)
+				}
+				return fmt.Errorf("the broker has other things than were asked for, which stay as they are: %s", names(differences))
+			case errors.Is(err, rabbit.ErrForbidden):
+				return fmt.Errorf("%w\nset up as another user, or give %s the permissions:\n  rabbitmqctl -p %s set_permissions %s '^revq' '^revq' '^revq'",
+					err, user, shellQuote(vhost), shellQuote(user))
+			case err != nil:
+				return err
+			case len(created) == 0:
+				fmt.Fprintln(stderr, "revq: everything was there already, as asked for")
+			default:
+				fmt.Fprintln(stderr, "revq: the broker has all that revq needs")
+			}
 			return nil
 		},
 	}
+}
+
+func names(differences rabbit.Differences) string {
+	var names []string
+	for _, d := range differences {
+		names = append(names, d.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// explain says what is there, what was asked for, and what can be done.
+func explain(w io.Writer, d rabbit.Difference, vhost string) {
+	fmt.Fprintf(w, "revq: the %s %s is there, but differs:\n", d.Kind, d.Name)
+	var keep []string
+	for _, a := range d.Arguments {
+		fmt.Fprintf(w, "    %s is %s, asked for was %s\n", a.Name, orNone(a.Is), orNone(a.Asked))
+		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, a.Is))
+	}
+	if d.Sizes() {
+		fmt.Fprintf(w, "  To keep it as it is:\n    revq setup %s\n", strings.Join(keep, " "))
+	}
+	p := "rabbitmqctl -p " + shellQuote(vhost)
+	remove := p + " delete_queue " + d.Name
+	var first string
+	var commands []string
+	switch d.Name {
+	case rabbit.TasksQueue:
+		first = "stop the API, wait until the queue is empty, delete it"
+		commands = []string{p + " list_queues name messages", remove}
+	case rabbit.DeadQueue:
+		first = "give the dead letters back to the workers (or purge them), delete it"
+		commands = []string{"revq dead requeue --all", remove}
+	case rabbit.ResultsQueue:
+		first = "delete it, with all results that are kept in it"
+		commands = []string{remove}
+	case rabbit.Exchange:
+		first = "make sure that nothing else uses it, delete it"
+		commands = []string{p + " eval " + shellQuote(fmt.Sprintf(
+			`rabbit_exchange:delete(rabbit_misc:r(<<"%s">>, exchange, <<"%s">>), false, <<"revq">>).`, vhost, d.Name))}
+	}
+	fmt.Fprintf(w, "  To change it: %s, and set up again:\n    %s\n", first, strings.Join(commands, "\n    "))
+}
+
+func orNone(value string) string {
+	if value == "" {
+		return "not set"
+	}
+	return value
+}
+
+// shellQuote returns s as a shell takes it for one word.
+func shellQuote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-", r)
+	}
+	if s != "" && !slices.ContainsFunc([]rune(s), func(r rune) bool { return !plain(r) }) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

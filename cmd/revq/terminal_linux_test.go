@@ -65,6 +65,34 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestPurgeAsks has a terminal to ask at: nothing is purged without a yes.
+func TestPurgeAsks(t *testing.T) {
+	t.Parallel()
+	for answer, want := range map[string]string{
+		"\n":    "revq: nothing was purged\n",
+		"no\n":  "revq: nothing was purged\n",
+		"yes\n": "revq: connect to 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused\n",
+	} {
+		screen, terminal := openTerminal(t)
+		var stderr strings.Builder
+		cmd := exec.Command("revq", "dead", "purge", "--amqp-url", "amqp://127.0.0.1:1", "a", "b")
+		cmd.Stdin, cmd.Stderr = terminal, &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(screen, answer); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Errorf("answered %q: revq dead purge succeeded", answer)
+		}
+		terminal.Close()
+		if got := stderr.String(); got != "purge a, b for good? [y/N] "+want {
+			t.Errorf("answered %q: %q, want %q", answer, got, want)
+		}
+	}
+}
+
 // fakeAPI returns the URL of an API that accepts all texts but "bad".
 func fakeAPI(t *testing.T) string {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -11,6 +11,10 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/problem"
 )
 
 const (
@@ -19,13 +23,19 @@ const (
 
 	// lingerTime is how long a refused client is given to read the reason.
 	lingerTime = time.Second
+
+	// maxRefusing is how many connections at once are told that there are too
+	// many; more are closed without a word.
+	maxRefusing = 256
 )
 
-// A listener is a net.Listener that outlives a shortage and may be closed
-// twice, which fasthttp does.
+// A listener is a net.Listener that outlives a shortage, keeps to a number of
+// connections, and may be closed twice, which fasthttp does.
 type listener struct {
 	net.Listener
 	log   *slog.Logger
+	most  int64        // connections at once
+	open  atomic.Int64 // of them, and of those that are being refused
 	close sync.Once
 	err   error // of closing
 }
@@ -36,7 +46,16 @@ func (l *listener) Accept() (net.Conn, error) {
 	for waiting := false; ; waiting = true {
 		c, err := l.Listener.Accept()
 		if err == nil {
-			return &conn{Conn: c}, nil
+			taken := &conn{Conn: c, closed: func() { l.open.Add(-1) }}
+			switch n := l.open.Add(1); {
+			case n <= l.most:
+				return taken, nil
+			case n <= l.most+maxRefusing:
+				go taken.refuse(l.most)
+			default:
+				taken.Close()
+			}
+			continue
 		}
 		if !shortage(err) {
 			return nil, err
@@ -62,12 +81,34 @@ func (l *listener) Close() error {
 type conn struct {
 	net.Conn
 	linger atomic.Bool // the client may still be sending what nobody will read
+
+	close  sync.Once
+	closed func() // called once
+}
+
+// refuse tells the client of a connection that there are most already. It
+// waits for the request: clients do not expect an answer before.
+func (c *conn) refuse(most int64) {
+	c.linger.Store(true)
+	defer c.Close()
+	if c.SetDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = c.Read(make([]byte, 512)) // the beginning will do
+	p := problem.New(fasthttp.StatusServiceUnavailable,
+		fmt.Sprintf("there are %d connections already: send this again in a second", most))
+	body := p.JSON()
+	if c.SetDeadline(time.Now().Add(lingerTime)) == nil {
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nRetry-After: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
+			p.Status, p.Title, problem.ContentType, problem.RetryAfter, len(body), body)
+	}
 }
 
 // Close waits, if c lingers, until the client has closed too: closing a socket
 // that holds unread data resets the connection, and the reset overtakes the
 // answer.
 func (c *conn) Close() error {
+	defer c.close.Do(c.closed)
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() {
 		if w.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
 			_, _ = io.Copy(io.Discard, c.Conn)

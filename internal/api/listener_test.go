@@ -29,7 +29,7 @@ func (l *shortListener) Accept() (net.Conn, error) {
 func TestAcceptOutlivesAShortage(t *testing.T) {
 	t.Parallel()
 	memory := fasthttputil.NewInmemoryListener()
-	ln := &listener{Listener: &shortListener{Listener: memory}, log: slog.New(slog.DiscardHandler)}
+	ln := &listener{Listener: &shortListener{Listener: memory}, log: slog.New(slog.DiscardHandler), most: 1}
 	go func() {
 		if c, err := memory.Dial(); err == nil {
 			c.Close()

@@ -93,7 +93,7 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 		HeaderReceived: s.limitBody,
 		Logger:         httpLog{log},
 
-		Concurrency:        cfg.MaxConnections,
+		Concurrency:        2 * cfg.MaxConnections, // listeners refuse sooner, and say why
 		ReadTimeout:        cfg.ReadTimeout,
 		WriteTimeout:       cfg.WriteTimeout,
 		IdleTimeout:        cfg.IdleTimeout,
@@ -114,7 +114,7 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 // Serve answers requests on ln until Shutdown, then returns nil. It is called
 // once for each listener and takes ln over.
 func (s *Server) Serve(ln net.Listener) error {
-	ln = &listener{Listener: ln, log: s.log}
+	ln = &listener{Listener: ln, log: s.log, most: int64(s.cfg.MaxConnections)}
 	s.mu.Lock()
 	draining := s.draining.Load()
 	if !draining {

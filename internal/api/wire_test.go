@@ -169,8 +169,11 @@ func TestTooManyConnections(t *testing.T) {
 	first.send(t, get)
 	first.reply(t) // so it has its place
 	second := s.dial(t)
-	line, err := second.r.ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 503 ") {
-		t.Errorf("%q, %v; want 503", line, err)
+	second.send(t, get)
+	r := second.reply(t)
+	r.check(t, 503, "there are 1 connections already")
+	if r.Header.Get("Retry-After") == "" || !r.Close {
+		t.Errorf("headers %v, want Retry-After and the end of the connection", r.Header)
 	}
+	second.closed(t)
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +21,16 @@ import (
 	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/worker/workertest"
 )
 
-func TestMain(m *testing.M) { rabbittest.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(failingWorker) != "" {
+		workertest.FailingWorker()
+		return
+	}
+	rabbittest.Main(m)
+}
 
 const (
 	queuePath = "/queue_reverse_text"

@@ -123,6 +123,16 @@ func (c *Config) Check() error {
 	return nil
 }
 
+// Login returns the virtual host and the user that the URLs name. They are
+// those of the first, since all are of one broker.
+func (c *Config) Login() (vhost, user string) {
+	uri, err := amqp.ParseURI(c.URLs[0])
+	if err != nil {
+		return "", "" // Check has been left out
+	}
+	return uri.Vhost, uri.Username
+}
+
 var errUnusableURL = errors.New("the URL cannot be used: give " + urlForm)
 
 const urlForm = "amqp://USER:PASSWORD@HOST:PORT/VHOST"

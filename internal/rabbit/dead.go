@@ -43,12 +43,13 @@ const (
 // settleTimeout bounds what is done with one dead letter.
 const settleTimeout = 10 * time.Second
 
-// DeadLetters calls decide with each dead letter that is there, the oldest
-// first, and does with it what decide returns, until decide returns an error,
-// which it returns. A letter that is requeued is removed only once the broker
-// has confirmed it as a task: at the worst, it is there twice.
+// DeadLetters calls decide with each dead letter that is there at first, and
+// does with it what decide returns, until decide returns an error, which it
+// returns. A letter that is requeued is removed only once the broker has
+// confirmed it as a task: at the worst, it is there twice.
 //
-// Those that are kept are out of sight of others meanwhile.
+// Those that are kept are out of sight of others meanwhile, and go to the end
+// of the queue: the oldest come first as long as everyone looks at all.
 func DeadLetters(ctx context.Context, cfg Config, decide func(DeadLetter) (Fate, error)) error {
 	s, err := openAny(ctx, cfg, "dead letters")
 	if err != nil {
@@ -56,46 +57,49 @@ func DeadLetters(ctx context.Context, cfg Config, decide func(DeadLetter) (Fate,
 	}
 	defer s.close() // gives back what was kept
 	defer context.AfterFunc(ctx, s.close)()
+	err = s.deadLetters(ctx, decide)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx) // that is why it failed
+	}
+	return err
+}
+
+func (s *session) deadLetters(ctx context.Context, decide func(DeadLetter) (Fate, error)) error {
 	if err := s.ch.Confirm(false); err != nil {
 		return fmt.Errorf("ask for confirmations: %w", err)
 	}
 	returns := s.ch.NotifyReturn(make(chan amqp.Return, 1))
-	for left := 1; left > 0; left-- {
+	// What is requeued may be back before the others are seen.
+	for n, atFirst := 0, 1; n < atFirst; n++ {
 		d, ok, err := s.ch.Get(DeadQueue, false)
-		if err != nil {
-			return cmpErr(ctx, fmt.Errorf("read %s: %w", DeadQueue, err))
-		}
-		if !ok {
+		var refused *amqp.Error
+		switch {
+		case errors.As(err, &refused) && refused.Code == amqp.NotFound:
+			return fmt.Errorf("the broker has no queue %s: see `revq setup`", DeadQueue)
+		case err != nil:
+			return fmt.Errorf("read %s: %w", DeadQueue, err)
+		case !ok:
 			return nil
 		}
-		if left == 1 { // the first, or as many came meanwhile as there were
-			left += int(d.MessageCount)
+		if n == 0 {
+			atFirst += int(d.MessageCount)
 		}
 		fate, err := decide(decodeDead(d))
 		if err != nil {
 			return err
 		}
-		switch fate {
-		case Requeue:
+		if fate == Requeue {
 			if err := requeue(ctx, s, d, returns); err != nil {
-				return fmt.Errorf("requeue %s: %w; it is still in %s", d.MessageId, err, DeadQueue)
+				return fmt.Errorf("requeue %q: %w; it is still in %s", d.MessageId, err, DeadQueue)
 			}
-			fallthrough
-		case Purge:
+		}
+		if fate != Keep {
 			if err := d.Ack(false); err != nil {
-				return fmt.Errorf("remove %s from %s: %w", d.MessageId, DeadQueue, err)
+				return fmt.Errorf("remove %q from %s: %w", d.MessageId, DeadQueue, err)
 			}
 		}
 	}
 	return nil
-}
-
-// cmpErr prefers the end of ctx to what failed because of it.
-func cmpErr(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 // requeue publishes d as the task that it was, and waits for the confirmation.

@@ -108,3 +108,50 @@ func TestDeadLettersKeepWhatCannotBeRequeued(t *testing.T) {
 		t.Errorf("DeadLetters = %v, want decide's error", err)
 	}
 }
+
+// Letters that come back at once are not requeued for ever.
+func TestDeadLettersThatComeBack(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	r.enqueue(tasksKey, text("a"), text("b"))
+	r.die(2, (*Delivery).Refuse)
+	r.run(func(ctx context.Context) error {
+		return NewConsumer(r.cfg, 1, r.log).Run(ctx, func(_ context.Context, d *Delivery) { d.Refuse() })
+	})
+	var ids []string
+	err := DeadLetters(t.Context(), r.cfg, func(l DeadLetter) (Fate, error) {
+		if n := len(ids); n > 0 { // the one before is back
+			eventually(t, "back", func() error {
+				if r.length(DeadQueue) < 1 {
+					return errors.New("no letter is there")
+				}
+				return nil
+			})
+		}
+		ids = append(ids, l.Task.ID)
+		return Requeue, nil
+	})
+	if err != nil || !slices.Equal(ids, []string{"a", "b"}) {
+		t.Errorf("requeued %q, %v, want each once", ids, err)
+	}
+}
+
+func TestDeadLettersWithoutQueue(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	err := DeadLetters(t.Context(), r.cfg, func(DeadLetter) (Fate, error) { return Keep, nil })
+	if err == nil || err.Error() != "the broker has no queue revq.dead: see `revq setup`" {
+		t.Errorf("DeadLetters = %v", err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stopped := errors.New("stopped")
+	r.declared().enqueue(deadKey, text("a"))
+	err = DeadLetters(ctx, r.cfg, func(DeadLetter) (Fate, error) {
+		cancel(stopped)
+		<-ctx.Done()
+		return Requeue, nil
+	})
+	if err != nil && err != stopped {
+		t.Errorf("DeadLetters = %v, want why it was stopped", err)
+	}
+}

@@ -316,7 +316,7 @@ func TestFirstOfSeveralURLsIsDead(t *testing.T) {
 	if err := r.answered(p.PublishTask(newTask(1))); err != nil {
 		t.Errorf("PublishTask = %v", err)
 	}
-	if err := Setup(t.Context(), r.cfg); err != nil {
+	if _, err := Setup(t.Context(), r.cfg); err != nil {
 		t.Errorf("Setup = %v", err)
 	}
 }

@@ -200,7 +200,7 @@ func TestReaderTellsOfAGap(t *testing.T) {
 			if _, err := r.ch.QueueDelete(ResultsQueue, false, false, false); err != nil {
 				t.Fatal(err)
 			}
-			if err := Setup(t.Context(), r.cfg); err != nil {
+			if _, err := Setup(t.Context(), r.cfg); err != nil {
 				t.Fatal(err)
 			}
 			publishResults(t, p, 1000, 1000+tc.after)

@@ -62,7 +62,7 @@ func setupOn(t testing.TB, n *node.Node) *rig {
 // declared sets the topology up and connects the plain client.
 func (r *rig) declared() *rig {
 	r.t.Helper()
-	if err := Setup(r.t.Context(), r.cfg); err != nil {
+	if _, err := Setup(r.t.Context(), r.cfg); err != nil {
 		r.t.Fatal(err)
 	}
 	return r.connected()

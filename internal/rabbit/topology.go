@@ -1,11 +1,14 @@
 package rabbit
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
+	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/urfave/cli/v3"
 )
 
 // The objects at the broker, and the keys that lead to them. They are the same
@@ -58,55 +61,128 @@ func DefaultTopology() Topology {
 	}
 }
 
+// The flags that set the sizes, and the argument that amqp091-go does not name.
+const (
+	maxTasksFlag      = "max-tasks"
+	deliveryLimitFlag = "delivery-limit"
+	maxAgeFlag        = "results-max-age"
+	maxBytesFlag      = "results-max-bytes"
+	segmentBytesFlag  = "results-segment-bytes"
+
+	deliveryLimitArg = "x-delivery-limit"
+)
+
+// The bounds of a segment: smaller ones make files by the thousand, and
+// RabbitMQ takes no larger ones.
+const (
+	minSegmentBytes = 64 << 10
+	maxSegmentBytes = 3_000_000_000
+)
+
+// Flags returns the command line flags that set t. Check says whether they
+// fit together.
+func (t *Topology) Flags() []cli.Flag {
+	return []cli.Flag{
+		size(maxTasksFlag, "`N` tasks may wait; what comes on top is answered 503", &t.MaxTasks, 1, math.MaxInt64),
+		size(deliveryLimitFlag, "`N` attempts may fail before a task goes to the dead letters", &t.DeliveryLimit, 1, 1_000_000),
+		&cli.StringFlag{
+			Name:        maxAgeFlag,
+			Usage:       "`AGE` up to which results are kept for listeners that resume, a number and one of s, m, h, D, M, Y",
+			Category:    sizes,
+			Sources:     variable(maxAgeFlag),
+			Value:       t.ResultsMaxAge,
+			Destination: &t.ResultsMaxAge,
+			Validator: func(age string) error {
+				if !maxAge.MatchString(age) {
+					return fmt.Errorf("%q is no age: give a number and one of s, m, h, D, M, Y, such as 24h or 7D", age)
+				}
+				return nil
+			},
+		},
+		size(maxBytesFlag, "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, math.MaxInt64),
+		size(segmentBytesFlag, "`BYTES` of the pieces in which old results are dropped", &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
+	}
+}
+
+const sizes = "sizes"
+
+var maxAge = regexp.MustCompile(`^[1-9][0-9]{0,8}[YMDhms]$`)
+
+func variable(flag string) cli.ValueSourceChain {
+	return cli.EnvVars("REVQ_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
+}
+
+// size is a flag that takes least to most.
+func size(name, usage string, destination *int64, least, most int64) cli.Flag {
+	return &cli.Int64Flag{
+		Name:        name,
+		Usage:       usage,
+		Category:    sizes,
+		Sources:     variable(name),
+		Value:       *destination,
+		Destination: destination,
+		Validator: func(n int64) error {
+			switch {
+			case n < least:
+				return fmt.Errorf("%d is too little: give %d or more", n, least)
+			case n > most:
+				return fmt.Errorf("%d is too much: give %d or less", n, most)
+			}
+			return nil
+		},
+	}
+}
+
+// Check returns an error if the sizes do not fit together.
+func (t *Topology) Check() error {
+	if t.ResultsSegmentBytes > t.ResultsMaxBytes/2 {
+		return fmt.Errorf("--%s %d cannot keep to --%s %d, since only whole segments are dropped: give segments of %d or less",
+			segmentBytesFlag, t.ResultsSegmentBytes, maxBytesFlag, t.ResultsMaxBytes, t.ResultsMaxBytes/2)
+	}
+	return nil
+}
+
 type queue struct {
 	name, key string
 	args      amqp.Table
+	flags     map[string]string // the flags that set an argument, by its name
 }
 
 // queues returns the queues in the order in which they are declared: what a
 // queue refers to comes before it.
 func (t Topology) queues() []queue {
 	return []queue{
-		{DeadQueue, deadKey, amqp.Table{
+		{name: DeadQueue, key: deadKey, args: amqp.Table{
 			amqp.QueueTypeArg: amqp.QueueTypeQuorum,
 			// Looking at a dead letter delivers it. RabbitMQ 4 would drop one
 			// that was looked at twenty times, and 3 takes no "unlimited".
-			"x-delivery-limit": int64(1_000_000_000),
+			deliveryLimitArg: int64(1_000_000_000),
 		}},
-		{ResultsQueue, resultsKey, amqp.Table{
+		{name: ResultsQueue, key: resultsKey, args: amqp.Table{
 			amqp.QueueTypeArg:                 amqp.QueueTypeStream,
 			amqp.StreamMaxAgeArg:              t.ResultsMaxAge,
 			amqp.StreamMaxLenBytesArg:         t.ResultsMaxBytes,
 			amqp.StreamMaxSegmentSizeBytesArg: t.ResultsSegmentBytes,
+		}, flags: map[string]string{
+			amqp.StreamMaxAgeArg:              maxAgeFlag,
+			amqp.StreamMaxLenBytesArg:         maxBytesFlag,
+			amqp.StreamMaxSegmentSizeBytesArg: segmentBytesFlag,
 		}},
-		{TasksQueue, tasksKey, amqp.Table{
+		{name: TasksQueue, key: tasksKey, args: amqp.Table{
 			amqp.QueueTypeArg:     amqp.QueueTypeQuorum,
 			amqp.QueueMaxLenArg:   t.MaxTasks,
 			amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
-			"x-delivery-limit":    t.DeliveryLimit,
+			deliveryLimitArg:      t.DeliveryLimit,
 			// At least once needs reject-publish: a dead letter leaves the
 			// queue only when the dead queue has confirmed it.
 			"x-dead-letter-strategy":    "at-least-once",
 			"x-dead-letter-exchange":    Exchange,
 			"x-dead-letter-routing-key": deadKey,
+		}, flags: map[string]string{
+			amqp.QueueMaxLenArg: maxTasksFlag,
+			deliveryLimitArg:    deliveryLimitFlag,
 		}},
 	}
-}
-
-// Setup declares all objects at the broker and binds them. It changes nothing
-// that exists, and fails where something exists with other arguments.
-func Setup(ctx context.Context, cfg Config) error {
-	var errs []error
-	for _, url := range cfg.URLs {
-		s, err := open(ctx, cfg, url, "setup")
-		if err != nil {
-			errs = append(errs, fmt.Errorf("connect to %s: %w", host(url), err))
-			continue
-		}
-		defer s.close()
-		return s.bounded(ctx, func() error { return s.declare(cfg.Topology) })
-	}
-	return errors.Join(errs...)
 }
 
 // ensure looks whether all objects are there, which needs no permission, and
@@ -118,8 +194,8 @@ func (s *session) ensure(t Topology) error {
 	}
 	err = s.onChannel(func(ch *amqp.Channel) error {
 		for _, o := range missing {
-			if err := o.declare(ch); err != nil {
-				return err
+			if err := o.declare(ch, o.args); err != nil {
+				return fmt.Errorf("declare %s: %w", o, err)
 			}
 		}
 		return bind(ch, t)
@@ -147,18 +223,6 @@ func (s *session) missing(t Topology) ([]object, error) {
 	return missing, nil
 }
 
-// declare declares and binds all objects.
-func (s *session) declare(t Topology) error {
-	return s.onChannel(func(ch *amqp.Channel) error {
-		for _, o := range t.objects() {
-			if err := o.declare(ch); err != nil {
-				return err
-			}
-		}
-		return bind(ch, t)
-	})
-}
-
 // repair brings back objects and bindings that were removed.
 func (s *session) repair(t Topology) error {
 	if err := s.ensure(t); err != nil {
@@ -169,37 +233,40 @@ func (s *session) repair(t Topology) error {
 
 // An object is an exchange or a queue.
 type object struct {
-	name    string
-	look    func(*amqp.Channel) error // fails if it does not exist
-	declare func(*amqp.Channel) error
+	kind, name string
+	args       amqp.Table
+	flags      map[string]string                     // see queue
+	look       func(*amqp.Channel) error             // fails if it does not exist
+	declare    func(*amqp.Channel, amqp.Table) error // with these arguments
 }
+
+func (o object) String() string { return "the " + o.kind + " " + o.name }
 
 // objects returns all objects in the order in which they are declared.
 func (t Topology) objects() []object {
 	all := []object{{
+		kind: "exchange",
 		name: Exchange,
 		look: func(ch *amqp.Channel) error {
 			return ch.ExchangeDeclarePassive(Exchange, amqp.ExchangeDirect, true, false, false, false, nil)
 		},
-		declare: func(ch *amqp.Channel) error {
-			if err := ch.ExchangeDeclare(Exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
-				return fmt.Errorf("declare the exchange %s: %w", Exchange, err)
-			}
-			return nil
+		declare: func(ch *amqp.Channel, args amqp.Table) error {
+			return ch.ExchangeDeclare(Exchange, amqp.ExchangeDirect, true, false, false, false, args)
 		},
 	}}
 	for _, q := range t.queues() {
 		all = append(all, object{
-			name: q.name,
+			kind:  "queue",
+			name:  q.name,
+			args:  q.args,
+			flags: q.flags,
 			look: func(ch *amqp.Channel) error {
 				_, err := ch.QueueDeclarePassive(q.name, true, false, false, false, nil)
 				return err
 			},
-			declare: func(ch *amqp.Channel) error {
-				if _, err := ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
-					return fmt.Errorf("declare the queue %s: %w", q.name, err)
-				}
-				return nil
+			declare: func(ch *amqp.Channel, args amqp.Table) error {
+				_, err := ch.QueueDeclare(q.name, true, false, false, false, args)
+				return err
 			},
 		})
 	}

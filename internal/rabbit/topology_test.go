@@ -1,12 +1,19 @@
 package rabbit
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
 // exists fails unless all objects are there.
@@ -29,7 +36,7 @@ func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 				// What remains has other sizes, which is no obstacle.
 				other := r.cfg
 				other.Topology.MaxTasks, other.Topology.ResultsMaxAge = 77, "77s"
-				if err := Setup(t.Context(), other); err != nil {
+				if _, err := Setup(t.Context(), other); err != nil {
 					t.Fatal(err)
 				}
 				if missing == Exchange {
@@ -53,29 +60,155 @@ func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 
 func TestSetupTwice(t *testing.T) {
 	t.Parallel()
-	r := setup(t).declared()
-	if err := Setup(t.Context(), r.cfg); err != nil {
-		t.Errorf("the second Setup = %v", err)
+	r := setup(t).connected()
+	all := []string{"the exchange revq", "the queue revq.dead", "the queue revq.results", "the queue revq.tasks"}
+	for _, want := range [][]string{all, nil, all[3:]} {
+		created, err := Setup(t.Context(), r.cfg)
+		if err != nil || !slices.Equal(created, want) {
+			t.Errorf("Setup = %q, %v, want %q", created, err, want)
+		}
+		r.exists()
+		if want == nil {
+			if _, err := r.ch.QueueDelete(TasksQueue, false, false, false); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	r.exists()
 }
 
+// All differences are told, not only the first that the broker finds, and
+// nothing else is left undone.
 func TestSetupWithOtherArguments(t *testing.T) {
 	t.Parallel()
-	r := setup(t).declared()
+	declare := func(name string, args amqp.Table) func(*amqp.Channel) error {
+		return func(ch *amqp.Channel) error {
+			_, err := ch.QueueDeclare(name, true, false, false, false, args)
+			return err
+		}
+	}
 	for _, tc := range []struct {
-		queue  string
+		name   string
+		before func(*amqp.Channel) error // nil: what Setup declares
 		change func(*Topology)
+		want   Differences
+		sizes  bool
 	}{
-		{TasksQueue, func(t *Topology) { t.MaxTasks = 5 }},
-		{ResultsQueue, func(t *Topology) { t.ResultsMaxBytes = 1 << 20 }},
+		{"sizes of several", nil, func(t *Topology) {
+			t.MaxTasks, t.DeliveryLimit, t.ResultsMaxBytes = 5, 7, 64<<20
+			t.ResultsMaxAge, t.ResultsSegmentBytes = "7D", 1<<20
+		}, Differences{
+			{"queue", ResultsQueue, []Argument{
+				{"x-max-age", "24h", "7D", "results-max-age"},
+				{"x-max-length-bytes", "1073741824", "67108864", "results-max-bytes"},
+				{"x-stream-max-segment-size-bytes", "16777216", "1048576", "results-segment-bytes"},
+			}},
+			{"queue", TasksQueue, []Argument{
+				{"x-delivery-limit", "5", "7", "delivery-limit"},
+				{"x-max-length", "1000000", "5", "max-tasks"},
+			}},
+		}, true},
+		{"another type of queue", declare(TasksQueue, nil), nil, Differences{
+			{"queue", TasksQueue, []Argument{{"x-queue-type", "classic", "quorum", ""}}},
+		}, false},
+		{"arguments that are not there", declare(DeadQueue, amqp.Table{"x-queue-type": "quorum"}), nil, Differences{
+			{"queue", DeadQueue, []Argument{{"x-delivery-limit", "", "1000000000", ""}}},
+		}, false},
+		{"arguments that nobody asked for", declare(DeadQueue, amqp.Table{
+			"x-queue-type": "quorum", "x-delivery-limit": int64(1_000_000_000), "x-max-length": int64(9),
+		}), nil, Differences{
+			{"queue", DeadQueue, []Argument{{"x-max-length", "9", "", ""}}},
+		}, false},
+		{"another type of exchange", func(ch *amqp.Channel) error {
+			return ch.ExchangeDeclare(Exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+		}, nil, Differences{
+			{"exchange", Exchange, []Argument{{"type", "topic", "direct", ""}}},
+		}, false},
 	} {
-		cfg := r.cfg
-		tc.change(&cfg.Topology)
-		err := Setup(t.Context(), cfg)
-		var refused *amqp.Error
-		if !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed || !strings.Contains(err.Error(), "declare the queue "+tc.queue) {
-			t.Errorf("Setup = %v, want a failed precondition of %s", err, tc.queue)
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t).connected()
+			var err error
+			if tc.before != nil {
+				err = tc.before(r.ch)
+			} else {
+				_, err = Setup(t.Context(), r.cfg)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.change != nil {
+				tc.change(&r.cfg.Topology)
+			}
+			_, err = Setup(t.Context(), r.cfg)
+			var got Differences
+			if !errors.As(err, &got) {
+				t.Fatalf("Setup = %v, want differences", err)
+			}
+			for _, d := range got {
+				slices.SortFunc(d.Arguments, func(a, b Argument) int { return strings.Compare(a.Name, b.Name) })
+			}
+			if !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("Setup = %q, want %q", got, tc.want)
+			}
+			if got.Sizes() != tc.sizes {
+				t.Errorf("only sizes differ: %t", got.Sizes())
+			}
+			r.exists()
+			if tc.change != nil { // it stays as it is, bound, and of use
+				r.enqueue(tasksKey, text("a"))
+			}
+		})
+	}
+}
+
+func TestSetupForbidden(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ role, configure, write, read string }{
+		{"configure", "^$", "^revq", "^revq"},
+		{"write", "^revq", "^$", "^revq"},
+		{"read", "^revq", "^revq", "^$"},
+	} {
+		t.Run(tc.role, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t)
+			_, err := Setup(t.Context(), r.user(tc.role, tc.configure, tc.write, tc.read))
+			if !errors.Is(err, ErrForbidden) || !strings.Contains(err.Error(), "ACCESS_REFUSED") {
+				t.Errorf("Setup = %v, want ErrForbidden and what the broker says", err)
+			}
+		})
+	}
+}
+
+func TestTopologyFlags(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		args []string
+		want string // of the error; "" for none
+	}{
+		{nil, ""},
+		{[]string{"--max-tasks", "1", "--delivery-limit", "1", "--results-max-age", "7D", "--results-max-bytes", "131072", "--results-segment-bytes", "65536"}, ""},
+		{[]string{"--max-tasks", "0"}, "0 is too little: give 1 or more"},
+		{[]string{"--delivery-limit", "-1"}, "-1 is too little"},
+		{[]string{"--delivery-limit", "1000001"}, "too much: give 1000000 or less"},
+		{[]string{"--results-max-age", "24"}, `"24" is no age: give a number and one of s, m, h, D, M, Y`},
+		{[]string{"--results-max-age", "1h30m"}, "is no age"},
+		{[]string{"--results-max-age", "0h"}, "is no age"},
+		{[]string{"--results-max-bytes", "1"}, "too little: give 65536 or more"},
+		{[]string{"--results-segment-bytes", "3000000001"}, "too much: give 3000000000 or less"},
+		{[]string{"--results-max-bytes", "20000000"}, "--results-segment-bytes 16777216 cannot keep to --results-max-bytes 20000000, since only whole segments are dropped: give segments of 10000000 or less"},
+	} {
+		topology := DefaultTopology()
+		cmd := &cli.Command{
+			Flags: topology.Flags(), Writer: io.Discard, ErrWriter: io.Discard,
+			Action:         func(context.Context, *cli.Command) error { return topology.Check() },
+			ExitErrHandler: func(context.Context, *cli.Command, error) {},
+		}
+		err := cmd.Run(t.Context(), append([]string{"test"}, tc.args...))
+		if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%q: %v, want %q", tc.args, err, tc.want)
+		}
+		if tc.args == nil && topology != DefaultTopology() {
+			t.Errorf("without flags: %+v", topology)
 		}
 	}
 }
@@ -84,7 +217,7 @@ func TestSetupWithoutBroker(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
 	r.cfg.URLs = []string{"amqp://revq:secret@127.0.0.1:1/", "amqp://revq:secret%@127.0.0.1:2/"}
-	err := Setup(t.Context(), r.cfg)
+	_, err := Setup(t.Context(), r.cfg)
 	if err == nil || !strings.Contains(err.Error(), "connect to 127.0.0.1:1: ") || !strings.Contains(err.Error(), "cannot be used") {
 		t.Errorf("Setup = %v, want what is wrong with each URL", err)
 	}
@@ -97,10 +230,7 @@ func TestQueueArguments(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	for queue, want := range map[string]map[string]string{
-		DeadQueue: {
-			"x-queue-type":     `"quorum"`,
-			"x-delivery-limit": "1000000000",
-		},
+		DeadQueue: {"x-queue-type": `"quorum"`, "x-delivery-limit": "1000000000"},
 		ResultsQueue: {
 			"x-queue-type":                    `"stream"`,
 			"x-max-age":                       `"24h"`,
@@ -136,18 +266,8 @@ func TestQueueArguments(t *testing.T) {
 // that connects as that user.
 func (r *rig) user(role, configure, write, read string) Config {
 	r.t.Helper()
-	name := role + "-" + r.vhost()
-	r.eval(`ok = rabbit_auth_backend_internal:add_user(<<%[1]q>>, <<"secret">>, <<"test">>),
-		ok = rabbit_auth_backend_internal:set_permissions(<<%[1]q>>, <<%[2]q>>, <<%[3]q>>, <<%[4]q>>, <<%[5]q>>, <<"test">>)`,
-		name, r.vhost(), configure, write, read)
-	r.t.Cleanup(func() { r.eval(`rabbit_auth_backend_internal:delete_user(<<%q>>, <<"test">>)`, name) })
-	uri, err := amqp.ParseURI(r.url)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	uri.Username, uri.Password = name, "secret"
 	cfg := r.cfg
-	cfg.URLs = []string{uri.String()}
+	cfg.URLs = []string{rabbittest.User(r.t, r.node, r.url, role, configure, write, read)}
 	return cfg
 }
 
@@ -179,7 +299,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 
 	setup := r.user("setup", "^revq", "^revq", "^revq")
-	if err := Setup(t.Context(), setup); err != nil {
+	if _, err := Setup(t.Context(), setup); err != nil {
 		t.Errorf("Setup = %v", err)
 	}
 }
@@ -211,7 +331,7 @@ func TestMissingAndNotAllowed(t *testing.T) {
 			if !errors.Is(err, ErrNotConnected) || !strings.Contains(err.Error(), want) {
 				t.Errorf("PublishTask = %v, want %q", err, want)
 			}
-			if err := Setup(t.Context(), r.cfg); err != nil {
+			if _, err := Setup(t.Context(), r.cfg); err != nil {
 				t.Fatal(err)
 			}
 			r.ready(p.Ready)

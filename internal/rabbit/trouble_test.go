@@ -220,7 +220,7 @@ func testStopWhileSuspended(t *testing.T, n *node.Node) {
 
 	// Nor is connecting.
 	r.cfg.DialTimeout = 100 * time.Millisecond
-	if err := Setup(t.Context(), r.cfg); err == nil || !strings.Contains(err.Error(), "no answer within 100ms") {
+	if _, err := Setup(t.Context(), r.cfg); err == nil || !strings.Contains(err.Error(), "no answer within 100ms") {
 		t.Errorf("Setup = %v", err)
 	}
 	resume()

@@ -104,9 +104,10 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	setup := rabbit.DefaultConfig("revq up")
 	setup.URLs = broker.urls
 	setupCtx, cancel := context.WithTimeout(ctx, setupTime)
-	err = rabbit.Setup(setupCtx, setup)
+	_, err = rabbit.Setup(setupCtx, setup)
 	cancel()
-	if err != nil {
+	var differences rabbit.Differences
+	if err != nil && !(errors.As(err, &differences) && differences.Sizes()) {
 		return fmt.Errorf("set up the broker: %w", err)
 	}
 

@@ -49,7 +49,7 @@ func setup(t testing.TB) *rig {
 	r.cfg.RetryMin, r.cfg.RetryMax = 10*time.Millisecond, time.Second
 	r.cfg.ConfirmTimeout = 15 * time.Second
 	r.cfg.Topology.DeliveryLimit = 2
-	if err := rabbit.Setup(t.Context(), r.cfg); err != nil {
+	if _, err := rabbit.Setup(t.Context(), r.cfg); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := amqp.Dial(r.url)

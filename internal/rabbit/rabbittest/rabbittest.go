@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/revq/revq/internal/proc"
 	"github.com/revq/revq/internal/rabbit/node"
 )
@@ -143,6 +145,23 @@ func NewVhost(t testing.TB, n *node.Node) string {
 		}
 	})
 	return n.VhostURL(vhost)
+}
+
+// User makes a user called role with the given permissions in the virtual host that url names, and returns the URL
+// with which that user logs in. The user goes when the test ends.
+func User(t testing.TB, n *node.Node, url, role, configure, write, read string) string {
+	t.Helper()
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := role + "-" + uri.Vhost
+	eval(t, n, `ok = rabbit_auth_backend_internal:add_user(%[1]s, <<"secret">>, <<"test">>),
+		ok = rabbit_auth_backend_internal:set_permissions(%[1]s, %[2]s, <<%[3]q>>, <<%[4]q>>, <<%[5]q>>, <<"test">>)`,
+		binary(name), binary(uri.Vhost), configure, write, read)
+	t.Cleanup(func() { eval(t, n, `rabbit_auth_backend_internal:delete_user(%s, <<"test">>)`, binary(name)) })
+	uri.Username, uri.Password = name, "secret"
+	return uri.String()
 }
 
 // CloseConnections makes the broker close all client connections of the virtual host that url names, as

@@ -1,0 +1,76 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// failingWorker in the environment makes the test binary a worker that fails.
+const failingWorker = "FAILING_WORKER"
+
+// A task whose handling always fails is given up at the limit, and says why. Requeued once the cause is mended, it is
+// done under its id.
+func TestDeadLetter(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	l := s.listen(t, "json")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	failing := daemontest.Start(t, daemontest.Config{Path: self, Env: []string{failingWorker + "=1", "REVQ_AMQP_URL=" + s.url}})
+	failing.WaitReady(t)
+	send(t, s.apiSites[0], "sick", "abcdef")
+	await(t, "the task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
+	if n := strings.Count(failing.Log(), "an attempt failed"); n != 6 {
+		t.Errorf("%d attempts, want the first and five more", n)
+	}
+
+	out, _ := s.revq(t, "dead", "ls", "--json")
+	var letter struct{ ID, Reason, Queue, Text string }
+	if err := json.Unmarshal([]byte(out), &letter); err != nil {
+		t.Fatalf("revq dead ls: %q: %v", out, err)
+	}
+	if letter.ID != "sick" || letter.Reason != "delivery_limit" || letter.Queue != "revq.tasks" || letter.Text != "abcdef" {
+		t.Errorf("dead letter %s", out)
+	}
+	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "too many attempts failed") {
+		t.Errorf("revq dead ls: %q, want the reason", out)
+	}
+
+	failing.Terminate(t)
+	s.startWorker(t, "--pause", "0s")
+	if _, said := s.revq(t, "dead", "requeue", "sick"); said != "revq: 1 requeued\n" {
+		t.Errorf("revq dead requeue: %q", said)
+	}
+	if m := l.collect(t, []string{"sick"})[0]; m.Text != "fedcba" || m.Accepted.IsZero() {
+		t.Errorf("result %+v, want the text reversed, and when it was accepted", m)
+	}
+	l.drainWith(t, s, "the-end")
+	if out, said := s.revq(t, "dead", "ls"); out != "" || said != "revq: there are no dead letters\n" {
+		t.Errorf("revq dead ls: %q, %q, want none", out, said)
+	}
+}
+
+// revq runs a command that must succeed, and returns what it printed and said.
+func (s *system) revq(t *testing.T, args ...string) (stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := timeout(t)
+	defer cancel()
+	var out, said strings.Builder
+	cmd := exec.CommandContext(ctx, daemontest.Binary(t, "revq"), args...)
+	cmd.Env = daemontest.Environment("REVQ_AMQP_URL=" + s.url)
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("revq %s: %v: %s", strings.Join(args, " "), err, said.String())
+	}
+	return out.String(), said.String()
+}

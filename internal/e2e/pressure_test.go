@@ -1,0 +1,129 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// A full queue refuses what comes on top, and keeps what it has. RabbitMQ notices that a quorum queue is full when it
+// is beyond its limit, so that one task more is taken than it says (and what is on its way at that moment).
+func TestQueueFull(t *testing.T) {
+	t.Parallel()
+	const most, beyond = 100, 1
+	s := prepare(t, rabbittest.Node(t))
+	s.revq(t, "setup", "--max-tasks", strconv.Itoa(most))
+	s.startFronts(t)
+	s.awaitReadyz(t, http.StatusOK)
+	l := s.listen(t, "json")
+	var accepted []string
+	for i, id := range names("task", most+beyond+10) {
+		a := post(t, s.apiSites[i%2], "application/json", submission(id, "abcdef"))
+		switch {
+		case a.status == http.StatusAccepted:
+			accepted = append(accepted, id)
+		case i < most:
+			t.Errorf("text %d: %d %s", i+1, a.status, a.body)
+		default:
+			if err := checkRefused(a, http.StatusServiceUnavailable); err != nil {
+				t.Errorf("text %d: %v", i+1, err)
+			}
+			if !strings.Contains(a.body, `"id":"`+id+`"`) {
+				t.Errorf("answer %s, want the id", a.body)
+			}
+		}
+	}
+	t.Logf("%d of a limit of %d are accepted", len(accepted), most)
+	if len(accepted) < most || len(accepted) > most+beyond {
+		t.Errorf("%d are accepted, want %d or %d", len(accepted), most, most+beyond)
+	}
+	if n := rabbittest.QueueLength(t, s.node, s.url, "revq.tasks"); n != len(accepted) {
+		t.Errorf("%d tasks wait, want the %d accepted", n, len(accepted))
+	}
+	s.startWorker(t, "--pause", "0s")
+	l.collect(t, accepted)
+	// There is room again, and what was refused is not there.
+	await(t, "texts are accepted", func() bool {
+		return post(t, s.apiSites[0], "application/json", submission("the-end", "x")).status == http.StatusAccepted
+	})
+	l.collect(t, []string{"the-end"})
+}
+
+// Texts that a broker does not confirm fill the places for those in flight; the next ones are refused at once.
+func TestTooManyInFlight(t *testing.T) {
+	t.Parallel()
+	const places, texts = 4, 10
+	n := rabbittest.StartNode(t)
+	s := prepare(t, n)
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-in-flight", strconv.Itoa(places), "--confirm-timeout", "5s")
+	s.api.WaitReady(t)
+	resume := s.suspendBroker(t)
+	answers := make(chan answer, texts)
+	for i := range texts {
+		go func() { answers <- post(t, s.apiSites[i%2], "text/plain", "abcdef") }()
+	}
+	var got []int
+	for range texts {
+		a := <-answers
+		if err := checkRefused(a, a.status); err != nil {
+			t.Error(err)
+		}
+		got = append(got, a.status)
+	}
+	want := append(slices.Repeat([]int{http.StatusTooManyRequests}, texts-places), slices.Repeat([]int{http.StatusServiceUnavailable}, places)...)
+	if !slices.Equal(got, want) {
+		t.Errorf("answered %d, want %d", got, want)
+	}
+	resume()
+	await(t, "texts are accepted", func() bool {
+		return post(t, s.apiSites[0], "text/plain", "abcdef").status == http.StatusAccepted
+	})
+}
+
+// checkRefused returns an error unless a asks to come again.
+func checkRefused(a answer, status int) error {
+	if err := checkProblem(a, status); err != nil {
+		return err
+	}
+	if a.header.Get("Retry-After") == "" {
+		return fmt.Errorf("%d without Retry-After: %s", a.status, a.body)
+	}
+	return nil
+}
+
+// Connections beyond the limit are told so, in the way of everything else, and room that is made is used.
+func TestTooManyConnections(t *testing.T) {
+	t.Parallel()
+	const most = 3
+	s := prepare(t, rabbittest.Node(t))
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-connections", strconv.Itoa(most))
+	s.api.WaitReady(t)
+	var open []net.Conn
+	for range most {
+		c, err := net.Dial("tcp", s.apiSites[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		open = append(open, c)
+	}
+	for range 10 {
+		a := post(t, s.apiSites[0], "text/plain", strings.Repeat("abcdef", 1000))
+		if err := checkRefused(a, http.StatusServiceUnavailable); err != nil {
+			t.Error(err)
+		}
+	}
+	send(t, s.apiSites[1], "other", "abcdef") // each site has a limit of its own
+	open[0].Close()
+	await(t, "there is room", func() bool {
+		return post(t, s.apiSites[0], "text/plain", "abcdef").status == http.StatusAccepted
+	})
+}
