@@ -34,8 +34,8 @@ const (
 	silence = 2 * time.Second
 
 	// emptyPatience is the same for a stream of which nothing is known yet. If
-	// it was only slow, all of the past is read, which does no harm.
-	emptyPatience = 300 * time.Millisecond
+	// it was only slow, all of the past is read, and taken for new.
+	emptyPatience = 150 * time.Millisecond
 )
 
 // errMissing means that a reader cannot go on where it was.
@@ -170,7 +170,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			case meeting && alive:
 				return errMissing
 			case meeting:
-				if err := s.alive(ctx); err != nil {
+				if err := s.alive(ctx, s.ch); err != nil {
 					return err
 				}
 				alive = true
@@ -249,7 +249,7 @@ func (r *Reader) History(ctx context.Context, from int64, each func(offset int64
 		case <-idle.C:
 			next := end
 			if !alive {
-				next = func() error { return s.alive(ctx) }
+				next = func() error { return s.alive(ctx, s.ch) }
 			}
 			if err := next(); err != nil {
 				return err
@@ -262,10 +262,9 @@ func (r *Reader) History(ctx context.Context, from int64, each func(offset int64
 	}
 }
 
-// alive waits until the broker answers, in the channel by which the stream
-// comes.
-func (s *session) alive(ctx context.Context) error {
-	err := s.bounded(ctx, func() error { return s.ch.Qos(readerPrefetch, 0, false) }) // as it is already
+// alive waits until the broker answers in ch, by which the stream comes.
+func (s *session) alive(ctx context.Context, ch *amqp.Channel) error {
+	err := s.bounded(ctx, func() error { return ch.Qos(readerPrefetch, 0, false) }) // which is for later consumers
 	if err != nil {
 		return fmt.Errorf("ask the broker for a sign of life: %w", err)
 	}
@@ -287,19 +286,26 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 		if err != nil {
 			return fmt.Errorf("consume from %s: %w", ResultsQueue, err)
 		}
-		select {
-		case d, ok := <-deliveries:
-			if !ok {
-				return s.why(errors.New("the channel was closed"))
+		for alive := false; ; alive = true {
+			select {
+			case d, ok := <-deliveries:
+				if !ok {
+					return s.why(errors.New("the channel was closed"))
+				}
+				m, err := decodeEntry(d)
+				offset = m.offset
+				return err
+			case <-time.After(emptyPatience):
+				if alive {
+					offset = -1
+					return nil
+				}
+				if err := s.alive(ctx, ch); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-			m, err := decodeEntry(d)
-			offset = m.offset
-			return err
-		case <-time.After(emptyPatience):
-			offset = -1
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	})
 	return offset, err
