@@ -37,6 +37,11 @@ var faults = []struct {
 			r.suspendBroker(beyondHeartbeat)
 		}
 	}},
+	{"broker hung while all connect", func(r *trial) {
+		r.cutConnections()
+		r.last(span{0, 300 * time.Millisecond})
+		r.suspendBroker(span{heartbeat, 3 * heartbeat})
+	}},
 	{"broker killed", (*trial).killBroker},
 	{"connections cut", (*trial).cutConnections},
 	{"memory alarm", (*trial).alarm},
