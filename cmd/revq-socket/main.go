@@ -27,8 +27,7 @@ func main() {
 				return err
 			}
 			d.Ready, d.Patience = reader.Current, daemon.ServePatience
-			follow := func(ctx context.Context) error { return reader.Run(ctx, results) }
-			return d.Run(ctx, d.Serve(server), follow)
+			return d.Run(ctx, d.Serve(server), func(ctx context.Context) error { return reader.Run(ctx, results) })
 		},
 	})
 }

@@ -31,7 +31,7 @@ var wrongSettings = []struct {
 	{everyDaemon, "help", "", []string{`unexpected argument "help"`}},
 	{everyDaemon, "-- --log-level", "", []string{"unexpected argument"}},
 	{everyDaemon, noBroker, "", []string{"unexpected argument"}}, // --amqp-url forgotten
-	{everyDaemon, "--log-level", "", []string{"needs an argument", "--log-level"}},
+	{everyDaemon, "--log-level", "", []string{"needs a value", "--log-level"}},
 	{"revq-worker", "--sites 2", "", []string{"-sites"}},
 	{"revq-worker", "--listen :8081", "", []string{"-listen"}},
 	{"revq-socket", "--confirm-timeout 1s", "", []string{"-confirm-timeout"}},

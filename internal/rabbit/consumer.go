@@ -79,7 +79,7 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 
 func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, amqp.Delivery), wait func()) error {
 	const tag = "revq-worker"
-	deliveries, err := s.consume(ctx, TasksQueue, tag, c.prefetch, nil)
+	deliveries, err := s.consume(ctx, s.ch, TasksQueue, tag, c.prefetch, nil)
 	if err != nil {
 		return err
 	}

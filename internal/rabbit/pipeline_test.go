@@ -165,3 +165,19 @@ func TestWaitsGrowAndAreJittered(t *testing.T) {
 		t.Error("two links wait the same times")
 	}
 }
+
+func TestASessionThatConfirmsNothingIsGivenUp(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	p := &pipeline{sent: []*publication{{deadline: now, answer: make(chan error, 1)}}}
+	if p.expire(now.Add(stuckTimeout)) {
+		t.Error("given up in time")
+	}
+	if !p.expire(now.Add(stuckTimeout + 1)) {
+		t.Error("kept for ever")
+	}
+	p.blocked = true // the broker says by itself when it goes on
+	if p.expire(now.Add(2 * stuckTimeout)) {
+		t.Error("given up while the broker is blocked")
+	}
+}

@@ -28,6 +28,11 @@ var (
 // that a publisher waits beyond its ConfirmTimeout.
 const expiryInterval = 50 * time.Millisecond
 
+// stuckTimeout is how far beyond its deadline a message may stay unconfirmed,
+// on a connection that seems alive and is not blocked, before another one is
+// tried: a queue may have lost its leader.
+const stuckTimeout = 30 * time.Second
+
 // repairInterval is the least time between attempts to bring back a queue or
 // binding that was removed under a running publisher.
 const repairInterval = time.Second
@@ -293,7 +298,9 @@ func (p *pipeline) watch(ctx context.Context) error {
 			}
 			p.setBlocked(b)
 		case now := <-expiry.C:
-			p.expire(now)
+			if p.expire(now) {
+				return fmt.Errorf("the broker has left a message unconfirmed for %v", stuckTimeout)
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -356,12 +363,14 @@ func (p *pipeline) setBlocked(b amqp.Blocking) {
 	p.review()
 }
 
-// expire answers everyone whose time is over.
-func (p *pipeline) expire(now time.Time) {
+// expire answers everyone whose time is over. It returns true when the broker
+// is so late with one that the session is not worth keeping.
+func (p *pipeline) expire(now time.Time) (stuck bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.settleAll(func(pub *publication) bool { return now.After(pub.deadline) }, ErrTimeout)
 	p.review()
+	return !p.blocked && len(p.sent) > 0 && now.Sub(p.sent[0].deadline) > stuckTimeout
 }
 
 func (p *pipeline) settleAll(which func(*publication) bool, err error) {

@@ -126,7 +126,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	if meeting {
 		from = r.last
 	}
-	deliveries, err := s.consume(ctx, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: from})
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (r *Reader) History(ctx context.Context, from int64, each func(offset int64
 		return err
 	}
 	defer s.close()
-	deliveries, err := s.consume(ctx, ResultsQueue, "revq-history", readerPrefetch, amqp.Table{offsetHeader: from})
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-history", readerPrefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
 		return err
 	}
@@ -275,16 +275,9 @@ func (s *session) alive(ctx context.Context, ch *amqp.Channel) error {
 // stream finds its end no closer than a chunk.
 func (s *session) newest(ctx context.Context) (offset int64, err error) {
 	err = s.onChannel(func(ch *amqp.Channel) error {
-		var deliveries <-chan amqp.Delivery
-		err := s.bounded(ctx, func() (err error) {
-			if err := ch.Qos(1, 0, false); err != nil {
-				return err
-			}
-			deliveries, err = ch.Consume(ResultsQueue, "revq-newest", false, false, false, false, amqp.Table{offsetHeader: "last"})
-			return err
-		})
+		deliveries, err := s.consume(ctx, ch, ResultsQueue, "revq-newest", 1, amqp.Table{offsetHeader: "last"})
 		if err != nil {
-			return fmt.Errorf("consume from %s: %w", ResultsQueue, err)
+			return err
 		}
 		for alive := false; ; alive = true {
 			select {

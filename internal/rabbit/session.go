@@ -232,12 +232,12 @@ func (s *session) bounded(ctx context.Context, do func() error) error {
 }
 
 // consume asks for the messages of a queue, prefetch of them at once.
-func (s *session) consume(ctx context.Context, queue, tag string, prefetch int, args amqp.Table) (deliveries <-chan amqp.Delivery, err error) {
+func (s *session) consume(ctx context.Context, ch *amqp.Channel, queue, tag string, prefetch int, args amqp.Table) (deliveries <-chan amqp.Delivery, err error) {
 	err = s.bounded(ctx, func() error {
-		if err := s.ch.Qos(prefetch, 0, false); err != nil {
+		if err := ch.Qos(prefetch, 0, false); err != nil {
 			return fmt.Errorf("set the prefetch: %w", err)
 		}
-		deliveries, err = s.ch.Consume(queue, tag, false, false, false, false, args)
+		deliveries, err = ch.Consume(queue, tag, false, false, false, false, args)
 		if err != nil {
 			return fmt.Errorf("consume from %s: %w", queue, err)
 		}

@@ -242,7 +242,7 @@ func receive[T any](t testing.TB, what string, c <-chan T) T {
 	case v := <-c:
 		return v
 	case <-time.After(patience):
-		t.Fatalf("no %s within %v", what, patience)
+		t.Fatalf("no %s within %v; the goroutines:\n%s", what, patience, stacks())
 		panic("not reached")
 	}
 }

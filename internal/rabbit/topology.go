@@ -29,8 +29,9 @@ type Topology struct {
 	// where texts are short.
 	MaxTasks int64
 
-	// DeliveryLimit is how often a task may fail before it goes to the dead
-	// letters. Default 5.
+	// DeliveryLimit is how often a task may come back before it goes to the
+	// dead letters: one that fails always is attempted once more than that.
+	// Default 5.
 	DeliveryLimit int64
 
 	// ResultsMaxAge is how long results are kept for listeners that resume,

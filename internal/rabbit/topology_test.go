@@ -85,7 +85,7 @@ func TestSetupWithoutBroker(t *testing.T) {
 	r := setup(t)
 	r.cfg.URLs = []string{"amqp://revq:secret@127.0.0.1:1/", "amqp://revq:secret%@127.0.0.1:2/"}
 	err := Setup(t.Context(), r.cfg)
-	if err == nil || !strings.Contains(err.Error(), "connect to 127.0.0.1:1: ") || !strings.Contains(err.Error(), "not usable") {
+	if err == nil || !strings.Contains(err.Error(), "connect to 127.0.0.1:1: ") || !strings.Contains(err.Error(), "cannot be used") {
 		t.Errorf("Setup = %v, want what is wrong with each URL", err)
 	}
 	if strings.Contains(fmt.Sprint(err), "secret") {
@@ -97,7 +97,10 @@ func TestQueueArguments(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	for queue, want := range map[string]map[string]string{
-		DeadQueue: {"x-queue-type": `"quorum"`},
+		DeadQueue: {
+			"x-queue-type":     `"quorum"`,
+			"x-delivery-limit": "1000000000",
+		},
 		ResultsQueue: {
 			"x-queue-type":                    `"stream"`,
 			"x-max-age":                       `"24h"`,

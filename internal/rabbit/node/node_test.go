@@ -347,9 +347,23 @@ func publish(t *testing.T, n *Node) {
 // quorum queue's count is wrong for seconds.)
 func kept(t *testing.T, n *Node) bool {
 	t.Helper()
-	_, ok, err := channel(t, n).Get("q", false)
-	if err != nil {
-		t.Fatal(err)
+	ch := channel(t, n)
+	// A quorum queue takes a moment to give back what was unacknowledged
+	// when its node ended, and seems empty meanwhile.
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(10 * time.Second); ; {
+		_, ok, err := ch.Get("q", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return false
+		}
 	}
-	return ok
 }
