@@ -27,13 +27,15 @@ const (
 	// end; the stream itself does not mark it.
 	quiet = 100 * time.Millisecond
 
-	// firstPatience is how long a stream may take to send its first message
-	// before it is taken to have none there.
-	firstPatience = 3 * time.Second
+	// silence is how long nothing may come of a stream, after which the broker
+	// is asked for a sign of life, and again as long after that sign, before
+	// the stream is taken to have nothing there. The silence alone may be that
+	// of a broker, or of this process, that hung.
+	silence = 2 * time.Second
 
 	// emptyPatience is the same for a stream of which nothing is known yet. If
-	// it was only slow, all of the past is read, which does no harm.
-	emptyPatience = 300 * time.Millisecond
+	// it was only slow, all of the past is read, and taken for new.
+	emptyPatience = 150 * time.Millisecond
 )
 
 // errMissing means that a reader cannot go on where it was.
@@ -133,10 +135,10 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	}
 	idle := time.NewTimer(quiet)
 	if meeting {
-		idle.Reset(firstPatience)
+		idle.Reset(silence)
 	}
 	defer idle.Stop()
-	unacked := 0
+	unacked, alive := 0, false
 	for {
 		select {
 		case d, ok := <-deliveries:
@@ -164,12 +166,18 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			}
 			idle.Reset(quiet)
 		case <-idle.C:
-			if meeting {
+			switch {
+			case meeting && alive:
 				return errMissing
-			}
-			if r.last >= r.newest {
+			case meeting:
+				if err := s.alive(ctx, s.ch); err != nil {
+					return err
+				}
+				alive = true
+				idle.Reset(silence)
+			case r.last >= r.newest:
 				r.setLive(f)
-			} else { // the broker is slow
+			default: // the broker is slow
 				idle.Reset(quiet)
 			}
 		case <-ctx.Done():
@@ -201,8 +209,10 @@ func (r *Reader) setLive(f Follower) {
 
 // History calls each with the results from an offset on, and goes on with new
 // ones, until ctx ends or each returns an error, which it returns. What is not
-// kept any more is left out. It uses a connection of its own.
-func (r *Reader) History(ctx context.Context, from int64, each func(offset int64, result task.Result) error) error {
+// kept any more is left out. Where nothing comes for seconds though the broker
+// answers, it calls end, and returns its error if any. It uses a connection of
+// its own.
+func (r *Reader) History(ctx context.Context, from int64, each func(offset int64, result task.Result) error, end func() error) error {
 	s, err := openAny(ctx, r.cfg, "history")
 	if err != nil {
 		return err
@@ -212,7 +222,9 @@ func (r *Reader) History(ctx context.Context, from int64, each func(offset int64
 	if err != nil {
 		return err
 	}
-	for n := 1; ; n++ {
+	idle := time.NewTimer(silence)
+	defer idle.Stop()
+	for n, alive := 0, false; ; {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
@@ -227,15 +239,36 @@ func (r *Reader) History(ctx context.Context, from int64, each func(offset int64
 					return err
 				}
 			}
-			if n%readerAckEvery == 0 {
+			alive = false
+			idle.Reset(silence)
+			if n++; n%readerAckEvery == 0 {
 				if err := d.Ack(true); err != nil {
 					return fmt.Errorf("acknowledge results: %w", err)
 				}
 			}
+		case <-idle.C:
+			next := end
+			if !alive {
+				next = func() error { return s.alive(ctx, s.ch) }
+			}
+			if err := next(); err != nil {
+				return err
+			}
+			alive = !alive
+			idle.Reset(silence)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// alive waits until the broker answers in ch, by which the stream comes.
+func (s *session) alive(ctx context.Context, ch *amqp.Channel) error {
+	err := s.bounded(ctx, func() error { return ch.Qos(readerPrefetch, 0, false) }) // which is for later consumers
+	if err != nil {
+		return fmt.Errorf("ask the broker for a sign of life: %w", err)
+	}
+	return nil
 }
 
 // newest returns an offset near the end of the stream, -1 if it is empty: the
@@ -246,19 +279,26 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 		if err != nil {
 			return err
 		}
-		select {
-		case d, ok := <-deliveries:
-			if !ok {
-				return s.why(errors.New("the channel was closed"))
+		for alive := false; ; alive = true {
+			select {
+			case d, ok := <-deliveries:
+				if !ok {
+					return s.why(errors.New("the channel was closed"))
+				}
+				m, err := decodeEntry(d)
+				offset = m.offset
+				return err
+			case <-time.After(emptyPatience):
+				if alive {
+					offset = -1
+					return nil
+				}
+				if err := s.alive(ctx, ch); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-			m, err := decodeEntry(d)
-			offset = m.offset
-			return err
-		case <-time.After(emptyPatience):
-			offset = -1
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	})
 	return offset, err

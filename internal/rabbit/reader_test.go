@@ -267,7 +267,7 @@ func TestHistory(t *testing.T) {
 					return enough
 				}
 				return nil
-			})
+			}, func() error { return errors.New("called the end of what has no end") })
 		}()
 		if from == 0 {
 			publishResults(t, p, n, n+1)

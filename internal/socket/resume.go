@@ -14,11 +14,6 @@ const (
 	// mark: another site may have been a little faster than this one.
 	aheadPatience = 500 * time.Millisecond
 
-	// meetPatience is how long the source may take to come up with the
-	// result at the mark, or the next one before it. After that the mark is
-	// taken for one of a stream that is no more.
-	meetPatience = 5 * time.Second
-
 	// fillPatience is how long a listener that resumes waits for the feed to
 	// be filled from the past, after a start.
 	fillPatience = 10 * time.Second
@@ -92,11 +87,10 @@ type catchUp struct {
 	l      *listener
 	format feed.Format
 
-	after   feed.Mark     // where the listener stands
-	met     bool          // the result at the mark has been seen
-	meeting *time.Timer   // runs while it has not
-	seen    *feed.Window  // ids of results before and behind the mark
-	pos     feed.Position // in the log, once there
+	after feed.Mark     // where the listener stands
+	met   bool          // the result at the mark has been seen
+	seen  *feed.Window  // ids of results before and behind the mark
+	pos   feed.Position // in the log, once there
 }
 
 func (c *catchUp) run(ctx context.Context, after feed.Mark) error {
@@ -145,27 +139,17 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 
 // read takes the history from a little before after on.
 func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	c.after, c.seen = after, feed.NewWindow(2*lookBack)
-	c.meeting = time.AfterFunc(c.s.meetPatience, func() { cancel(errAnotherStream) })
-	defer c.meeting.Stop()
-	if after.Offset < 0 { // the beginning is always there
-		c.meet()
-	} else {
-		c.met = false
-	}
-	err := c.s.source.History(ctx, max(0, after.Offset-lookBack), c.take)
-	if cause := context.Cause(ctx); errors.Is(cause, errAnotherStream) {
-		return cause
-	}
-	return err
+	c.met = after.Offset < 0 // the beginning is always there
+	return c.s.source.History(ctx, max(0, after.Offset-lookBack), c.take, c.end)
 }
 
-// meet records that the mark was found.
-func (c *catchUp) meet() {
-	c.met = true
-	c.meeting.Stop()
+// end is called at the end of the stream.
+func (c *catchUp) end() error {
+	if !c.met {
+		return errAnotherStream
+	}
+	return nil // the feed is a little behind
 }
 
 // gap tells the listener that results behind after are missing, and returns
@@ -183,14 +167,13 @@ func (c *catchUp) take(offset int64, r task.Result) error {
 	switch {
 	case offset < c.after.Offset:
 		c.seen.Add(r.ID)
-		c.meeting.Reset(c.s.meetPatience)
 		return nil
 	case offset == c.after.Offset:
 		if c.after.ID != "" && r.ID != c.after.ID {
 			return errAnotherStream
 		}
 		c.seen.Add(r.ID)
-		c.meet()
+		c.met = true
 		return nil
 	case !c.met:
 		return errExpired

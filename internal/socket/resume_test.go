@@ -59,7 +59,7 @@ func (s *source) add(from, to int) {
 	}
 }
 
-func (s *source) History(ctx context.Context, from int64, each func(int64, task.Result) error) error {
+func (s *source) History(ctx context.Context, from int64, each func(int64, task.Result) error, end func() error) error {
 	s.mu.Lock()
 	s.history++
 	s.mu.Unlock()
@@ -78,6 +78,9 @@ func (s *source) History(ctx context.Context, from int64, each func(int64, task.
 					return err
 				}
 			}
+		}
+		if err := end(); err != nil {
+			return err
 		}
 		select {
 		case <-grown:
@@ -217,8 +220,7 @@ func TestGaps(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			s, b := setup(t, DefaultConfig(), small)
-			s.meetPatience = 200 * time.Millisecond
+			_, b := setup(t, DefaultConfig(), small)
 			b.source.add(tc.first, 10_000)
 			b.append(tc.first, 10_000)
 

@@ -28,7 +28,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/fasthttp/websocket"
 	"github.com/valyala/fasthttp"
@@ -62,11 +61,10 @@ type Server struct {
 	next      atomic.Uint64 // deals listeners out to shards
 	listeners atomic.Int64
 
-	stopped      context.Context // ends with Shutdown
-	stop         context.CancelFunc
-	resuming     chan struct{} // holds a value for each listener that catches up
-	catching     sync.WaitGroup
-	meetPatience time.Duration // the constant, except in tests
+	stopped  context.Context // ends with Shutdown
+	stop     context.CancelFunc
+	resuming chan struct{} // holds a value for each listener that catches up
+	catching sync.WaitGroup
 }
 
 // A Source is where the results come from that are appended to the feed.
@@ -76,14 +74,16 @@ type Source interface {
 
 	// History calls each with the results from an offset on, and goes on with
 	// new ones, until ctx ends or each returns an error, which it returns.
-	// What is not kept any more is left out.
-	History(ctx context.Context, from int64, each func(offset int64, r task.Result) error) error
+	// What is not kept any more is left out. It calls end, and returns its
+	// error if any, where it is known that nothing more is there for now;
+	// that nothing comes is not enough.
+	History(ctx context.Context, from int64, each func(offset int64, r task.Result) error, end func() error) error
 }
 
 // New returns a server of what is appended to f from source. Shutdown must be
 // called to release what the server holds.
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) (*Server, error) {
-	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming), meetPatience: meetPatience}
+	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.upgrader = websocket.FastHTTPUpgrader{
 		CheckOrigin: s.originAllowed,

@@ -1,0 +1,338 @@
+//go:build linux
+
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+var (
+	faultSeed = flag.Uint64("fault.seed", 0, "seed of TestFaults; 0 for one by the clock")
+	faultLong = flag.Bool("fault.long", false, "TestFaults for ten minutes (give -timeout 20m) in place of each fault once")
+)
+
+const (
+	faultTime   = 10 * time.Minute // of the long form, in which
+	faultsLeast = 100              // and
+	tasksLeast  = 100_000          // are expected
+
+	// faultTasks is how many tasks may wait: few, so that the queue is soon full.
+	faultTasks = 1000
+
+	// heartbeat is short, so that a peer that hangs is given up in seconds: by ours after one and a half, by the
+	// broker after two to three.
+	heartbeat = 2 * time.Second
+
+	// postLimit is what no request may take longer, beyond the time for which the API itself was away: its
+	// confirm timeout of 1.5 s and slack for a machine that has just started a broker beside it.
+	postLimit = 1500*time.Millisecond + 3*time.Second
+
+	// settleLimit is how long it may take after the last fault until every result is with every listener.
+	settleLimit = 90 * time.Second
+)
+
+// Whatever process dies, hangs or is told to stop, at whatever moment and under load: what was accepted arrives at
+// every listener that resumes, once. Nothing is accepted that the broker cannot have confirmed, and no request hangs.
+func TestFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	t.Parallel()
+	seed := *faultSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano()) % 1_000_000_000
+	}
+	t.Logf("seed %d: again with -fault.seed %d (which repeats the faults, not what the machine makes of them)", seed, seed)
+	began := time.Now()
+	r := startTrial(t, seed)
+	inflict(r)
+
+	r.posters.stop()
+	r.settle()
+	r.judge()
+	t.Log(r.summary(seed, time.Since(began)))
+	if *faultLong && (r.inflicted() < faultsLeast || len(r.posters.accepted) < tasksLeast) {
+		t.Errorf("%d faults and %d tasks accepted; want %d and %d at least", r.inflicted(), len(r.posters.accepted), faultsLeast, tasksLeast)
+	}
+}
+
+// inflict goes through all faults in an order of its own; in the long form again and again.
+func inflict(r *trial) {
+	for began := time.Now(); ; {
+		for _, i := range r.random.Perm(len(faults)) {
+			r.moment(0, 800*time.Millisecond)
+			r.note("%s", faults[i].name)
+			r.counts[i]++
+			faults[i].inflict(r)
+			if r.t.Failed() || *faultLong && time.Since(began) > faultTime {
+				return
+			}
+		}
+		if !*faultLong {
+			return
+		}
+	}
+}
+
+// A trial is a whole system with those who use it.
+type trial struct {
+	*system
+	t      *testing.T
+	random *rand.Rand
+	began  time.Time
+	counts []int // by fault
+
+	apis, sockets, workers []*unit
+	brokerAway             outage
+
+	posters   *posters
+	listeners []*follower
+	requeued  int // dead letters
+}
+
+// startTrial starts everything, with listeners that are connected before the first task.
+func startTrial(t *testing.T, seed uint64) *trial {
+	t.Helper()
+	s := prepare(t, rabbittest.StartNode(t))
+	s.url += fmt.Sprintf("?heartbeat=%d", int(heartbeat.Seconds()))
+	r := &trial{
+		system: s, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(), counts: make([]int, len(faults)),
+	}
+	ctx, cancel := timeout(t)
+	defer cancel()
+	cfg := r.brokerConfig()
+	cfg.Topology.MaxTasks = faultTasks
+	if _, err := rabbit.Setup(ctx, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.node.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r.apis = append(r.apis, r.newUnit("revq-api", true))
+		// Both sides find out soon about listeners that are gone, or servers that hang.
+		r.sockets = append(r.sockets, r.newUnit("revq-socket", true, "--ping-interval", "1s"))
+	}
+	for range 4 {
+		r.workers = append(r.workers, r.newUnit("revq-worker", false, "--pause", "0s", "--concurrency", "5"))
+	}
+	for _, u := range r.units() {
+		u.start()
+	}
+	for _, u := range r.units() {
+		u.daemon.WaitReady(t)
+	}
+	for i := range 4 {
+		r.listeners = append(r.listeners, r.follow(i))
+	}
+	r.posters = r.startPosters()
+	return r
+}
+
+func (r *trial) units() []*unit { return slices.Concat(r.apis, r.sockets, r.workers) }
+
+func (r *trial) brokerConfig() rabbit.Config {
+	cfg := rabbit.DefaultConfig("revq-test")
+	cfg.URLs = []string{r.url}
+	return cfg
+}
+
+// note logs with the time since the beginning, which the log lines of the daemons can be held against.
+func (r *trial) note(format string, args ...any) {
+	r.t.Logf("%s %6.2fs "+format, append([]any{time.Now().UTC().Format("15:04:05.000"), time.Since(r.began).Seconds()}, args...)...)
+}
+
+// moment waits for a random time: when a fault comes, and how long it lasts, is what the test is about.
+func (r *trial) moment(least, most time.Duration) {
+	<-time.After(least + time.Duration(r.random.Int64N(int64(most-least))))
+}
+
+// settle waits until everything is up and every result has arrived.
+func (r *trial) settle() {
+	r.t.Helper()
+	began := time.Now()
+	for _, u := range r.units() {
+		u.daemon.WaitReady(r.t)
+	}
+	ticker := time.NewTicker(10 * pollEvery)
+	defer ticker.Stop()
+	for !r.arrived() && time.Since(began) < settleLimit {
+		if rabbittest.QueueLength(r.t, r.node, r.vhostURL(), rabbit.DeadQueue) > 0 {
+			r.requeueDead()
+		}
+		<-ticker.C
+	}
+	r.note("settled after %v", time.Since(began).Round(time.Millisecond))
+	await(r.t, "all tasks are done", func() bool {
+		return rabbittest.QueueLength(r.t, r.node, r.vhostURL(), rabbit.TasksQueue) == 0
+	})
+	// Repetitions that are on their way come before this one.
+	await(r.t, "a last task is accepted", func() bool {
+		return post(r.t, r.apis[0].site, "application/json", submission("the-end", "the-end")).status == http.StatusAccepted
+	})
+	for _, f := range r.listeners {
+		await(r.t, f.name+" gets the last result", func() bool { return f.has("the-end") })
+	}
+}
+
+// requeueDead does with dead letters what `revq dead requeue` does. RabbitMQ 3.10 counts a delivery to a worker that
+// was killed as a failed one.
+func (r *trial) requeueDead() {
+	ctx, cancel := timeout(r.t)
+	defer cancel()
+	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(rabbit.DeadLetter) (rabbit.Fate, error) {
+		r.requeued++
+		return rabbit.Requeue, nil
+	})
+	if err != nil {
+		r.t.Errorf("requeue dead letters: %v", err)
+	}
+}
+
+// vhostURL is the broker's URL without parameters.
+func (r *trial) vhostURL() string {
+	url, _, _ := strings.Cut(r.url, "?")
+	return url
+}
+
+func (r *trial) arrived() bool {
+	for _, f := range r.listeners {
+		if len(f.missing(r.posters.accepted)) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// judge fails the test for everything that was promised and not kept.
+func (r *trial) judge() {
+	const shown = 5 // of each kind
+	var wrong []string
+	for _, f := range r.listeners {
+		f.mu.Lock()
+		for id, text := range r.posters.accepted {
+			if got, ok := f.got[id]; ok && got.Text != reversed(text) {
+				r.t.Errorf("%s: result %q of text %q", f.name, got.Text, text)
+			}
+		}
+		if f.err != nil {
+			r.t.Errorf("%s ended: %v", f.name, f.err)
+		}
+		for _, gap := range f.gaps {
+			r.t.Errorf("%s was told of a gap: %s", f.name, gap)
+		}
+		for _, twice := range f.twice[:min(shown, len(f.twice))] {
+			r.t.Errorf("%s got a result twice: %s", f.name, twice)
+			wrong = append(wrong, strings.Fields(twice)[0])
+		}
+		f.mu.Unlock()
+		for _, id := range f.missing(r.posters.accepted) {
+			if wrong = append(wrong, id); len(wrong) < shown {
+				r.t.Errorf("%s: no result for %s, whose text was accepted", f.name, id)
+			}
+		}
+	}
+	p := r.posters
+	for _, impossible := range p.impossible[:min(shown, len(p.impossible))] {
+		r.t.Errorf("accepted while the broker was away: %s", impossible)
+	}
+	if p.longest > postLimit {
+		r.t.Errorf("a request took %v, want %v at most: %s", p.longest, postLimit, p.longestOf)
+	}
+	if len(wrong) > 0 || r.t.Failed() {
+		r.explain(wrong)
+	}
+}
+
+// explain logs what helps to find out what went wrong: how listeners fared, and where in the stream ids are.
+func (r *trial) explain(ids []string) {
+	for _, f := range r.listeners {
+		f.mu.Lock()
+		r.t.Logf("%s:\n%s", f.name, strings.Join(f.events, "\n"))
+		f.mu.Unlock()
+	}
+	if len(ids) == 0 {
+		return
+	}
+	ctx, cancel := timeout(r.t)
+	defer cancel()
+	at, err := r.streamOffsets(ctx)
+	if err != nil {
+		r.t.Logf("read the stream: %v", err)
+	}
+	slices.Sort(ids)
+	for _, id := range slices.Compact(ids) {
+		r.t.Logf("%s is in the stream at %d", id, at[id])
+	}
+}
+
+func (r *trial) inflicted() (n int) {
+	for _, count := range r.counts {
+		n += count
+	}
+	return n
+}
+
+func (r *trial) summary(seed uint64, took time.Duration) string {
+	var byKind []string
+	for i, f := range faults {
+		byKind = append(byKind, fmt.Sprintf("%d %s", r.counts[i], f.name))
+	}
+	lost, twice, gaps, connections := 0, 0, 0, 0
+	for _, f := range r.listeners {
+		f.mu.Lock()
+		twice += len(f.twice)
+		gaps += len(f.gaps)
+		connections += f.connections
+		f.mu.Unlock()
+		lost += len(f.missing(r.posters.accepted))
+	}
+	p := r.posters
+	return fmt.Sprintf("seed %d: %d tasks accepted, %d lost, %d twice, %d gaps told at %d listeners (%d connections); %d faults: %s; "+
+		"%d requests refused, %d broken off, longest %v; %d accepted without a broker; %d dead letters requeued; %v",
+		seed, len(p.accepted), lost, twice, gaps, len(r.listeners), connections, r.inflicted(), strings.Join(byKind, ", "),
+		p.refused, p.broken, p.longest.Round(time.Millisecond), len(p.impossible), r.requeued, took.Round(time.Second))
+}
+
+// A unit is a program that is started again whenever it ends, as systemd does it.
+type unit struct {
+	r      *trial
+	name   string
+	args   []string
+	site   string // HOST:PORT, if it serves
+	socket []daemontest.Socket
+	daemon *daemontest.Daemon
+	away   outage // it may not answer
+}
+
+func (r *trial) newUnit(name string, serves bool, args ...string) *unit {
+	u := &unit{r: r, name: name, args: args}
+	if serves {
+		ln, addr := daemontest.Listen(r.t)
+		u.socket, u.site = []daemontest.Socket{ln}, addr
+	}
+	return u
+}
+
+// start starts the program and waits until it is far enough to be told to stop again. It need not be ready: the
+// broker may be away.
+func (u *unit) start() {
+	u.r.t.Helper()
+	u.daemon = u.r.startDaemon(u.r.t, u.name, u.socket, u.args...)
+	if u.site != "" {
+		get(u.r.t, u.site, "/healthz") // which waits in the socket
+		return
+	}
+	u.daemon.WaitStates(u.r.t, 1)
+}

@@ -1,0 +1,285 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/revq/revq/internal/client"
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/reverse"
+	"github.com/revq/revq/internal/task"
+)
+
+func reversed(text string) string { return reverse.Reverse(text) }
+
+// posters are clients that post without end. Half of them are Senders, which repeat what was not accepted under the
+// same id; the others take another text, and count for accepted what was answered with 202.
+type posters struct {
+	r           *trial
+	cancel      context.CancelFunc
+	running     sync.WaitGroup
+	refusedFull atomic.Int64 // because of a full queue
+
+	mu              sync.Mutex
+	accepted        map[string]string // text by id
+	impossible      []string          // accepted though the broker was away
+	longest         time.Duration
+	longestOf       string
+	refused, broken int
+}
+
+// postPause is how long a poster waits at most between two posts, so that the queue is filled within seconds and
+// emptied in less.
+const postPause = 40 * time.Millisecond
+
+func (r *trial) startPosters() *posters {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &posters{r: r, cancel: cancel, accepted: make(map[string]string)}
+	for i := range 6 {
+		api := r.apis[i/3]
+		http := &http.Client{Transport: &witness{http.Transport{}, p, api}, Timeout: patience}
+		name := fmt.Sprintf("poster-%d", i)
+		post := func(number int) { p.postPlainly(http, api.site, name, number) }
+		if i%2 == 0 {
+			sender := &client.Sender{URL: "http://" + api.site, Timeout: 2 * time.Minute, HTTP: http}
+			post = func(number int) { p.send(ctx, sender, name, number) }
+		}
+		p.running.Go(func() {
+			defer http.CloseIdleConnections()
+			for number := 0; ctx.Err() == nil; number++ {
+				post(number)
+				<-time.After(rand.N(postPause))
+			}
+		})
+	}
+	r.t.Cleanup(p.stop)
+	return p
+}
+
+// stop ends the posts. What was accepted then stays as it is.
+func (p *posters) stop() {
+	p.cancel()
+	p.running.Wait()
+}
+
+func (p *posters) accept(id, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.accepted[id] = text
+}
+
+// send sends one task or a few.
+func (p *posters) send(ctx context.Context, sender *client.Sender, name string, number int) {
+	tasks := make([]task.Task, 1+rand.N(12))
+	for i := range tasks {
+		id := fmt.Sprintf("%s-%d-%d", name, number, i)
+		tasks[i] = task.Task{ID: id, Text: "text of " + id}
+	}
+	answers, err := sender.Send(ctx, tasks)
+	for i, answer := range answers {
+		if answer == nil {
+			p.accept(tasks[i].ID, tasks[i].Text)
+		} else if ctx.Err() == nil {
+			p.r.t.Errorf("%s was not accepted within %v: %v (%v)", tasks[i].ID, sender.Timeout, answer, err)
+		}
+	}
+}
+
+// postPlainly posts one text, once. The API makes an id up for every other one.
+func (p *posters) postPlainly(http *http.Client, site, name string, number int) {
+	text := fmt.Sprintf("text of %s-%d", name, number)
+	contentType, body := "text/plain", text
+	if number%2 == 0 {
+		contentType, body = "application/json", submission(fmt.Sprintf("%s-%d", name, number), text)
+	}
+	res, err := http.Post("http://"+site+queuePath, contentType, strings.NewReader(body))
+	if err != nil {
+		return
+	}
+	res.Body.Close()
+	if res.StatusCode == 202 {
+		p.accept(res.Header.Get("Revq-Task-Id"), text)
+	}
+}
+
+// A witness watches all requests to one site of the API.
+type witness struct {
+	http.Transport
+	p   *posters
+	api *unit
+}
+
+func (w *witness) RoundTrip(req *http.Request) (*http.Response, error) {
+	began := time.Now()
+	res, err := w.Transport.RoundTrip(req)
+	var body []byte
+	if err == nil {
+		body, err = io.ReadAll(res.Body)
+		res.Body.Close()
+	}
+	accepted := err == nil && (res.StatusCode == http.StatusAccepted || bytes.Contains(body, []byte(`"status":202`)))
+	if accepted && w.p.r.brokerAway.allSince(began) {
+		w.p.mu.Lock()
+		w.p.impossible = append(w.p.impossible, fmt.Sprintf("%s: POST at %v, answered after %v", body, began, time.Since(began)))
+		w.p.mu.Unlock()
+	}
+	now := time.Now()
+	took := now.Sub(began) - w.api.away.within(began, now)
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	if took > w.p.longest {
+		w.p.longest = took
+		w.p.longestOf = fmt.Sprintf("to %s at %s, %v with the time for which the API was away: %s %v",
+			w.api.site, began.UTC().Format("15:04:05.000"), now.Sub(began), body, err)
+	}
+	if err != nil {
+		w.p.broken++
+		return nil, err
+	}
+	if !accepted {
+		w.p.refused++
+	}
+	if bytes.Contains(body, []byte(rabbit.ErrRefused.Error())) {
+		w.p.refusedFull.Add(1)
+	}
+	res.Body = io.NopCloser(bytes.NewReader(body))
+	return res, nil
+}
+
+// A follower keeps all that a listener gets. With each new connection it goes to the other site.
+type follower struct {
+	name string
+
+	mu          sync.Mutex
+	got         map[string]feed.Message // by id
+	twice, gaps []string
+	connections int
+	events      []string
+	err         error // for which the listener has ended
+}
+
+// follow starts listener i, and waits until it has been greeted.
+func (r *trial) follow(i int) *follower {
+	f := &follower{name: fmt.Sprintf("listener %d", i), got: make(map[string]feed.Message)}
+	address := func(n int) string { return (&url.URL{Scheme: "ws", Host: r.sockets[n%len(r.sockets)].site}).String() }
+	greeted := make(chan struct{})
+	isGreeted := sync.OnceFunc(func() { close(greeted) })
+	next := i
+	l := &client.Listener{
+		URL:     address(next),
+		After:   &feed.Mark{Offset: -1}, // from the beginning: it may be cut off before the first result
+		Silence: 4 * time.Second,        // four pings
+	}
+	l.Greeted = func(client.Message) error {
+		isGreeted()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.connections++
+		f.event("greeted by %s behind %v", l.URL, l.After)
+		return nil
+	}
+	l.Received = func(m client.Message) error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.receive(m.Message)
+		return nil
+	}
+	l.Lost = func(reason error, wait time.Duration) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.event("lost %s behind %v: %v", l.URL, l.After, reason)
+		next++
+		l.URL = address(next)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := l.Run(ctx); !errors.Is(err, context.Canceled) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.err = err
+		}
+	}()
+	r.t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	select {
+	case <-greeted:
+	case <-time.After(patience):
+		r.t.Fatalf("%s was not greeted within %v", f.name, patience)
+	}
+	return f
+}
+
+func (f *follower) event(format string, args ...any) {
+	f.events = append(f.events, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+}
+
+func (f *follower) receive(m feed.Message) {
+	if m.Type != feed.TypeResult {
+		f.gaps = append(f.gaps, m.Text)
+		f.event("told of a gap behind %d: %s", m.Offset, m.Text)
+		return
+	}
+	if before, ok := f.got[m.ID]; ok {
+		f.twice = append(f.twice, fmt.Sprintf("%s at %d and %d", m.ID, before.Offset, m.Offset))
+		f.event("%s again at %d, after %d", m.ID, m.Offset, before.Offset)
+		return
+	}
+	f.got[m.ID] = m
+}
+
+func (f *follower) has(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, ok := f.got[id]
+	return ok
+}
+
+// missing returns the ids that it has not got. Those of a listener that was told of a gap are not counted.
+func (f *follower) missing(accepted map[string]string) (ids []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.gaps) > 0 {
+		return nil
+	}
+	for id := range accepted {
+		if _, ok := f.got[id]; !ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// streamOffsets returns where the result of each task is in the stream, as of now.
+func (r *trial) streamOffsets(ctx context.Context) (map[string][]int64, error) {
+	at := make(map[string][]int64)
+	end := errors.New("the end")
+	err := rabbit.NewReader(r.brokerConfig(), 0, slog.New(slog.DiscardHandler)).History(ctx, 0, func(offset int64, result task.Result) error {
+		at[result.ID] = append(at[result.ID], offset)
+		if result.ID == "the-end" {
+			return end
+		}
+		return nil
+	}, func() error { return end })
+	if !errors.Is(err, end) {
+		return at, err
+	}
+	return at, nil
+}
