@@ -333,7 +333,7 @@ func TestWrongPassword(t *testing.T) {
 	r.cfg.URLs = []string{uri.String(), "amqp://revq:" + secret + "%@127.0.0.1/"} // and one that is none
 	p := NewPublisher(r.cfg, r.log)
 	r.run(p.Run)
-	for _, want := range []string{"username or password not allowed", "not usable"} {
+	for _, want := range []string{"username or password not allowed", "cannot be used"} {
 		r.out.says(t, want)
 	}
 	said := r.out.String() + fmt.Sprint(p.Ready())
