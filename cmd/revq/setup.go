@@ -76,7 +76,7 @@ func explain(w io.Writer, d rabbit.Difference, vhost string) {
 	var keep []string
 	for _, a := range d.Arguments {
 		fmt.Fprintf(w, "    %s is %s, asked for was %s\n", a.Name, orNone(a.Is), orNone(a.Asked))
-		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, a.Is))
+		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, a.Keep()))
 	}
 	if d.Sizes() {
 		fmt.Fprintf(w, "  To keep it as it is:\n    revq setup %s\n", strings.Join(keep, " "))

@@ -54,6 +54,15 @@ type Argument struct {
 	Flag      string // that sets it; "" if none does
 }
 
+// Keep returns the value of Flag with which the argument is as it is.
+func (a Argument) Keep() string {
+	n, err := strconv.ParseInt(a.Is, 10, 64)
+	if err != nil || a.Flag != maxTasksFlag {
+		return a.Is
+	}
+	return strconv.FormatInt(n+beyondLimit, 10)
+}
+
 func (d Differences) Error() string {
 	var all []string
 	for _, o := range d {

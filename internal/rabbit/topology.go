@@ -72,6 +72,11 @@ const (
 	deliveryLimitArg = "x-delivery-limit"
 )
 
+// beyondLimit is how many messages a quorum queue takes beyond its x-max-length
+// before it refuses more, if they come one by one: it looks whether it is over
+// the limit, not whether it would be.
+const beyondLimit = 1
+
 // The bounds of a segment: smaller ones make files by the thousand, and
 // RabbitMQ takes no larger ones.
 const (
@@ -83,7 +88,7 @@ const (
 // fit together.
 func (t *Topology) Flags() []cli.Flag {
 	return []cli.Flag{
-		size(maxTasksFlag, "`N` tasks may wait; what comes on top is answered 503", &t.MaxTasks, 1, math.MaxInt64),
+		size(maxTasksFlag, "`N` tasks may wait; what comes on top is answered 503", &t.MaxTasks, 1+beyondLimit, math.MaxInt64),
 		size(deliveryLimitFlag, "`N` attempts may fail before a task goes to the dead letters", &t.DeliveryLimit, 1, 1_000_000),
 		&cli.StringFlag{
 			Name:        maxAgeFlag,
@@ -170,7 +175,7 @@ func (t Topology) queues() []queue {
 		}},
 		{name: TasksQueue, key: tasksKey, args: amqp.Table{
 			amqp.QueueTypeArg:     amqp.QueueTypeQuorum,
-			amqp.QueueMaxLenArg:   t.MaxTasks,
+			amqp.QueueMaxLenArg:   t.MaxTasks - beyondLimit,
 			amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
 			deliveryLimitArg:      t.DeliveryLimit,
 			// At least once needs reject-publish: a dead letter leaves the

@@ -104,7 +104,7 @@ func TestSetupWithOtherArguments(t *testing.T) {
 			}},
 			{"queue", TasksQueue, []Argument{
 				{"x-delivery-limit", "5", "7", "delivery-limit"},
-				{"x-max-length", "1000000", "5", "max-tasks"},
+				{"x-max-length", "999999", "4", "max-tasks"},
 			}},
 		}, true},
 		{"another type of queue", declare(TasksQueue, nil), nil, Differences{
@@ -186,8 +186,8 @@ func TestTopologyFlags(t *testing.T) {
 		want string // of the error; "" for none
 	}{
 		{nil, ""},
-		{[]string{"--max-tasks", "1", "--delivery-limit", "1", "--results-max-age", "7D", "--results-max-bytes", "131072", "--results-segment-bytes", "65536"}, ""},
-		{[]string{"--max-tasks", "0"}, "0 is too little: give 1 or more"},
+		{[]string{"--max-tasks", "2", "--delivery-limit", "1", "--results-max-age", "7D", "--results-max-bytes", "131072", "--results-segment-bytes", "65536"}, ""},
+		{[]string{"--max-tasks", "1"}, "1 is too little: give 2 or more"},
 		{[]string{"--delivery-limit", "-1"}, "-1 is too little"},
 		{[]string{"--delivery-limit", "1000001"}, "too much: give 1000000 or less"},
 		{[]string{"--results-max-age", "24"}, `"24" is no age: give a number and one of s, m, h, D, M, Y`},
@@ -239,7 +239,7 @@ func TestQueueArguments(t *testing.T) {
 		},
 		TasksQueue: {
 			"x-queue-type":              `"quorum"`,
-			"x-max-length":              "1000000",
+			"x-max-length":              "999999",
 			"x-overflow":                `"reject-publish"`,
 			"x-delivery-limit":          "5",
 			"x-dead-letter-strategy":    `"at-least-once"`,
