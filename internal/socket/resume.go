@@ -88,6 +88,7 @@ type catchUp struct {
 	format feed.Format
 
 	after feed.Mark     // where the listener stands
+	at    int64         // how far it has come: an offset
 	met   bool          // the result at the mark has been seen
 	seen  *feed.Window  // ids of results before and behind the mark
 	pos   feed.Position // in the log, once there
@@ -139,7 +140,7 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 
 // read takes the history from a little before after on.
 func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
-	c.after, c.seen = after, feed.NewWindow(2*lookBack)
+	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(2*lookBack)
 	c.met = after.Offset < 0 // the beginning is always there
 	return c.s.source.History(ctx, max(0, after.Offset-lookBack), c.take, c.end)
 }
@@ -149,7 +150,17 @@ func (c *catchUp) end() error {
 	if !c.met {
 		return errAnotherStream
 	}
-	return nil // the feed is a little behind
+	return c.handOver() // if the feed is not a little behind
+}
+
+// handOver returns errThere if the log goes on where the catch-up has come to.
+func (c *catchUp) handOver() error {
+	pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: c.at})
+	if verdict != feed.Here {
+		return nil
+	}
+	c.pos = pos
+	return errThere
 }
 
 // gap tells the listener that results behind after are missing, and returns
@@ -186,11 +197,8 @@ func (c *catchUp) take(offset int64, r task.Result) error {
 			}
 		}
 	}
-	if pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: offset}); verdict == feed.Here {
-		c.pos = pos
-		return errThere
-	}
-	return nil
+	c.at = offset
+	return c.handOver()
 }
 
 // flush writes what has been gathered.
