@@ -35,7 +35,8 @@ type Config struct {
 
 	// RetryMin and RetryMax bound the wait before connecting again. It doubles
 	// with each failure and is jittered, so that a restarted broker is not met
-	// by everyone at once. Default 100 ms to 5 s: work resumes within seconds.
+	// by everyone at once. Default 100 ms to 2 s: clients that got a 503 try
+	// again within seconds, too.
 	RetryMin, RetryMax time.Duration
 
 	// ConfirmTimeout is how long a message may wait for the broker's
@@ -61,7 +62,7 @@ func DefaultConfig(name string) Config {
 		DialTimeout:    5 * time.Second,
 		Heartbeat:      10 * time.Second,
 		RetryMin:       100 * time.Millisecond,
-		RetryMax:       5 * time.Second,
+		RetryMax:       2 * time.Second,
 		ConfirmTimeout: 1500 * time.Millisecond,
 		MaxUnconfirmed: 8192,
 		Topology:       DefaultTopology(),
