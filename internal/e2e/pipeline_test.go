@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
 // From POST to the listeners, in every format, at every site.
@@ -116,6 +118,35 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A text that is posted again under its id, by whatever way the id is given, has one result at the listeners.
+func TestOneIDOneResult(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	l := s.listen(t, "json")
+	s.startWorker(t, "--pause", "0s")
+	const id = "order-42"
+	for i := range 4 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.apiSites[i%2]+queuePath, strings.NewReader("text=abcdef"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Idempotency-Key", id)
+		res, err := httpClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusAccepted || res.Header.Get("Revq-Task-Id") != id {
+			t.Errorf("%s with id %q, want 202 with %q", res.Status, res.Header.Get("Revq-Task-Id"), id)
+		}
+		send(t, s.apiSites[i%2], id, "abcdef")
+	}
+	l.collect(t, []string{id})
+	await(t, "all eight are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
+	l.drainWith(t, s, "the-end") // what came behind the first was dropped
 }
 
 // Two workers share the tasks; the tasks of one that is killed in the middle go to the other.
