@@ -192,12 +192,12 @@ func (r *Reader) pass(m entry, f Follower) {
 		r.log.Error("a result that cannot be read was left out", "offset", m.offset, "id", m.id, "error", m.invalid)
 		return
 	}
-	f.Append(m.offset, m.result)
-	// Under load the stream is never quiet, but its newest results are then
-	// younger than this reader.
+	// What is younger than this reader is not of the past, for those who were
+	// there before it was connected. And under load the stream is never quiet.
 	if m.result.Done.After(r.started) {
 		r.setLive(f)
 	}
+	f.Append(m.offset, m.result)
 }
 
 func (r *Reader) setLive(f Follower) {

@@ -180,6 +180,31 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }
 
+// A reader that is connected late must not take for the past what those who wait for it have to get.
+func TestReaderIsLiveForWhatIsYounger(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	publishResults(t, p, 0, 10)
+	reader := NewReader(r.cfg, everything, r.log)
+	publishResults(t, p, 10, 20)
+	c := &counter{live: make(chan int, 1)}
+	r.run(func(ctx context.Context) error { return reader.Run(ctx, c) })
+	if n := receive(t, "going live", c.live); n != 10 {
+		t.Errorf("live after %d results, want the 10 that are older than the reader", n)
+	}
+}
+
+// A counter counts results until it is told to go live.
+type counter struct {
+	n    int
+	live chan int
+}
+
+func (c *counter) Append(int64, task.Result) { c.n++ }
+func (c *counter) AppendGap(string)          {}
+func (c *counter) GoLive()                   { c.live <- c.n }
+
 func TestReaderTellsOfAGap(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

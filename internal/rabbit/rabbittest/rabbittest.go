@@ -177,13 +177,20 @@ func CloseConnections(t testing.TB, n *node.Node, url string) int {
 // the test's own node ([StartNode]). The alarm ends with [ClearAlarm].
 func SetAlarm(t testing.TB, n *node.Node) {
 	t.Helper()
-	eval(t, n, `rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []})`)
+	alarm(t, n, `set_alarm({{resource_limit, memory, node()}, []})`, true)
 }
 
 // ClearAlarm ends the memory alarm.
 func ClearAlarm(t testing.TB, n *node.Node) {
 	t.Helper()
-	eval(t, n, `rabbit_alarm:clear_alarm({resource_limit, memory, node()})`)
+	alarm(t, n, `clear_alarm({resource_limit, memory, node()})`, false)
+}
+
+// alarm calls a function of the broker, and asks whether the alarm is as it is to be: that question is
+// answered only after the connections were told.
+func alarm(t testing.TB, n *node.Node, call string, set bool) {
+	t.Helper()
+	eval(t, n, `rabbit_alarm:%s, %t = lists:keymember({resource_limit, memory, node()}, 1, rabbit_alarm:get_alarms())`, call, set)
 }
 
 // QueueLength returns the number of messages, ready and unacknowledged, of a classic or quorum queue in
