@@ -184,7 +184,10 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	}()
 	select {
 	case err := <-done:
-		return err
+		if ctx.Err() == nil {
+			return err
+		}
+		done <- err // it was quick to stop; that it was told to is still to be said
 	case <-ctx.Done():
 	}
 	d.Log.Info("stopping")
