@@ -85,7 +85,9 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	}
 	c.link.up()
 
-	handleCtx, cancel := context.WithCancelCause(ctx)
+	// A stop is for handlers only once the broker sends no more: what they
+	// give back would come again at once, as one more attempt.
+	handleCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer func() { cancel(context.Cause(s.ctx)) }()
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 
@@ -105,8 +107,8 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			if err != nil {
 				return fmt.Errorf("stop consuming: %w", err)
 			}
-			// What came before the broker knew is handled, too: its context
-			// has ended, so that it goes back at once.
+			cancel(context.Cause(ctx))
+			// What came before the broker knew goes back at once, too.
 			for d := range deliveries {
 				begin(handleCtx, d)
 			}
