@@ -69,20 +69,9 @@ func Main(p Program) { os.Exit(run(p, os.Args)) }
 func run(p Program, args []string) int {
 	logs := logConfig{format: "text"}
 	d := &Daemon{stopTimeout: 20 * time.Second}
-	flags := slices.Concat(p.Flags, logs.flags(), []cli.Flag{&cli.DurationFlag{
-		Name:        "stop-timeout",
-		Usage:       "how long work in hand may take once the daemon is told to stop",
-		Category:    "daemon",
-		Sources:     cli.EnvVars("REVQ_STOP_TIMEOUT"),
-		Value:       d.stopTimeout,
-		Destination: &d.stopTimeout,
-		Validator: func(t time.Duration) error {
-			if t < minStopTimeout {
-				return fmt.Errorf("%v is too short: give %v or more", t, minStopTimeout)
-			}
-			return nil
-		},
-	}})
+	flags := slices.Concat(p.Flags, logs.flags(), []cli.Flag{
+		command.Duration("stop-timeout", "`TIME` that work in hand may take once the daemon is told to stop", "daemon", &d.stopTimeout, minStopTimeout, 0),
+	})
 	if p.Sites != nil {
 		flags = append(flags, p.Sites.flags()...)
 	}

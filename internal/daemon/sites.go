@@ -33,26 +33,15 @@ type Sites struct {
 func SiteAddress(i int) string { return ":808" + strconv.Itoa(i) }
 
 func (s *Sites) flags() []cli.Flag {
+	sites := command.Number("sites", fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()), "daemon", &s.count, 1, maxSites)
+	sites.HideDefault = true
 	return []cli.Flag{
-		&cli.IntFlag{
-			Name:        "sites",
-			Usage:       fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()),
-			Category:    "daemon",
-			Sources:     cli.EnvVars("REVQ_SITES"),
-			HideDefault: true,
-			Destination: &s.count,
-			Validator: func(n int) error {
-				if n < 1 || n > maxSites {
-					return fmt.Errorf("%d sites are not possible: give 1 to %d, one for each port from 8081 to 8089", n, maxSites)
-				}
-				return nil
-			},
-		},
+		sites,
 		&cli.StringSliceFlag{
 			Name:        "listen",
 			Usage:       "serve `HOST:PORT` instead (repeatable)",
 			Category:    "daemon",
-			Sources:     cli.EnvVars("REVQ_LISTEN"),
+			Sources:     command.Variable("listen"),
 			Destination: &s.listen,
 			Validator: func(addresses []string) error {
 				for _, a := range addresses {

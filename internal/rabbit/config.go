@@ -10,6 +10,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 // DefaultURL is a RabbitMQ on this machine, as it is after installation.
@@ -73,7 +75,7 @@ func DefaultConfig(name string) Config {
 // URL may also come from the file amqp-url in $CREDENTIALS_DIRECTORY, where
 // systemd puts secrets. Check says whether it is usable.
 func (c *Config) Flags() []cli.Flag {
-	sources := cli.EnvVars("REVQ_AMQP_URL")
+	sources := command.Variable("amqp-url")
 	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
 		sources.Append(cli.Files(filepath.Join(dir, "amqp-url")))
 	}
@@ -92,20 +94,7 @@ func (c *Config) Flags() []cli.Flag {
 // PublishFlags returns the command line flags that set how messages are published.
 func (c *Config) PublishFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.DurationFlag{
-			Name:        "confirm-timeout",
-			Usage:       "`TIME` that a message may wait for the broker's confirmation",
-			Category:    "broker",
-			Sources:     cli.EnvVars("REVQ_CONFIRM_TIMEOUT"),
-			Value:       c.ConfirmTimeout,
-			Destination: &c.ConfirmTimeout,
-			Validator: func(d time.Duration) error {
-				if least := 2 * expiryInterval; d < least {
-					return fmt.Errorf("%v is too short: give %v or more", d, least)
-				}
-				return nil
-			},
-		},
+		command.Duration("confirm-timeout", "`TIME` that a message may wait for the broker's confirmation", "broker", &c.ConfirmTimeout, 2*expiryInterval, 0),
 	}
 }
 
