@@ -22,10 +22,6 @@ const (
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second
 
-	// writeTimeout bounds one write to the broker. A broker that takes
-	// nothing for longer is as good as dead, and heartbeats say so too.
-	writeTimeout = 15 * time.Second
-
 	// answerTimeout bounds what is asked of the broker while a session is set
 	// up. Declaring a queue in a busy cluster takes seconds.
 	answerTimeout = 30 * time.Second
@@ -170,14 +166,16 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		Heartbeat:  cfg.Heartbeat,
 		Locale:     "en_US",
 		Properties: properties,
-		Dial: func(network, addr string) (_ net.Conn, err error) {
+		Dial: func(network, addr string) (net.Conn, error) {
 			var d net.Dialer
-			if raw, err = d.DialContext(ctx, network, addr); err != nil {
+			conn, err := d.DialContext(ctx, network, addr)
+			if err != nil {
 				return nil, err
 			}
+			raw = gather(conn)
 			// The handshake knows no context: closing the connection ends it.
 			stop = context.AfterFunc(ctx, func() { raw.Close() })
-			return &boundedConn{raw}, nil
+			return raw, nil
 		},
 	})
 	var ch *amqp.Channel
@@ -286,15 +284,4 @@ func (s *session) close() {
 	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
 	s.end(errEnded)
 	s.conn.Close() // its error tells that the connection had ended already
-}
-
-// A boundedConn never waits for ever to write: amqp091-go sets no deadline,
-// and a publisher stuck in a write holds its channel's lock.
-type boundedConn struct{ net.Conn }
-
-func (c *boundedConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
 }
