@@ -40,10 +40,7 @@ func setup(t *testing.T, cfg Config, size feed.Config) (*Server, *bundle) {
 
 func (b *bundle) start(t testing.TB, cfg Config) *Server {
 	t.Helper()
-	s, err := New(cfg, b.feed, b.source, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := New(cfg, b.feed, b.source, slog.New(slog.DiscardHandler))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
