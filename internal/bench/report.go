@@ -1,0 +1,211 @@
+package bench
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/revq/revq/internal/command"
+)
+
+// A Report is what was measured. In JSON, rates are of a second, sizes in bytes.
+type Report struct {
+	Began       time.Time `json:"began"`
+	Machine     Machine   `json:"machine"`
+	Interrupted bool      `json:"interrupted,omitempty"` // not all was measured, or not for as long as it should be
+
+	Raw    []RawResult     `json:"raw,omitempty"`
+	Ingest []*IngestResult `json:"ingest,omitempty"`
+}
+
+// A Machine is what the load ran on. The broker and the daemons may be elsewhere.
+type Machine struct {
+	CPUs    int    `json:"cpus"`
+	Model   string `json:"cpu_model"`
+	Memory  int64  `json:"memory_bytes"`
+	Kernel  string `json:"kernel"`
+	Version string `json:"revq_version"`
+	Go      string `json:"go_version"`
+}
+
+func thisMachine() Machine {
+	return Machine{
+		CPUs:    runtime.NumCPU(),
+		Model:   field("/proc/cpuinfo", "model name"),
+		Memory:  memory(field("/proc/meminfo", "MemTotal")),
+		Kernel:  strings.TrimSpace(firstLine("/proc/sys/kernel/osrelease")),
+		Version: command.Version(),
+		Go:      runtime.Version(),
+	}
+}
+
+func firstLine(path string) string {
+	content, _ := os.ReadFile(path)
+	line, _, _ := strings.Cut(string(content), "\n")
+	return line
+}
+
+// field returns the value behind "name :" in a file of /proc, "" if there is none.
+func field(path, name string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if key, value, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// memory reads "12345 kB".
+func memory(text string) int64 {
+	var kilobytes int64
+	fmt.Sscan(text, &kilobytes)
+	return kilobytes << 10
+}
+
+// Empty reports whether nothing was measured.
+func (r *Report) Empty() bool { return len(r.Raw) == 0 && len(r.Ingest) == 0 }
+
+// Write writes the report as tables.
+func (r *Report) Write(w io.Writer) error {
+	m := r.Machine
+	out := &tables{w: w}
+	out.line("%s, %d × %s, %d GiB, Linux %s, revq %s, %s", r.Began.Format("2006-01-02 15:04 MST"),
+		m.CPUs, m.Model, (m.Memory+1<<29)>>30, m.Kernel, m.Version, m.Go)
+	if r.Interrupted {
+		out.line("interrupted: this is what was measured so far")
+	}
+	if len(r.Raw) > 0 {
+		out.begin("raw: the broker alone", "what", "bytes", "unsettled", "messages", "seconds", "messages/s", "broker µs/message")
+		for _, x := range r.Raw {
+			out.row(x.What, x.TextBytes, x.Unsettled, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages))
+		}
+		out.end()
+	}
+	if len(r.Ingest) > 0 {
+		out.begin("ingest: texts posted and confirmed",
+			"connections", "sites", "kind", "batch", "bytes", "texts", "seconds", "accepted/s", "of raw", "p50 ms", "p99 ms", "not accepted", "api µs/text", "broker µs/text", "load µs/text", "api MiB")
+		for _, x := range r.Ingest {
+			out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, x.Accepted, seconds(x.Seconds), rate(x.PerSecond), r.ofRaw(x.PerSecond, x.TextBytes),
+				ms(x.Latency.P50), ms(x.Latency.P99), x.failures(), perMessage(x.Usage, "api", x.Accepted), perMessage(x.Usage, "broker", x.Accepted),
+				perMessage(x.Usage, "load", x.Accepted), mebibytes(x.Usage, "api"))
+		}
+		out.end()
+	}
+	return out.err
+}
+
+// ofRaw returns a rate as a fraction of what raw publishing of texts of that size has reached in the same run.
+func (r *Report) ofRaw(perSecond float64, textBytes int) string {
+	var sum, n float64
+	for _, x := range r.Raw {
+		if x.What == RawPublish && x.TextBytes == textBytes {
+			sum += x.PerSecond
+			n++
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", perSecond/(sum/n))
+}
+
+// failures tells which answers were other than 202, and how many.
+func (x *IngestResult) failures() string {
+	var all []string
+	for _, status := range slices.Sorted(maps.Keys(x.Answers)) {
+		if status != 202 {
+			all = append(all, fmt.Sprintf("%d×%d", x.Answers[status], status))
+		}
+	}
+	if x.Lost > 0 {
+		all = append(all, fmt.Sprintf("%d lost", x.Lost))
+	}
+	if len(all) == 0 {
+		return "0"
+	}
+	return strings.Join(all, " ")
+}
+
+func seconds(s float64) string  { return fmt.Sprintf("%.1f", s) }
+func rate(r float64) string     { return fmt.Sprintf("%.0f", r) }
+func ms(m Milliseconds) string  { return fmt.Sprintf("%.1f", float64(m)) }
+func ratio(a, b float64) string { return fmt.Sprintf("%.2f", a/b) }
+
+func perMessage(usage map[string]Usage, process string, n int64) string {
+	if u, ok := usage[process]; ok && n > 0 {
+		return fmt.Sprintf("%.1f", u.CPU*1e6/float64(n))
+	}
+	return ""
+}
+
+func mebibytes(usage map[string]Usage, process string) string {
+	if u, ok := usage[process]; ok {
+		return fmt.Sprintf("%.1f", float64(u.Resident)/(1<<20))
+	}
+	return ""
+}
+
+// tables writes tables in columns: words to the left, numbers to the right.
+type tables struct {
+	w    io.Writer
+	rows [][]string
+	err  error
+}
+
+func (t *tables) line(format string, args ...any) {
+	if _, err := fmt.Fprintf(t.w, format+"\n", args...); t.err == nil {
+		t.err = err
+	}
+}
+
+func (t *tables) begin(title string, columns ...string) {
+	t.line("\n%s\n", title)
+	rules := make([]string, len(columns))
+	for i, c := range columns {
+		rules[i] = strings.Repeat("-", utf8.RuneCountInString(c))
+	}
+	t.rows = [][]string{columns, rules}
+}
+
+func (t *tables) row(cells ...any) {
+	row := make([]string, len(cells))
+	for i, c := range cells {
+		row[i] = fmt.Sprint(c)
+	}
+	t.rows = append(t.rows, row)
+}
+
+func (t *tables) end() {
+	widths, words := make([]int, len(t.rows[0])), make([]bool, len(t.rows[0]))
+	for r, row := range t.rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			const head = 2
+			words[i] = words[i] || r >= head && cell != "" && !strings.ContainsAny(cell[:1], "0123456789")
+		}
+	}
+	for _, row := range t.rows {
+		var line strings.Builder
+		for i, cell := range row {
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			if words[i] {
+				line.WriteString(cell + pad + "  ")
+			} else {
+				line.WriteString(pad + cell + "  ")
+			}
+		}
+		t.line("%s", strings.TrimRight(line.String(), " "))
+	}
+}
