@@ -95,6 +95,36 @@ for it, and deleted afterwards.`,
 				},
 				Action: measure(b.Raw),
 			},
+			{
+				Name:  "fanout",
+				Usage: "connect many listeners and measure how results reach them",
+				Description: `Publishes results as workers do, without the workers: few first, to see how long
+they take to all listeners; then as many as the slowest listener gets. It needs
+the broker's URL, or --up.
+
+The listeners can be those of another websocket server: give its URL, --first if
+listeners have to send something first, and --publish-url if messages come by a
+POST there. A message to be counted holds one ~.`,
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "target", Usage: "`URL` to listen at", Sources: cli.EnvVars("REVQ_SOCKET_URL"), Value: b.Socket, Destination: &b.Socket},
+					amount("listeners", "`N` listeners", &b.Listeners, 1, bench.MaxListeners),
+					amount("text-bytes", "`BYTES` in a message", &b.FanoutBytes, 1, bench.MaxTextBytes),
+					amount("window", "`N` messages on their way at once", &b.Window, 1, bench.MaxWindow),
+					&cli.FloatFlag{
+						Name:        "rate",
+						Usage:       "`N` messages a second while there are few",
+						Value:       b.LightRate,
+						Destination: &b.LightRate,
+						Validator:   rate,
+					},
+					within("settle", "`TIME` until the server's memory is looked at, with all listeners connected", &b.Settle, 0, bench.MaxDuration),
+					amount("rounds", "all listeners leave and come again `N` times, at the end", &b.Rounds, 1, bench.MaxRounds),
+					&cli.StringFlag{Name: "first", Usage: "`TEXT` that each listener sends once it is connected", Destination: &b.First},
+					&cli.StringFlag{Name: "publish-url", Usage: "`URL` to post messages to, of another server", Destination: &b.PublishURL},
+					&cli.BoolFlag{Name: "listen-only", Usage: "publish nothing: messages come by themselves", Destination: &b.ListenOnly},
+				},
+				Action: measure(b.Fanout),
+			},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
@@ -107,8 +137,8 @@ for it, and deleted afterwards.`,
 
 // runBench measures and prints the report, also of what was measured before an error or Ctrl-C.
 func runBench(ctx context.Context, cmd *cli.Command, b *bench.Bench, asJSON bool, do func(context.Context) error) (err error) {
-	if !b.Up && b.AMQP == "" && cmd.Name == "raw" {
-		return command.Usagef("there is no broker to measure: give --amqp-url, or --up for a private one")
+	if !b.Up && b.AMQP == "" && (cmd.Name == "raw" || cmd.Name == "fanout" && b.PublishURL == "" && !b.ListenOnly) {
+		return command.Usagef("no broker is given: set --amqp-url, or --up for a private one")
 	}
 	progress := newBenchProgress(cmd.Root().ErrWriter)
 	b.Progress = progress.show
@@ -161,6 +191,13 @@ func amount[T int | int64](name, usage string, destination *T, least, most int64
 			return nil
 		},
 	}
+}
+
+func rate(perSecond float64) error {
+	if !(perSecond > 0 && perSecond <= bench.MaxRate) { // also what is not a number
+		return fmt.Errorf("%v a second are not possible: give more than 0, and at most %d", perSecond, bench.MaxRate)
+	}
+	return nil
 }
 
 // within is a flag that takes a time from least to most.

@@ -39,6 +39,16 @@ type Config struct {
 	Batch       int
 	TextBytes   int
 	Unsettled   int // messages under way at once, of measurements of the broker alone
+
+	Listeners   int
+	First       string // what each listener sends once it is connected
+	PublishURL  string // where to post messages to for the listeners of another server; "" for revq's own results
+	ListenOnly  bool   // nothing is published
+	FanoutBytes int    // length of a message
+	Window      int    // messages on their way to listeners at once
+	LightRate   float64
+	Settle      time.Duration
+	Rounds      int
 }
 
 // The limits of what can be asked for.
@@ -49,6 +59,10 @@ const (
 	MaxBatch       = 10_000 // what the API takes
 	MaxTextBytes   = 16 << 20
 	MaxUnsettled   = 65_535 // what AMQP can say of a prefetch
+	MaxListeners   = 1_000_000
+	MaxWindow      = 1_000_000
+	MaxRounds      = 1000
+	MaxRate        = 1_000_000
 )
 
 // How many connections post unless something else is asked for: so many batches are below what the API takes at once.
@@ -68,6 +82,12 @@ func DefaultConfig() Config {
 		Batch:     100,
 		TextBytes: 100,
 		Unsettled: 256,
+
+		Listeners:   1000,
+		FanoutBytes: 100,
+		Window:      4096,
+		LightRate:   20,
+		Settle:      3 * time.Second,
 	}
 }
 
@@ -168,6 +188,52 @@ func (b *Bench) Ingest(ctx context.Context) error {
 	})
 	if result != nil {
 		b.Report.Ingest = append(b.Report.Ingest, result)
+	}
+	return err
+}
+
+// Fanout measures how results reach many listeners.
+func (b *Bench) Fanout(ctx context.Context) error {
+	socket := b.Socket
+	if b.Up {
+		s, err := b.rig.Start(ctx, Layout{APISites: 1})
+		if err != nil {
+			return err
+		}
+		defer s.Stop()
+		socket = s.Socket
+	}
+	return b.fanout(ctx, socket, b.Listeners)
+}
+
+func (b *Bench) fanout(ctx context.Context, socket string, listeners int) error {
+	t, err := ParseTarget(ctx, socket, b.Foreign, "ws")
+	if err != nil {
+		return fmt.Errorf("the socket server: %w", err)
+	}
+	f := Fanout{
+		Target: t, Listeners: listeners, First: b.First, TextBytes: b.FanoutBytes, Window: b.Window,
+		Light: b.Duration, Rate: b.LightRate, Full: b.Duration, Warmup: b.Warmup, Settle: b.Settle, Rounds: b.Rounds,
+	}
+	seen := make(map[string]Processes)
+	local(seen, "server", t)
+	f.Server = seen["server"]
+	switch {
+	case b.ListenOnly:
+	case b.PublishURL != "":
+		if _, err := ParseTarget(ctx, b.PublishURL, b.Foreign, "http"); err != nil {
+			return fmt.Errorf("where to publish: %w", err)
+		}
+		f.Publish = func(context.Context) (Publisher, error) { return publishByPost(b.PublishURL, b.Window), nil }
+	default:
+		if _, err := ParseTarget(ctx, b.AMQP, b.Foreign, "amqp", "amqps"); err != nil {
+			return fmt.Errorf("the broker: %w", err)
+		}
+		f.Publish = func(ctx context.Context) (Publisher, error) { return publishResults(ctx, b.AMQP, b.Window) }
+	}
+	result, err := f.Run(ctx, b.Progress)
+	if result != nil {
+		b.Report.Fanout = append(b.Report.Fanout, result)
 	}
 	return err
 }

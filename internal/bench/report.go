@@ -23,6 +23,7 @@ type Report struct {
 
 	Raw    []RawResult     `json:"raw,omitempty"`
 	Ingest []*IngestResult `json:"ingest,omitempty"`
+	Fanout []*FanoutResult `json:"fanout,omitempty"`
 }
 
 // A Machine is what the load ran on. The broker and the daemons may be elsewhere.
@@ -75,7 +76,7 @@ func memory(text string) int64 {
 }
 
 // Empty reports whether nothing was measured.
-func (r *Report) Empty() bool { return len(r.Raw) == 0 && len(r.Ingest) == 0 }
+func (r *Report) Empty() bool { return len(r.Raw)+len(r.Ingest)+len(r.Fanout) == 0 }
 
 // Write writes the report as tables.
 func (r *Report) Write(w io.Writer) error {
@@ -103,7 +104,53 @@ func (r *Report) Write(w io.Writer) error {
 		}
 		out.end()
 	}
+	if len(r.Fanout) > 0 {
+		r.writeFanout(out)
+	}
 	return out.err
+}
+
+func (r *Report) writeFanout(out *tables) {
+	out.begin("fanout: the server's memory, and listeners that come", "server", "listeners", "connects/s", "before MiB", "idle MiB", "idle KiB/listener", "after load MiB", "closed by server")
+	for _, x := range r.Fanout {
+		out.row(x.Server, x.Listeners, rate(x.ConnectsPerSecond), mib(x.ResidentBefore), mib(x.ResidentIdle), fmt.Sprintf("%.2f", x.PerListener/1024),
+			mib(x.ResidentFull), closed(x))
+	}
+	out.end()
+	out.begin("fanout: few messages, from when each was due", "server", "listeners", "messages/s", "each: p50 ms", "p99 ms", "max ms", "last listener: p50 ms", "p99 ms", "max ms", "missing")
+	for _, x := range r.Fanout {
+		if l := x.Light; l != nil {
+			out.row(x.Server, x.Listeners, rate(l.Rate), ms(l.Each.P50), ms(l.Each.P99), ms(l.Each.Max), ms(l.Last.P50), ms(l.Last.P99), ms(l.Last.Max), l.Missing)
+		}
+	}
+	out.end()
+	out.begin("fanout: as many messages as possible", "server", "listeners", "bytes", "window", "seconds", "deliveries/s", "messages/s", "server µs/delivery", "load µs/delivery")
+	for _, x := range r.Fanout {
+		if l := x.Full; l != nil {
+			out.row(x.Server, x.Listeners, x.TextBytes, x.Window, seconds(l.Seconds), rate(l.PerSecond), rate(l.Messages), fmt.Sprintf("%.3f", l.ServerMicros), fmt.Sprintf("%.3f", l.LoadMicros))
+		}
+	}
+	out.end()
+	for _, x := range r.Fanout {
+		if len(x.Rounds) == 0 {
+			continue
+		}
+		out.begin(fmt.Sprintf("fanout: rounds of %d listeners that leave and come again, memory of %s", x.Listeners, x.Server), "round", "left MiB", "come MiB")
+		for i, round := range x.Rounds {
+			out.row(i+1, mib(round.Left), mib(round.Connected))
+		}
+		out.end()
+	}
+}
+
+func mib(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes)/(1<<20)) }
+
+// closed tells how many listeners the server has closed, and why.
+func closed(x *FanoutResult) string {
+	if x.Closed == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d (%s)", x.Closed, x.Reason)
 }
 
 // ofRaw returns a rate as a fraction of what raw publishing of texts of that size has reached in the same run.
@@ -138,10 +185,9 @@ func (x *IngestResult) failures() string {
 	return strings.Join(all, " ")
 }
 
-func seconds(s float64) string  { return fmt.Sprintf("%.1f", s) }
-func rate(r float64) string     { return fmt.Sprintf("%.0f", r) }
-func ms(m Milliseconds) string  { return fmt.Sprintf("%.1f", float64(m)) }
-func ratio(a, b float64) string { return fmt.Sprintf("%.2f", a/b) }
+func seconds(s float64) string { return fmt.Sprintf("%.1f", s) }
+func rate(r float64) string    { return fmt.Sprintf("%.0f", r) }
+func ms(m Milliseconds) string { return fmt.Sprintf("%.1f", float64(m)) }
 
 func perMessage(usage map[string]Usage, process string, n int64) string {
 	if u, ok := usage[process]; ok && n > 0 {
