@@ -96,9 +96,6 @@ type Round struct {
 }
 
 const (
-	// marker is the byte that each message has once. No server has it in what it puts around messages.
-	marker = '~'
-
 	// handshakes is how many are under way at once: below the usual backlog of a listening socket.
 	handshakes = 128
 
@@ -343,7 +340,7 @@ func (c *crowd) measureLight(ctx context.Context, pub Publisher) (*FanoutLight, 
 	c.light = m
 	defer func() { c.light = nil }()
 	times := newSchedule(time.Now(), c.Rate)
-	text := c.text()
+	text := marked(c.TextBytes)
 	var alarm *alarm
 	alarm, err := c.loop.newAlarm(func() error {
 		now := time.Now()
@@ -391,7 +388,7 @@ func (c *crowd) measureFull(ctx context.Context, pub Publisher) (*FanoutFull, er
 	})
 	const scanEvery = time.Millisecond
 	var (
-		text             = c.text()
+		text             = marked(c.TextBytes)
 		began            time.Time
 		totalBegan       int64
 		server, self     time.Duration
@@ -449,6 +446,3 @@ func (c *crowd) slowest() int64 {
 	}
 	return least
 }
-
-// text returns a message with its mark.
-func (f *Fanout) text() string { return filler(max(f.TextBytes, 1)-1) + string(marker) }

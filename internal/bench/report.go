@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
+	"net/http"
 	"os"
 	"runtime"
 	"slices"
@@ -21,9 +23,13 @@ type Report struct {
 	Machine     Machine   `json:"machine"`
 	Interrupted bool      `json:"interrupted,omitempty"` // not all was measured, or not for as long as it should be
 
-	Raw    []RawResult     `json:"raw,omitempty"`
-	Ingest []*IngestResult `json:"ingest,omitempty"`
-	Fanout []*FanoutResult `json:"fanout,omitempty"`
+	Raw      []RawResult       `json:"raw,omitempty"`
+	Ingest   []*IngestResult   `json:"ingest,omitempty"`
+	Worker   []*WorkerResult   `json:"worker,omitempty"`
+	Pipeline []*PipelineResult `json:"pipeline,omitempty"`
+	Fanout   []*FanoutResult   `json:"fanout,omitempty"`
+	Start    []*StartResult    `json:"start,omitempty"`
+	Growth   []*Growth         `json:"growth,omitempty"`
 }
 
 // A Machine is what the load ran on. The broker and the daemons may be elsewhere.
@@ -76,7 +82,13 @@ func memory(text string) int64 {
 }
 
 // Empty reports whether nothing was measured.
-func (r *Report) Empty() bool { return len(r.Raw)+len(r.Ingest)+len(r.Fanout) == 0 }
+func (r *Report) Empty() bool {
+	n := len(r.Raw) + len(r.Ingest) + len(r.Worker) + len(r.Pipeline) + len(r.Fanout) + len(r.Start)
+	for _, g := range r.Growth {
+		n += len(g.Ingest) + len(g.Worker)
+	}
+	return n == 0
+}
 
 // Write writes the report as tables.
 func (r *Report) Write(w io.Writer) error {
@@ -95,19 +107,74 @@ func (r *Report) Write(w io.Writer) error {
 		out.end()
 	}
 	if len(r.Ingest) > 0 {
-		out.begin("ingest: texts posted and confirmed",
-			"connections", "sites", "kind", "batch", "bytes", "texts", "seconds", "accepted/s", "of raw", "p50 ms", "p99 ms", "not accepted", "api µs/text", "broker µs/text", "load µs/text", "api MiB")
-		for _, x := range r.Ingest {
-			out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, x.Accepted, seconds(x.Seconds), rate(x.PerSecond), r.ofRaw(x.PerSecond, x.TextBytes),
-				ms(x.Latency.P50), ms(x.Latency.P99), x.failures(), perMessage(x.Usage, "api", x.Accepted), perMessage(x.Usage, "broker", x.Accepted),
-				perMessage(x.Usage, "load", x.Accepted), mebibytes(x.Usage, "api"))
-		}
-		out.end()
+		r.writeIngest(out, "ingest: texts posted and confirmed", r.Ingest)
+	}
+	if len(r.Worker) > 0 {
+		r.writeWorker(out, "worker: tasks that were queued, to a listener", r.Worker)
+	}
+	if len(r.Pipeline) > 0 {
+		r.writePipeline(out)
 	}
 	if len(r.Fanout) > 0 {
 		r.writeFanout(out)
 	}
+	if len(r.Start) > 0 {
+		out.begin("start: from fork to READY, with the broker up", "daemon", "starts", "median ms", "longest ms", "resident MiB", "binary MiB")
+		for _, x := range r.Start {
+			times := slices.Sorted(slices.Values(x.Ready))
+			out.row(x.Daemon, len(times), ms(times[len(times)/2]), ms(times[len(times)-1]), mib(x.Resident), mib(x.Bytes))
+		}
+		out.end()
+	}
+	for _, g := range r.Growth {
+		if len(g.Ingest) > 0 {
+			r.writeIngest(out, "growth over "+g.Over+": ingest", g.Ingest)
+		}
+		if len(g.Worker) > 0 {
+			r.writeWorker(out, "growth over "+g.Over+": workers", g.Worker)
+		}
+	}
 	return out.err
+}
+
+func (r *Report) writeIngest(out *tables, title string, results []*IngestResult) {
+	out.begin(title, "connections", "sites", "kind", "batch", "bytes", "queued before", "texts", "seconds", "accepted/s", "of raw",
+		"p50 ms", "p99 ms", "not accepted", "api µs/text", "broker µs/text", "load µs/text", "api MiB", "broker MiB")
+	for _, x := range results {
+		out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, x.Depth, x.Accepted, seconds(x.Seconds), rate(x.PerSecond),
+			r.ofRaw(x.PerSecond, x.TextBytes, RawPublish), ms(x.Latency.P50), ms(x.Latency.P99), failures(x.Answers, x.Lost),
+			perMessage(x.Usage, "api", x.Accepted), perMessage(x.Usage, "broker", x.Accepted), perMessage(x.Usage, "load", x.Accepted),
+			mebibytes(x.Usage, "api"), mebibytes(x.Usage, "broker"))
+	}
+	out.end()
+}
+
+func (r *Report) writeWorker(out *tables, title string, results []*WorkerResult) {
+	out.begin(title, "workers", "concurrency", "bytes", "queued before", "results", "seconds", "results/s", "of raw",
+		"worker µs/task", "broker µs/task", "worker MiB", "broker MiB")
+	for _, x := range results {
+		out.row(x.Workers, x.Concurrency, x.TextBytes, x.Queued, x.Results, seconds(x.Seconds), rate(x.PerSecond),
+			r.ofRaw(x.PerSecond, x.TextBytes, RawConsume, RawStreamPublish),
+			perMessage(x.Usage, "worker", x.Results), perMessage(x.Usage, "broker", x.Results), mebibytes(x.Usage, "worker"), mebibytes(x.Usage, "broker"))
+	}
+	out.end()
+}
+
+func (r *Report) writePipeline(out *tables) {
+	out.begin("pipeline: from when a text is due to the listener's frame", "due/s", "in flight", "connections", "bytes", "seconds", "results/s",
+		"p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "not accepted", "missing", "repeated", "api µs/text", "worker µs/text", "socket µs/text")
+	for _, x := range r.Pipeline {
+		due, inFlight := "as many as possible", ""
+		if x.Rate > 0 {
+			due = rate(x.Rate)
+		} else {
+			inFlight = fmt.Sprint(x.InFlight)
+		}
+		out.row(due, inFlight, x.Connections, x.TextBytes, seconds(x.Seconds), rate(x.PerSecond), ms(x.Latency.P50), ms(x.Latency.P90), ms(x.Latency.P99),
+			ms(x.Latency.P999), ms(x.Latency.Max), failures(x.Answers, 0), x.Missing, x.Repeated,
+			perMessage(x.Usage, "api", x.Results), perMessage(x.Usage, "worker", x.Results), perMessage(x.Usage, "socket", x.Results))
+	}
+	out.end()
 }
 
 func (r *Report) writeFanout(out *tables) {
@@ -153,31 +220,36 @@ func closed(x *FanoutResult) string {
 	return fmt.Sprintf("%d (%s)", x.Closed, x.Reason)
 }
 
-// ofRaw returns a rate as a fraction of what raw publishing of texts of that size has reached in the same run.
-func (r *Report) ofRaw(perSecond float64, textBytes int) string {
-	var sum, n float64
-	for _, x := range r.Raw {
-		if x.What == RawPublish && x.TextBytes == textBytes {
-			sum += x.PerSecond
-			n++
+// ofRaw returns a rate as a fraction of what the broker alone has reached in the same run with messages of that size:
+// of the slower one of some measurements, each the mean of its repetitions. It is "" if there is none.
+func (r *Report) ofRaw(perSecond float64, textBytes int, measurements ...string) string {
+	slowest := math.Inf(1)
+	for _, what := range measurements {
+		var sum, n float64
+		for _, x := range r.Raw {
+			if x.What == what && x.TextBytes == textBytes {
+				sum += x.PerSecond
+				n++
+			}
 		}
+		if n == 0 {
+			return ""
+		}
+		slowest = min(slowest, sum/n)
 	}
-	if n == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%.2f", perSecond/(sum/n))
+	return fmt.Sprintf("%.2f", perSecond/slowest)
 }
 
 // failures tells which answers were other than 202, and how many.
-func (x *IngestResult) failures() string {
+func failures(answers map[int]int64, lost int64) string {
 	var all []string
-	for _, status := range slices.Sorted(maps.Keys(x.Answers)) {
-		if status != 202 {
-			all = append(all, fmt.Sprintf("%d×%d", x.Answers[status], status))
+	for _, status := range slices.Sorted(maps.Keys(answers)) {
+		if status != http.StatusAccepted {
+			all = append(all, fmt.Sprintf("%d×%d", answers[status], status))
 		}
 	}
-	if x.Lost > 0 {
-		all = append(all, fmt.Sprintf("%d lost", x.Lost))
+	if lost > 0 {
+		all = append(all, fmt.Sprintf("%d lost", lost))
 	}
 	if len(all) == 0 {
 		return "0"
