@@ -21,6 +21,8 @@ func benchmark() *cli.Command {
 	var (
 		b      = &bench.Bench{Config: bench.DefaultConfig()}
 		asJSON bool
+		all    bool // bench --all
+		most   bool // pipeline --max
 	)
 	// measure makes a command's action of what it measures.
 	measure := func(do func(context.Context) error) cli.ActionFunc {
@@ -46,6 +48,7 @@ yours to load. Ctrl-C ends it, and prints what was measured so far.`,
 			&cli.BoolFlag{Name: "up", Usage: "start a private broker and daemons, and load those", Destination: &b.Up},
 			&cli.BoolFlag{Name: "json", Usage: "print a JSON object instead of tables", Destination: &asJSON},
 			&cli.BoolFlag{Name: "target-is-mine", Usage: "load targets on other machines, too", Destination: &b.Foreign},
+			&cli.BoolFlag{Name: "all", Usage: "measure everything, with --up, in less than five minutes", Local: true, Destination: &all},
 			within("duration", "`TIME` of each measurement", &b.Duration, 100*time.Millisecond, bench.MaxDuration),
 			within("warmup", "`TIME` before each measurement that does not count", &b.Warmup, 0, bench.MaxDuration),
 			amount("count", "end a measurement after `N` texts, whatever the time", &b.Count, 1, bench.MaxCount),
@@ -95,10 +98,110 @@ for it, and deleted afterwards.`,
 				},
 				Action: measure(b.Raw),
 			},
+			{
+				Name:  "pipeline",
+				Usage: "time texts from the POST to a listener's frame",
+				Description: `Texts are due at a constant rate, and latencies are counted from then, whether or
+not the system keeps up. With --max, as many are posted as the system takes. With
+--up, the workers do not pause.`,
+				Flags: []cli.Flag{
+					&cli.StringSliceFlag{Name: "target", Usage: "`URL` of the API; repeat it for several sites", Sources: cli.EnvVars("REVQ_API_URL"), Value: b.API, Destination: &b.API},
+					&cli.StringFlag{Name: "socket-url", Usage: "`URL` to listen at", Sources: cli.EnvVars("REVQ_SOCKET_URL"), Value: b.Socket, Destination: &b.Socket},
+					&cli.FloatFlag{Name: "rate", Usage: "`N` texts a second", Value: b.Rate, Destination: &b.Rate, Validator: rate},
+					&cli.BoolFlag{Name: "max", Usage: "post as many as possible", Destination: &most},
+					amount("in-flight", "`N` texts on their way at once, for --max", &b.InFlight, 1, bench.MaxInFlight),
+					amount("connections", "`N` connections that post", &b.Posters, 1, bench.MaxConnections),
+					amount("text-bytes", "`BYTES` in a text", &b.PipelineBytes, bench.MinPipelineBytes+1, bench.MaxTextBytes),
+					amount("workers", "run `N` workers, with --up", &b.Workers, 1, maxWorkers),
+					amount("concurrency", "`N` tasks in hand at once, of each worker, with --up", &b.Concurrency, 1, maxConcurrency),
+				},
+				Action: measure(func(ctx context.Context) error {
+					if most {
+						b.Rate = 0
+					}
+					return b.Pipeline(ctx)
+				}),
+			},
+			{
+				Name:  "worker",
+				Usage: "see how fast workers empty a queue (with --up)",
+				Description: `Tasks are queued while no worker runs. Then workers that do not pause are started,
+and results are counted at a listener.`,
+				Flags: []cli.Flag{
+					amount("tasks", "queue `N` tasks", &b.Tasks, 1000, maxQueued),
+					amount("workers", "run `N` workers", &b.Workers, 1, maxWorkers),
+					amount("concurrency", "`N` tasks in hand at once, of each worker", &b.Concurrency, 1, maxConcurrency),
+					amount("text-bytes", "`BYTES` in a text", &b.TextBytes, 1, bench.MaxTextBytes),
+				},
+				Action: measure(b.Worker),
+			},
+			{
+				Name:   "start",
+				Usage:  "time the start of each daemon (with --up)",
+				Action: measure(b.Start),
+			},
+			{
+				Name:      "grow",
+				Usage:     "see how costs grow (with --up)",
+				ArgsUsage: "[OVER ...]",
+				Description: "Measures over and over with more of something: " + strings.Join(bench.Growths, ", ") + `;
+all of them unless some are given. A queue of 800,000 tasks takes a while.`,
+				Flags: []cli.Flag{
+					amount("max-depth", "have `N` tasks in the queue at most", &b.MaxDepth, 0, maxQueued),
+					amount("tasks", "queue `N` tasks for workers", &b.Tasks, 1000, maxQueued),
+					amount("concurrency", "`N` tasks in hand at once, of each worker", &b.Concurrency, 1, maxConcurrency),
+				},
+				Action: func(ctx context.Context, cmd *cli.Command) error {
+					over := cmd.Args().Slice()
+					if err := bench.CheckGrowths(over); err != nil {
+						return command.UsageError(err)
+					}
+					if len(over) == 0 {
+						over = bench.Growths
+					}
+					return runBench(ctx, cmd, b, asJSON, func(ctx context.Context) error { return b.Grow(ctx, over) })
+				},
+			},
+			{
+				Name:  "fanout",
+				Usage: "connect many listeners and measure how results reach them",
+				Description: `Publishes results as workers do, without the workers: few first, to see how long
+they take to all listeners; then as many as the slowest listener gets. It needs
+the broker's URL, or --up.
+
+The listeners can be those of another websocket server: give its URL, --first if
+listeners have to send something first, and --publish-url if messages come by a
+POST there. A message to be counted holds one ~.`,
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "target", Usage: "`URL` to listen at", Sources: cli.EnvVars("REVQ_SOCKET_URL"), Value: b.Socket, Destination: &b.Socket},
+					amount("listeners", "`N` listeners", &b.Listeners, 1, bench.MaxListeners),
+					amount("text-bytes", "`BYTES` in a message", &b.FanoutBytes, 1, bench.MaxTextBytes),
+					amount("window", "`N` messages on their way at once", &b.Window, 1, bench.MaxWindow),
+					&cli.FloatFlag{
+						Name:        "rate",
+						Usage:       "`N` messages a second while there are few",
+						Value:       b.LightRate,
+						Destination: &b.LightRate,
+						Validator:   rate,
+					},
+					within("settle", "`TIME` until the server's memory is looked at, with all listeners connected", &b.Settle, 0, bench.MaxDuration),
+					amount("rounds", "all listeners leave and come again `N` times, at the end", &b.Rounds, 1, bench.MaxRounds),
+					&cli.StringFlag{Name: "first", Usage: "`TEXT` that each listener sends once it is connected", Destination: &b.First},
+					&cli.StringFlag{Name: "publish-url", Usage: "`URL` to post messages to, of another server", Destination: &b.PublishURL},
+					&cli.BoolFlag{Name: "listen-only", Usage: "publish nothing: messages come by themselves", Destination: &b.ListenOnly},
+				},
+				Action: measure(b.Fanout),
+			},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
 				return command.Usagef("there is nothing called %q to measure: see the commands", cmd.Args().First())
+			}
+			if all {
+				if !cmd.IsSet("duration") {
+					b.Duration = allDuration
+				}
+				return runBench(ctx, cmd, b, asJSON, b.All)
 			}
 			return cli.ShowSubcommandHelp(cmd)
 		},
@@ -107,8 +210,11 @@ for it, and deleted afterwards.`,
 
 // runBench measures and prints the report, also of what was measured before an error or Ctrl-C.
 func runBench(ctx context.Context, cmd *cli.Command, b *bench.Bench, asJSON bool, do func(context.Context) error) (err error) {
-	if !b.Up && b.AMQP == "" && cmd.Name == "raw" {
-		return command.Usagef("there is no broker to measure: give --amqp-url, or --up for a private one")
+	if !b.Up && slices.Contains([]string{"bench", "worker", "start", "grow"}, cmd.Name) {
+		return command.Usagef("this needs a broker and daemons of its own: give --up")
+	}
+	if !b.Up && b.AMQP == "" && (cmd.Name == "raw" || cmd.Name == "fanout" && b.PublishURL == "" && !b.ListenOnly) {
+		return command.Usagef("no broker is given: set --amqp-url, or --up for a private one")
 	}
 	progress := newBenchProgress(cmd.Root().ErrWriter)
 	b.Progress = progress.show
@@ -137,6 +243,15 @@ func runBench(ctx context.Context, cmd *cli.Command, b *bench.Bench, asJSON bool
 	return errors.Join(err, b.Report.Write(cmd.Root().Writer))
 }
 
+const (
+	maxWorkers     = 64
+	maxConcurrency = 10_000  // what a worker takes
+	maxQueued      = 900_000 // below what the queue takes
+
+	// allDuration is how long a measurement takes with --all, so that all end in five minutes.
+	allDuration = 5 * time.Second
+)
+
 func kinds() string {
 	var all []string
 	for _, k := range bench.Kinds {
@@ -161,6 +276,13 @@ func amount[T int | int64](name, usage string, destination *T, least, most int64
 			return nil
 		},
 	}
+}
+
+func rate(perSecond float64) error {
+	if !(perSecond > 0 && perSecond <= bench.MaxRate) { // also what is not a number
+		return fmt.Errorf("%v a second are not possible: give more than 0, and at most %d", perSecond, bench.MaxRate)
+	}
+	return nil
 }
 
 // within is a flag that takes a time from least to most.

@@ -31,7 +31,7 @@ var mediaTypes = map[Kind]string{
 }
 
 // appendRequest appends to dst a whole request with texts, of which kinds other than NDJSON take one. The texts
-// consist of letters and digits, which look the same in all kinds.
+// consist of letters, digits and characters that look the same in all kinds.
 func appendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []byte {
 	var body strings.Builder
 	for _, text := range texts {
@@ -57,10 +57,14 @@ func appendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []by
 		path, target.Host, mediaTypes[kind], body.Len(), body.String())
 }
 
-// filler returns a text of n bytes, which are letters.
-func filler(n int) string {
+// marker is a byte that each text has once, so that it can be counted in what comes out at the other end. No server
+// has it in what it puts around messages.
+const marker = '~'
+
+// marked returns a text of n bytes: letters and a marker.
+func marked(n int) string {
 	const letters = "abcdefghijklmnopqrstuvwxyz"
-	return strings.Repeat(letters, n/len(letters)+1)[:n]
+	return strings.Repeat(letters, n/len(letters)+1)[:max(n, 1)-1] + string(marker)
 }
 
 // countStatuses adds what an answer says of each text to counts, by HTTP status. A batch's answer has a line for each

@@ -30,6 +30,8 @@ type poster struct {
 	up      bool
 	busy    bool
 	due     time.Time // of the request under way: for the user of the poster
+	request []byte    // likewise
+	number  []byte    // likewise: a part of request
 	unsent  []byte
 	partial []byte // an answer that has not come as a whole
 }

@@ -38,6 +38,8 @@ type IngestResult struct {
 	Batch       int  `json:"batch"`
 	TextBytes   int  `json:"text_bytes"`
 
+	Depth int64 `json:"depth,omitempty"` // tasks in the queue at first, where that is what is measured
+
 	Seconds   float64       `json:"seconds"`
 	Answers   map[int]int64 `json:"answers"`  // texts by HTTP status; 0 is an answer that says nothing of a text
 	Lost      int64         `json:"lost"`     // texts of requests whose connection broke
@@ -64,7 +66,7 @@ func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*Ingest
 	}
 	texts := make([]string, in.Batch)
 	for i := range texts {
-		texts[i] = filler(in.TextBytes)
+		texts[i] = marked(in.TextBytes)
 	}
 	latency := newHistogram()
 	w := in.Window.begin(progress)

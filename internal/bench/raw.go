@@ -130,7 +130,7 @@ func (r *Raw) publish(ctx context.Context, queue string, w *window) (confirmed i
 	defer enough()
 	var total int64
 	sent := make(chan error, 1) // gets a value when no more are sent, and total is how many were
-	body := []byte(filler(r.TextBytes))
+	body := []byte(marked(r.TextBytes))
 	go func() {
 		for ctx.Err() == nil {
 			select {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,15 +68,17 @@ func (r *Rig) Broker() Processes { return Processes{r.node.Pid()} }
 
 // A Layout is what is run on a Rig.
 type Layout struct {
-	APISites int
-	Workers  int
-	Env      []string // variables of the daemons, as REVQ_PAUSE=0s
+	APISites    int
+	SocketSites int
+	Workers     int
+	Env         []string // variables of the daemons, as REVQ_CONCURRENCY=100
+	Keep        bool     // what is in the queues
 }
 
 // A System is what runs on a Rig. Its daemons do not pause.
 type System struct {
 	API    []string // URLs of the API's sites
-	Socket string   // URL to listen at
+	Socket []string // URLs to listen at
 
 	stop   context.CancelFunc
 	done   chan struct{}
@@ -91,25 +94,27 @@ type Start struct {
 	pid    int
 }
 
-// Start runs daemons on queues that are empty. The caller stops them.
+// Start runs daemons, on queues that are empty unless it is to keep what is in them. The caller stops them.
 func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
-	if err := r.empty(ctx); err != nil {
-		return nil, err
+	if !layout.Keep {
+		if err := r.empty(ctx); err != nil {
+			return nil, err
+		}
 	}
-	port, err := freePorts(layout.APISites + 1)
+	port, err := freePorts(layout.APISites + layout.SocketSites)
 	if err != nil {
 		return nil, err
 	}
-	s := &System{
-		Socket: fmt.Sprintf("ws://127.0.0.1:%d/listen_results", port+layout.APISites),
-		done:   make(chan struct{}),
+	s := &System{done: make(chan struct{})}
+	for i := range layout.SocketSites {
+		s.Socket = append(s.Socket, fmt.Sprintf("ws://127.0.0.1:%d/listen_results", port+layout.APISites+i))
 	}
 	for i := range layout.APISites {
 		s.API = append(s.API, fmt.Sprintf("http://127.0.0.1:%d", port+i))
 	}
 	cfg := stack.DefaultConfig(r.log)
 	cfg.URLs, cfg.FirstPort = []string{r.AMQP()}, port
-	cfg.APISites, cfg.Workers = layout.APISites, layout.Workers
+	cfg.APISites, cfg.SocketSites, cfg.Workers = layout.APISites, layout.SocketSites, layout.Workers
 	cfg.Env = append([]string{"REVQ_PAUSE=0s"}, layout.Env...)
 	cfg.Ready = func(name string, pid int, took time.Duration) {
 		s.mu.Lock()
@@ -151,7 +156,7 @@ func (s *System) Starts() []Start {
 // Processes are those of a daemon: api, socket or worker.
 func (s *System) Processes(daemon string) (found Processes) {
 	for _, start := range s.Starts() {
-		if start.Daemon == daemon || daemon == "worker" && len(start.Daemon) > len("worker-") && start.Daemon[:len("worker-")] == "worker-" {
+		if name, _, _ := strings.Cut(start.Daemon, "-"); name == daemon {
 			found = append(found, start.pid)
 		}
 	}

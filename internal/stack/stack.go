@@ -38,8 +38,9 @@ type Config struct {
 	// socket site follow. Default 8081.
 	FirstPort int
 
-	// APISites is how many sites the API has. Default 2.
-	APISites int
+	// APISites and SocketSites are how many sites the API and the socket
+	// server have; one that has none does not run. Default 2 and 1.
+	APISites, SocketSites int
 
 	// Workers is how many run. Default 2.
 	Workers int
@@ -63,7 +64,7 @@ type Config struct {
 
 // DefaultConfig returns what the seed asked for.
 func DefaultConfig(output io.Writer) Config {
-	return Config{FirstPort: 8081, APISites: 2, Workers: 2, FindServer: node.Find, Output: output}
+	return Config{FirstPort: 8081, APISites: 2, SocketSites: 1, Workers: 2, FindServer: node.Find, Output: output}
 }
 
 const (
@@ -170,10 +171,10 @@ func (c *Config) check() (server string, err error) {
 			return "", err
 		}
 	}
-	for i := 1; i <= c.APISites+1; i++ {
+	for i := 1; i <= c.APISites+c.SocketSites; i++ {
 		ln, err := net.Listen("tcp", c.site(i))
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return "", fmt.Errorf("port %d is in use: stop what uses it, or give --first-port PORT with %d free ports", c.FirstPort+i-1, c.APISites+1)
+			return "", fmt.Errorf("port %d is in use: stop what uses it, or give --first-port PORT with %d free ports", c.FirstPort+i-1, c.APISites+c.SocketSites)
 		}
 		if err != nil {
 			return "", fmt.Errorf("cannot listen: %w; give other ports with --first-port", err)
@@ -209,13 +210,18 @@ func (c *Config) site(i int) string {
 }
 
 func (s *Stack) services(urls []string) []service {
-	api := service{"api", apiBinary, nil, urls}
+	var all []service
+	api, socket := service{"api", apiBinary, nil, urls}, service{"socket", socketBinary, nil, urls}
 	for i := range s.cfg.APISites {
 		api.args = append(api.args, "--listen", s.cfg.site(i+1))
 	}
-	all := []service{
-		api,
-		{"socket", socketBinary, []string{"--listen", s.cfg.site(s.cfg.APISites + 1)}, urls},
+	for i := range s.cfg.SocketSites {
+		socket.args = append(socket.args, "--listen", s.cfg.site(s.cfg.APISites+i+1))
+	}
+	for _, front := range []service{api, socket} {
+		if len(front.args) > 0 {
+			all = append(all, front)
+		}
 	}
 	for i := range s.cfg.Workers {
 		all = append(all, service{fmt.Sprint("worker-", i+1), workerBinary, nil, urls})
