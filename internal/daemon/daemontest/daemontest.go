@@ -88,7 +88,8 @@ type Config struct {
 	// Env is added to Environment.
 	Env []string
 
-	// Sockets are handed over from descriptor 3 on. The test keeps its own copies.
+	// Sockets are handed over from descriptor 3 on, with the program's name
+	// unless Env has other LISTEN_FDNAMES. The test keeps its own copies.
 	Sockets []Socket
 
 	// Attr are attributes of the process, if it needs any.
@@ -153,7 +154,8 @@ func Start(t testing.TB, cfg Config) *Daemon {
 	cmd := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`, cfg.Path}, cfg.Args...)...)
 	cmd.Env = Environment("NOTIFY_SOCKET=" + notify.LocalAddr().String())
 	if len(cfg.Sockets) > 0 {
-		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(cfg.Sockets)))
+		names := slices.Repeat([]string{d.name}, len(cfg.Sockets))
+		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(cfg.Sockets)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
 	cmd.Env = append(cmd.Env, cfg.Env...)
 	cmd.Stdout, cmd.Stderr = d, d
