@@ -190,7 +190,7 @@ func (p *program) listen() <-chan string {
 	p.t.Helper()
 	received, greeted := make(chan string, 100), make(chan struct{}, 100)
 	l := &client.Listener{
-		URL:      "ws://" + p.site(3),
+		URLs:     []string{"ws://" + p.site(3)},
 		Greeted:  func(client.Message) error { greeted <- struct{}{}; return nil },
 		Received: func(m client.Message) error { received <- m.Text; return nil },
 	}
