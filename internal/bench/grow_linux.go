@@ -103,9 +103,15 @@ func (b *Bench) growConnections(ctx context.Context, g *Growth) error {
 }
 
 func (b *Bench) growSizes(ctx context.Context, g *Growth) error {
+	config := b.Config
+	defer func() { b.Config = config }()
 	for _, n := range sizeSteps {
+		b.TextBytes = n
+		if err := b.raw(ctx, true); err != nil { // what it costs the broker grows, too
+			return err
+		}
 		if err := b.with(ctx, Layout{APISites: 1}, func(s *System) error {
-			return b.ingestOn(ctx, g, s, func(in *Ingest) { in.TextBytes = n })
+			return b.ingestOn(ctx, g, s, func(*Ingest) {})
 		}); err != nil {
 			return err
 		}
@@ -140,7 +146,7 @@ func (b *Bench) growDepth(ctx context.Context, g *Growth) error {
 			}
 			posted := g.Ingest[len(g.Ingest)-1]
 			posted.Depth = queued
-			result, err := b.drain(ctx, s, queued+posted.Accepted, b.Workers)
+			result, err := b.drain(ctx, s, queued+posted.total, b.Workers)
 			if result != nil {
 				g.Worker = append(g.Worker, result)
 			}

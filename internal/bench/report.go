@@ -141,7 +141,11 @@ func (r *Report) writeIngest(out *tables, title string, results []*IngestResult)
 	out.begin(title, "connections", "sites", "kind", "batch", "bytes", "queued before", "texts", "seconds", "accepted/s", "of raw",
 		"p50 ms", "p99 ms", "not accepted", "api µs/text", "broker µs/text", "load µs/text", "api MiB", "broker MiB")
 	for _, x := range results {
-		out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, x.Depth, x.Accepted, seconds(x.Seconds), rate(x.PerSecond),
+		depth := ""
+		if x.Depth > 0 {
+			depth = fmt.Sprint(x.Depth)
+		}
+		out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, depth, x.Accepted, seconds(x.Seconds), rate(x.PerSecond),
 			r.ofRaw(x.PerSecond, x.TextBytes, RawPublish), ms(x.Latency.P50), ms(x.Latency.P99), failures(x.Answers, x.Lost),
 			perMessage(x.Usage, "api", x.Accepted), perMessage(x.Usage, "broker", x.Accepted), perMessage(x.Usage, "load", x.Accepted),
 			mebibytes(x.Usage, "api"), mebibytes(x.Usage, "broker"))
@@ -305,18 +309,24 @@ func (t *tables) row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
+// end writes the table, without columns that have nothing to say.
 func (t *tables) end() {
-	widths, words := make([]int, len(t.rows[0])), make([]bool, len(t.rows[0]))
+	const head = 2 // rows
+	columns := len(t.rows[0])
+	widths, words, used := make([]int, columns), make([]bool, columns), make([]bool, columns)
 	for r, row := range t.rows {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-			const head = 2
+			used[i] = used[i] || r >= head && cell != ""
 			words[i] = words[i] || r >= head && cell != "" && !strings.ContainsAny(cell[:1], "0123456789")
 		}
 	}
 	for _, row := range t.rows {
 		var line strings.Builder
 		for i, cell := range row {
+			if !used[i] {
+				continue
+			}
 			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
 			if words[i] {
 				line.WriteString(cell + pad + "  ")
