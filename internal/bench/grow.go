@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 )
@@ -12,7 +11,6 @@ type Growth struct {
 	Over   string          `json:"over"`
 	Ingest []*IngestResult `json:"ingest,omitempty"`
 	Worker []*WorkerResult `json:"worker,omitempty"`
-	Fanout []*FanoutResult `json:"fanout,omitempty"`
 }
 
 // What costs can grow with.
@@ -79,16 +77,6 @@ func (b *Bench) ingestOn(ctx context.Context, g *Growth, s *System, change func(
 		g.Ingest = append(g.Ingest, result)
 	}
 	return err
-}
-
-// with runs do with an API of some sites, on empty queues.
-func (b *Bench) with(ctx context.Context, layout Layout, do func(*System) error) (err error) {
-	s, err := b.rig.Start(ctx, layout)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Stop()) }()
-	return do(s)
 }
 
 func (b *Bench) growConnections(ctx context.Context, g *Growth) error {
