@@ -159,7 +159,11 @@ type window struct {
 	opened   time.Time
 	open     bool
 	looked   time.Time
+	shown    time.Time
 }
+
+// showEvery is how often progress is told.
+const showEvery = 100 * time.Millisecond
 
 func (w Window) begin(progress func(float64)) *window {
 	return &window{Window: w, progress: progress, began: time.Now()}
@@ -174,7 +178,8 @@ func (w *window) look(now time.Time, counted int64) (over bool) {
 		w.open, w.opened = true, now
 	}
 	w.looked = now
-	if w.progress != nil {
+	if w.progress != nil && now.Sub(w.shown) >= showEvery {
+		w.shown = now
 		done := float64(now.Sub(w.opened)) / float64(w.Duration)
 		if w.Count > 0 {
 			done = max(done, float64(counted)/float64(w.Count))
