@@ -99,7 +99,7 @@ func DefaultConfig() Config {
 
 		Rate:     100,
 		InFlight: 1024,
-		Posters:  64,
+		Posters:  256,
 
 		PipelineBytes: 100,
 		Workers:       2,

@@ -135,8 +135,9 @@ func TestMeasurements(t *testing.T) {
 			}
 		}
 		r := b.Report.Pipeline[0]
-		if want := int64(200 * 0.5); r.Latency.Count < want*3/4 || r.Latency.Count > want*5/4 {
-			t.Errorf("at 200 a second, %d latencies in half a second", r.Latency.Count)
+		// As many as were due while it measured, which on a busy machine is longer than asked; it may be late to post the last.
+		if most := int64(200*r.Seconds) + 1; r.Latency.Count > most || r.Latency.Count < most/2 {
+			t.Errorf("at 200 a second, %d latencies in %v seconds", r.Latency.Count, r.Seconds)
 		}
 		if got := b.Report.Pipeline[2].Rate; got != b.Report.Pipeline[1].PerSecond/2 {
 			t.Errorf("half of the maximum is %v", got)
