@@ -55,7 +55,7 @@ func small(does string) {
 	case "fail before it is ready":
 		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
 			d.Ready, d.Patience = func() error { return errors.New("never ready") }, 0
-			return d.Run(ctx, func(context.Context) error { return errors.New("some reason") })
+			return d.Run(ctx, func(context.Context) error { return errors.New("some reason\nand another one") })
 		}
 	case "be busy": // until it is killed, or what is in the background has gone on for too long
 		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
@@ -79,6 +79,43 @@ func small(does string) {
 				return nil
 			}
 			return d.Run(ctx, work, background)
+		}
+	case "hang": // while there is the file named by the variable HANG
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			hung := 0
+			d.Alive = []func() error{func() error { return nil }, func() error {
+				if _, err := os.Stat(os.Getenv("HANG")); err != nil {
+					return nil
+				}
+				hung++
+				d.Log.Info(fmt.Sprintf("looked %d times while it hung", hung))
+				return errors.New("the reader\nand another one")
+			}}
+			return d.Run(ctx, d.Serve(server))
+		}
+	case "count looks":
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			looks := 0
+			d.Status = func() string {
+				looks++
+				d.Log.Info(fmt.Sprintf("looked %d times", looks))
+				return fmt.Sprintf("%d looks", looks)
+			}
+			return d.Run(ctx, d.Serve(server))
+		}
+	case "panic":
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			return d.Run(ctx, func(context.Context) error { panic("a bug") })
+		}
+	case "reload": // fails if there is the file named by the variable WRONG
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			d.Reload = func() error {
+				if _, err := os.Stat(os.Getenv("WRONG")); err == nil {
+					return errors.New("a setting is wrong")
+				}
+				return nil
+			}
+			return d.Run(ctx, d.Serve(server))
 		}
 	case "log":
 		p.Run = func(_ context.Context, d *daemon.Daemon) error {
@@ -328,7 +365,7 @@ func TestFailBeforeReady(t *testing.T) {
 	if status := d.Wait(t); status != 1 {
 		t.Errorf("status %d, want 1", status)
 	}
-	if log := d.Log(); !strings.Contains(log, "small: some reason\n") {
+	if log := d.Log(); !strings.Contains(log, "small: some reason\nand another one\n") {
 		t.Errorf("said %q, want the reason", log)
 	}
 }

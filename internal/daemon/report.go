@@ -105,6 +105,7 @@ func (r *reporter) look(running context.Context) {
 		r.d.Log.Info("ready")
 		say = append(say, daemon.SdNotifyReady)
 	}
+	due := len(say) > 0 || time.Since(r.toldAt) >= statusInterval
 	if alive == nil && r.watchdog > 0 && time.Since(r.pingedAt) >= r.watchdog/2-r.watchdog/16 {
 		r.pingedAt = time.Now()
 		say = append(say, daemon.SdNotifyWatchdog)
@@ -115,12 +116,11 @@ func (r *reporter) look(running context.Context) {
 	if r.wrong != nil {
 		state += "; the last reload changed nothing: " + r.wrong.Error()
 	}
-	due := time.Since(r.toldAt) >= statusInterval
-	if alive == nil && r.stopping && (due || len(say) > 0) {
+	if alive == nil && r.stopping && due {
 		say = append(say, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extension.Microseconds()))
 		r.toldAt = time.Now()
 	}
-	if state != r.status && (due || len(say) > 0) {
+	if state != r.status && due {
 		say = append(say, statusLine(state))
 		r.status, r.toldAt = state, time.Now()
 	}

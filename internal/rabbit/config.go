@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,9 +49,15 @@ type Config struct {
 	// repetition with the same id is harmless.
 	ConfirmTimeout time.Duration
 
-	// MaxUnconfirmed is how many messages may wait for confirmation at once;
-	// what comes on top is refused. Default 8,192, a quarter of a second of
-	// what a broker on two cores confirms.
+	// PublishConnections is how many connections messages are published over.
+	// Default 4: a broker works on one connection's messages, and on the
+	// confirmations of one channel, in one process each, and holds back what
+	// comes faster.
+	PublishConnections int
+
+	// MaxUnconfirmed is how many messages may wait for confirmation at once,
+	// over all connections; what comes on top is refused. Default 8,192, a
+	// quarter of a second of what a broker on two cores confirms.
 	MaxUnconfirmed int
 
 	// Topology is what is declared where it is missing.
@@ -72,7 +79,9 @@ func DefaultConfig(name string) Config {
 		ConfirmTimeout: 1500 * time.Millisecond,
 		MaxUnconfirmed: 8192,
 		Topology:       DefaultTopology(),
-		reloaded:       new(atomic.Pointer[[]string]),
+
+		PublishConnections: 4,
+		reloaded:           new(atomic.Pointer[[]string]),
 	}
 }
 
@@ -108,6 +117,7 @@ func (c *Config) Flags() []cli.Flag {
 func (c *Config) PublishFlags() []cli.Flag {
 	return []cli.Flag{
 		command.Duration("confirm-timeout", "`TIME` that a message may wait for the broker's confirmation", "broker", &c.ConfirmTimeout, 2*expiryInterval, 0),
+		command.Number("publish-connections", "`N` connections to publish over", "broker", &c.PublishConnections, 1, 64),
 	}
 }
 
@@ -155,6 +165,9 @@ func (c *Config) Reload() error {
 	fresh := Config{URLs: strings.Split(string(text), ",")}
 	if err := fresh.Check(); err != nil {
 		return err
+	}
+	if slices.Equal(fresh.URLs, c.urls()) {
+		return errors.New("the credential file says the same as before: where systemd does not make it anew for a reload, restart instead")
 	}
 	c.reloaded.Store(&fresh.URLs)
 	return nil

@@ -289,7 +289,7 @@ func TestCannotStart(t *testing.T) {
 			}
 			err = stack.Run(t.Context(), cfg, neverUp)
 			ln.Close()
-			want := fmt.Sprintf("port %d is in use: stop what uses it, or give --first-port PORT with three free ports", cfg.FirstPort+i)
+			want := fmt.Sprintf("port %d is in use: stop what uses it, or give --first-port PORT with 3 free ports", cfg.FirstPort+i)
 			if err == nil || err.Error() != want {
 				t.Errorf("got %v, want %s", err, want)
 			}
