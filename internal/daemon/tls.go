@@ -25,13 +25,18 @@ func (d *Daemon) reload() error {
 		return d.Reload()
 	}
 	pair, err := d.cert.read()
-	if err == nil {
-		err = d.Reload()
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		d.cert.current.Store(pair)
+	err = d.Reload()
+	if pair == nil {
+		return err
 	}
-	return err
+	d.cert.current.Store(pair)
+	if err != nil { // the rest may be of a kind that cannot change
+		d.Log.Warn("only the certificate was read again", "error", err)
+	}
+	return nil
 }
 
 // A certificate is what the daemon shows to its clients; without one, it does
