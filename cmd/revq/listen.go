@@ -52,12 +52,7 @@ kept, a line on standard error says so.`,
 				Usage:       "end after `N` results",
 				HideDefault: true,
 				Destination: &count,
-				Validator: func(n int) error {
-					if n < 1 {
-						return fmt.Errorf("%d results cannot be waited for: give 1 or more", n)
-					}
-					return nil
-				},
+				Validator:   command.Within(1, 0),
 			},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {

@@ -58,7 +58,7 @@ text was not accepted, and standard error says which and why.`,
 				Usage:       "`TIME` for a text to be accepted",
 				Value:       10 * time.Second,
 				Destination: &s.client.Timeout,
-				Validator:   positive,
+				Validator:   command.Within(time.Millisecond, 0),
 			},
 			&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "print the results instead, in the order of the texts", Destination: &s.wait},
 			&cli.StringFlag{
@@ -73,7 +73,7 @@ text was not accepted, and standard error says which and why.`,
 				Usage:       "`TIME` for a result to arrive, for --wait",
 				Value:       5 * time.Minute,
 				Destination: &s.waitTimeout,
-				Validator:   positive,
+				Validator:   command.Within(time.Millisecond, 0),
 			},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -96,13 +96,6 @@ text was not accepted, and standard error says which and why.`,
 }
 
 var errInterrupted = errors.New("interrupted")
-
-func positive(d time.Duration) error {
-	if d <= 0 {
-		return fmt.Errorf("%v is too short: give more than 0s", d)
-	}
-	return nil
-}
 
 // texts returns where the texts come from, and the length of it in bytes, -1
 // if it is not known.

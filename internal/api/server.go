@@ -15,6 +15,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -150,6 +151,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // InFlight returns the number of tasks that wait for the broker's confirmation.
 func (s *Server) InFlight() int { return int(s.inFlight.Load()) }
+
+// Status says in a few words how much there is to do.
+func (s *Server) Status() string {
+	return fmt.Sprintf("%d in flight; %d connections", s.InFlight(), s.http.GetOpenConnectionsCount())
+}
 
 // acquire takes one of the MaxInFlight places, if any is free.
 func (s *Server) acquire() bool {

@@ -40,10 +40,7 @@ func serveSocket(t *testing.T, address string, cfg socket.Config, f *feed.Feed) 
 		t.Fatal(err)
 	}
 	f.GoLive()
-	server, err := socket.New(cfg, f, noHistory{}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := socket.New(cfg, f, noHistory{}, slog.New(slog.DiscardHandler))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
 	stop = sync.OnceFunc(func() {

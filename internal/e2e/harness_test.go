@@ -88,11 +88,19 @@ func (s *system) startFronts(t *testing.T) {
 	s.socket.WaitReady(t)
 }
 
+// startDaemon starts a daemon, which has to give signs of life whatever the test does to others.
 func (s *system) startDaemon(t *testing.T, name string, sockets []daemontest.Socket, args ...string) *daemontest.Daemon {
 	t.Helper()
-	return daemontest.Start(t, daemontest.Config{
+	d := daemontest.Start(t, daemontest.Config{
 		Path: daemontest.Binary(t, name), Args: args, Sockets: sockets, Env: []string{"REVQ_AMQP_URL=" + s.url},
+		Watchdog: 2 * time.Second,
 	})
+	t.Cleanup(func() {
+		if strings.Contains(d.Log(), "something hangs") {
+			t.Errorf("%s takes itself to hang", name)
+		}
+	})
+	return d
 }
 
 // startWorker starts a worker and waits until it consumes.

@@ -97,6 +97,10 @@ func (p *Publisher) Ready() error {
 	return pipe.ready()
 }
 
+// Alive returns an error if the publisher hangs. A broker that does so is no
+// reason: what it leaves unconfirmed is answered all the same.
+func (p *Publisher) Alive() error { return p.link.Alive() }
+
 // PublishTask sends t to the workers. The channel gets exactly one value,
 // within the ConfirmTimeout: nil once the broker has confirmed t, otherwise
 // why t is not known to be queued.
@@ -298,6 +302,7 @@ func (p *pipeline) watch(ctx context.Context) error {
 			}
 			p.setBlocked(b)
 		case now := <-expiry.C:
+			p.s.loop.Busy() // at least so often, whatever comes
 			if p.expire(now) {
 				return fmt.Errorf("the broker has left a message unconfirmed for %v", stuckTimeout)
 			}

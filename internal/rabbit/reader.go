@@ -83,6 +83,9 @@ func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 // Ready returns nil while the stream is being followed, otherwise why not.
 func (r *Reader) Ready() error { return r.link.Ready() }
 
+// Alive returns an error if the reader hangs. A broker that does so is no reason.
+func (r *Reader) Alive() error { return r.link.Alive() }
+
 // Current returns nil while the stream is being followed and all results that
 // were in it at first have been passed on, otherwise why not.
 func (r *Reader) Current() error {
@@ -140,8 +143,10 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	defer idle.Stop()
 	unacked, alive := 0, false
 	for {
+		s.loop.Idle()
 		select {
 		case d, ok := <-deliveries:
+			s.loop.Busy()
 			if !ok {
 				return s.why(nil)
 			}
@@ -166,6 +171,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			}
 			idle.Reset(quiet)
 		case <-idle.C:
+			s.loop.Busy()
 			switch {
 			case meeting && alive:
 				return errMissing

@@ -228,7 +228,12 @@ func TestReaderTellsOfAGap(t *testing.T) {
 			if _, err := Setup(t.Context(), r.cfg); err != nil {
 				t.Fatal(err)
 			}
-			publishResults(t, p, 1000, 1000+tc.after)
+			if tc.after > 0 {
+				// RabbitMQ 3.10 may break off with an internal error what publishes
+				// to a stream just after it was deleted and declared again.
+				eventually(t, "published", func() error { return <-p.PublishResult(result(1000)) })
+				publishResults(t, p, 1001, 1000+tc.after)
+			}
 			if reason := receive(t, "gap", f.gaps); reason != errMissing.Error() {
 				t.Errorf("gap: %s", reason)
 			}

@@ -18,6 +18,7 @@ package socket
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -56,6 +57,7 @@ type Server struct {
 	upgrader websocket.FastHTTPUpgrader
 
 	source    Source
+	err       error // why there are not enough shards
 	shards    []*shard
 	running   sync.WaitGroup
 	next      atomic.Uint64 // deals listeners out to shards
@@ -82,7 +84,7 @@ type Source interface {
 
 // New returns a server of what is appended to f from source. Shutdown must be
 // called to release what the server holds.
-func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) (*Server, error) {
+func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.upgrader = websocket.FastHTTPUpgrader{
@@ -113,18 +115,24 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) (*Server, er
 	for range runtime.GOMAXPROCS(0) {
 		shard, err := newShard(cfg, log, func() { s.listeners.Add(-1) })
 		if err != nil {
-			return nil, fmt.Errorf("start the listeners' poll: %w", err)
+			s.err = fmt.Errorf("start the listeners' poll: %w", err)
+			break
 		}
 		s.shards = append(s.shards, shard)
 		s.running.Go(shard.run)
 		f.OnAppend(shard.wake)
 	}
-	return s, nil
+	return s
 }
 
 // Serve answers requests on ln until Shutdown, then returns nil. It is called
 // once for each site and takes ln over.
-func (s *Server) Serve(ln net.Listener) error { return s.http.Serve(ln) }
+func (s *Server) Serve(ln net.Listener) error {
+	if s.err != nil {
+		return s.err
+	}
+	return s.http.Serve(ln)
+}
 
 // Shutdown takes no more connections, closes the listeners with the status
 // 1012 (service restart), a few at a time, and waits for them to go, until ctx
@@ -148,6 +156,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // Listeners returns how many are connected.
 func (s *Server) Listeners() int { return int(s.listeners.Load()) }
+
+// Status says in a few words how many listen, and to what.
+func (s *Server) Status() string {
+	return fmt.Sprintf("%d listeners; offset %d", s.Listeners(), s.feed.Last().Offset)
+}
+
+// Alive returns an error if a shard hangs. Listeners that do so are no reason.
+func (s *Server) Alive() error {
+	var errs []error
+	for _, shard := range s.shards {
+		errs = append(errs, shard.loop.Alive())
+	}
+	return errors.Join(errs...)
+}
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")

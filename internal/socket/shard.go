@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/liveness"
 )
 
 const (
@@ -30,6 +31,10 @@ const (
 	// sent a close frame.
 	closeGrace = 2 * time.Second
 
+	// loopLimit is far beyond what one round takes, which is a write to each
+	// of 100,000 listeners at most.
+	loopLimit = time.Minute
+
 	// pollBatch is how many events one poll takes in.
 	pollBatch = 256
 )
@@ -41,6 +46,7 @@ type shard struct {
 	cfg    Config
 	log    *slog.Logger
 	onDrop func() // called for each listener that is gone
+	loop   *liveness.Loop
 
 	epoll int // file descriptors
 	event int // written to wake the goroutine
@@ -76,7 +82,7 @@ func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
 		unix.Close(epoll)
 		return nil, fmt.Errorf("create an event descriptor: %w", err)
 	}
-	s := &shard{cfg: cfg, log: log, onDrop: onDrop, epoll: epoll, event: event, byFD: make(map[int]*listener)}
+	s := &shard{cfg: cfg, log: log, onDrop: onDrop, loop: liveness.New("a shard of the listeners", loopLimit), epoll: epoll, event: event, byFD: make(map[int]*listener)}
 	if err := s.poll(unix.EPOLL_CTL_ADD, event, unix.EPOLLIN); err != nil {
 		unix.Close(epoll)
 		unix.Close(event)
@@ -140,6 +146,7 @@ func (s *shard) abort() {
 
 // run serves until it is told to stop and all listeners are gone.
 func (s *shard) run() {
+	defer s.loop.Idle()
 	defer s.release()
 	events := make([]unix.EpollEvent, pollBatch)
 	s.now = time.Now()
@@ -149,6 +156,7 @@ func (s *shard) run() {
 		if len(s.toDismiss) > 0 {
 			timeout = min(timeout, dismissTick)
 		}
+		s.loop.Busy() // waiting included, which ends with the next tick
 		n, err := unix.EpollWait(s.epoll, events, int(timeout.Milliseconds())+1)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments can do that
