@@ -26,15 +26,15 @@ func listen() *cli.Command {
 		Name:  "listen",
 		Usage: "print the greeting, and each result as it arrives",
 		Description: `When the connection is lost, it is made again, and goes on behind the last
-result received. If results are missing all the same, since they are no longer
-kept, a line on standard error says so.`,
+result received, at the next site if there are several. If results are missing all the
+same, since they are no longer kept, a line on standard error says so.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{
+			&cli.StringSliceFlag{
 				Name:        "url",
-				Usage:       "`URL` of the socket server",
+				Usage:       "`URL` of a socket site; if several are given, each is tried when the one before is away (repeatable)",
 				Sources:     cli.EnvVars("REVQ_SOCKET_URL"),
-				Value:       defaultSocket,
-				Destination: &l.URL,
+				Value:       []string{defaultSocket},
+				Destination: &l.URLs,
 			},
 			&cli.BoolFlag{
 				Name:        "json",
@@ -106,7 +106,7 @@ kept, a line on standard error says so.`,
 				what := "connection lost"
 				switch {
 				case !greeted:
-					what = "not connected to " + l.URL
+					what = "not connected to " + l.URL()
 				case l.After == nil:
 					what = "connection lost, results may be missed"
 				}

@@ -40,7 +40,7 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 	}
 	var once sync.Once
 	w.client = client.Listener{
-		URL:      socket,
+		URLs:     []string{socket},
 		Greeted:  func(client.Message) error { once.Do(func() { close(w.greeted) }); return nil },
 		Received: w.received,
 		Lost: func(reason error, _ time.Duration) {
@@ -74,7 +74,7 @@ func (w *waiting) connect(ctx context.Context) error {
 	case <-w.greeted:
 		return nil
 	case err := <-w.ended:
-		return fmt.Errorf("listen for results at %s: %w", w.client.URL, err)
+		return fmt.Errorf("listen for results at %s: %w", w.client.URL(), err)
 	case err := <-w.absent:
 		cancel()
 		return fmt.Errorf("cannot reach the socket server: %w; is revq up, and is --socket-url right?", err)
@@ -86,7 +86,7 @@ func (w *waiting) connect(ctx context.Context) error {
 		if reason == nil {
 			reason = errors.New("no answer")
 		}
-		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up, and is --socket-url right?", w.client.URL, connectTimeout, reason)
+		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up, and is --socket-url right?", w.client.URL(), connectTimeout, reason)
 	}
 }
 

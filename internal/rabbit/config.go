@@ -48,9 +48,15 @@ type Config struct {
 	// repetition with the same id is harmless.
 	ConfirmTimeout time.Duration
 
-	// MaxUnconfirmed is how many messages may wait for confirmation at once;
-	// what comes on top is refused. Default 8,192, a quarter of a second of
-	// what a broker on two cores confirms.
+	// PublishConnections is how many connections messages are published over.
+	// Default 4: a broker works on one connection's messages, and on the
+	// confirmations of one channel, in one process each, and holds back what
+	// comes faster.
+	PublishConnections int
+
+	// MaxUnconfirmed is how many messages may wait for confirmation at once,
+	// over all connections; what comes on top is refused. Default 8,192, a
+	// quarter of a second of what a broker on two cores confirms.
 	MaxUnconfirmed int
 
 	// Topology is what is declared where it is missing.
@@ -72,7 +78,9 @@ func DefaultConfig(name string) Config {
 		ConfirmTimeout: 1500 * time.Millisecond,
 		MaxUnconfirmed: 8192,
 		Topology:       DefaultTopology(),
-		reloaded:       new(atomic.Pointer[[]string]),
+
+		PublishConnections: 4,
+		reloaded:           new(atomic.Pointer[[]string]),
 	}
 }
 
@@ -108,6 +116,7 @@ func (c *Config) Flags() []cli.Flag {
 func (c *Config) PublishFlags() []cli.Flag {
 	return []cli.Flag{
 		command.Duration("confirm-timeout", "`TIME` that a message may wait for the broker's confirmation", "broker", &c.ConfirmTimeout, 2*expiryInterval, 0),
+		command.Number("publish-connections", "`N` connections to publish over", "broker", &c.PublishConnections, 1, 64),
 	}
 }
 

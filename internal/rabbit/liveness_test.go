@@ -29,10 +29,10 @@ func TestHangingLoops(t *testing.T) {
 		t.Parallel()
 		r := setup(t).declared()
 		p := NewPublisher(r.cfg, r.log)
-		short(p.link)
+		short(p.lanes[0].link)
 		r.run(p.Run)
 		r.ready(p.Ready)
-		pipe, err := p.current()
+		pipe, err := p.lanes[0].current()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestAliveWithoutWork(t *testing.T) {
 	const limit = 10 * expiryInterval
 	p, c, reader := NewPublisher(r.cfg, r.log), NewConsumer(r.cfg, 1, r.log), NewReader(r.cfg, everything, r.log)
 	all := []func() error{p.Alive, c.Alive, reader.Alive}
-	p.link.loop, c.link.loop, reader.link.loop = liveness.New("publisher", time.Minute), liveness.New("consumer", limit), liveness.New("reader", limit)
+	p.lanes[0].link.loop, c.link.loop, reader.link.loop = liveness.New("publisher", time.Minute), liveness.New("consumer", limit), liveness.New("reader", limit)
 	stopPublisher := r.run(p.Run)
 	_, stopConsumer := r.consumeUntil(c)
 	f, stopReader := r.followUntil(reader)

@@ -39,7 +39,7 @@ const (
 )
 
 // errMissing means that a reader cannot go on where it was.
-var errMissing = errors.New("the broker no longer has the last result received: it keeps too little, or its stream of results was made anew")
+var errMissing = errors.New("the last result received is no longer there: too few are kept, or the stream was made anew")
 
 // A Follower takes in what a Reader reads. Its methods are called one at a time.
 type Follower interface {
