@@ -146,7 +146,7 @@ func (p *poster) post(body string) (err error) {
 	return nil
 }
 
-// An ear is `revq listen --json` in a booted host: it connects again and resumes by itself.
+// An ear is `revq listen --json` in a booted host, as the unit ear: it connects again and resumes by itself.
 type ear struct {
 	mu    sync.Mutex
 	times map[string]int // that a result has come, by id
@@ -169,7 +169,7 @@ func startEar(t *testing.T, h *boot.Host) *ear {
 		case m.Type != feed.TypeGreeting:
 			e.other = append(e.other, line)
 		}
-	}, "revq", "listen", "--json", "--after", "-1")
+	}, "systemd-run", "--quiet", "--pipe", "--collect", "--unit=ear", "revq", "listen", "--json", "--after", "-1")
 	return e
 }
 

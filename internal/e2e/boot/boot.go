@@ -183,7 +183,7 @@ func (h *Host) Write(t testing.TB, name, content string) {
 	if err := os.MkdirAll(filepath.Dir(h.Path(name)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(h.Path(name), []byte(content), 0o755); err != nil {
+	if err := os.WriteFile(h.Path(name), []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
