@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -27,7 +29,7 @@ func (p *benchProgress) show(what string, done float64) {
 		return
 	}
 	const steps = 1000
-	if what != p.what {
+	if what != p.what || p.bar == nil {
 		p.end()
 		p.what = what
 		p.bar = progressbar.NewOptions(steps,
@@ -37,6 +39,7 @@ func (p *benchProgress) show(what string, done float64) {
 			progressbar.OptionSetPredictTime(false),
 			progressbar.OptionClearOnFinish(),
 		)
+		p.bar.RenderBlank() // it waits for some progress otherwise
 	}
 	p.bar.Set(int(done * steps))
 }

@@ -19,6 +19,7 @@ func listen() *cli.Command {
 	var (
 		l     client.Listener
 		after string
+		ca    trust
 		json  bool
 		count int
 	)
@@ -36,6 +37,7 @@ same, since they are no longer kept, a line on standard error says so.`,
 				Value:       []string{defaultSocket},
 				Destination: &l.URLs,
 			},
+			ca.flag(),
 			&cli.BoolFlag{
 				Name:        "json",
 				Usage:       "print each message as a JSON object, with offset, id and times",
@@ -57,6 +59,10 @@ same, since they are no longer kept, a line on standard error says so.`,
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := command.NoArguments(cmd); err != nil {
+				return err
+			}
+			var err error
+			if l.TLS, err = ca.config(); err != nil {
 				return err
 			}
 			if after != "" {

@@ -16,7 +16,8 @@ type frameReader struct {
 	// marker is the byte that each message to be counted has once.
 	marker byte
 
-	// text, if it is not nil, is called with the payload of each text frame, which is valid during the call.
+	// text, if it is not nil, is called instead with the payload of each frame that is part of a message. It is valid
+	// during the call.
 	text func(payload []byte) error
 
 	// control is called with the payload of each control frame.
@@ -60,10 +61,7 @@ func (r *frameReader) feed(data []byte) (marked int, err error) {
 			} else {
 				data = data[size:]
 			}
-			if op != 0 { // not the continuation of a message
-				r.op = op
-			}
-			r.left, r.inFrame = length, true
+			r.op, r.left, r.inFrame = op, length, true
 		}
 		payload := data[:min(r.left, len(data))]
 		data = data[len(payload):]

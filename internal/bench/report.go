@@ -100,9 +100,9 @@ func (r *Report) Write(w io.Writer) error {
 		out.line("interrupted: this is what was measured so far")
 	}
 	if len(r.Raw) > 0 {
-		out.begin("raw: the broker alone", "what", "bytes", "unsettled", "messages", "seconds", "messages/s", "broker µs/message")
+		out.begin("raw: the broker alone", "what", "bytes", "unsettled", "messages", "seconds", "messages/s", "broker µs/message", "others' CPUs")
 		for _, x := range r.Raw {
-			out.row(x.What, x.TextBytes, x.Unsettled, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages))
+			out.row(x.What, x.TextBytes, x.Unsettled, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages), others(x.Usage, x.Seconds))
 		}
 		out.end()
 	}
@@ -139,30 +139,34 @@ func (r *Report) Write(w io.Writer) error {
 
 func (r *Report) writeIngest(out *tables, title string, results []*IngestResult) {
 	out.begin(title, "connections", "sites", "kind", "batch", "bytes", "queued before", "texts", "seconds", "accepted/s", "of raw",
-		"p50 ms", "p99 ms", "not accepted", "api µs/text", "broker µs/text", "load µs/text", "api MiB", "broker MiB")
+		"p50 ms", "p99 ms", "not accepted", "api µs/text", "broker µs/text", "load µs/text", "api MiB", "broker MiB", "others' CPUs")
 	for _, x := range results {
-		out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, x.Depth, x.Accepted, seconds(x.Seconds), rate(x.PerSecond),
+		depth := ""
+		if x.Depth > 0 {
+			depth = fmt.Sprint(x.Depth)
+		}
+		out.row(x.Connections, x.Sites, x.Kind, x.Batch, x.TextBytes, depth, x.Accepted, seconds(x.Seconds), rate(x.PerSecond),
 			r.ofRaw(x.PerSecond, x.TextBytes, RawPublish), ms(x.Latency.P50), ms(x.Latency.P99), failures(x.Answers, x.Lost),
 			perMessage(x.Usage, "api", x.Accepted), perMessage(x.Usage, "broker", x.Accepted), perMessage(x.Usage, "load", x.Accepted),
-			mebibytes(x.Usage, "api"), mebibytes(x.Usage, "broker"))
+			mebibytes(x.Usage, "api"), mebibytes(x.Usage, "broker"), others(x.Usage, x.Seconds))
 	}
 	out.end()
 }
 
 func (r *Report) writeWorker(out *tables, title string, results []*WorkerResult) {
 	out.begin(title, "workers", "concurrency", "bytes", "queued before", "results", "seconds", "results/s", "of raw",
-		"worker µs/task", "broker µs/task", "worker MiB", "broker MiB")
+		"worker µs/task", "broker µs/task", "worker MiB", "broker MiB", "others' CPUs")
 	for _, x := range results {
 		out.row(x.Workers, x.Concurrency, x.TextBytes, x.Queued, x.Results, seconds(x.Seconds), rate(x.PerSecond),
 			r.ofRaw(x.PerSecond, x.TextBytes, RawConsume, RawStreamPublish),
-			perMessage(x.Usage, "worker", x.Results), perMessage(x.Usage, "broker", x.Results), mebibytes(x.Usage, "worker"), mebibytes(x.Usage, "broker"))
+			perMessage(x.Usage, "worker", x.Results), perMessage(x.Usage, "broker", x.Results), mebibytes(x.Usage, "worker"), mebibytes(x.Usage, "broker"), others(x.Usage, x.Seconds))
 	}
 	out.end()
 }
 
 func (r *Report) writePipeline(out *tables) {
 	out.begin("pipeline: from when a text is due to the listener's frame", "due/s", "in flight", "connections", "bytes", "seconds", "results/s",
-		"p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "not accepted", "missing", "repeated", "api µs/text", "worker µs/text", "socket µs/text")
+		"p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "not accepted", "missing", "repeated", "api µs/text", "worker µs/text", "socket µs/text", "others' CPUs")
 	for _, x := range r.Pipeline {
 		due, inFlight := "as many as possible", ""
 		if x.Rate > 0 {
@@ -172,7 +176,7 @@ func (r *Report) writePipeline(out *tables) {
 		}
 		out.row(due, inFlight, x.Connections, x.TextBytes, seconds(x.Seconds), rate(x.PerSecond), ms(x.Latency.P50), ms(x.Latency.P90), ms(x.Latency.P99),
 			ms(x.Latency.P999), ms(x.Latency.Max), failures(x.Answers, 0), x.Missing, x.Repeated,
-			perMessage(x.Usage, "api", x.Results), perMessage(x.Usage, "worker", x.Results), perMessage(x.Usage, "socket", x.Results))
+			perMessage(x.Usage, "api", x.Results), perMessage(x.Usage, "worker", x.Results), perMessage(x.Usage, "socket", x.Results), others(x.Usage, x.Seconds))
 	}
 	out.end()
 }
@@ -191,10 +195,10 @@ func (r *Report) writeFanout(out *tables) {
 		}
 	}
 	out.end()
-	out.begin("fanout: as many messages as possible", "server", "listeners", "bytes", "window", "seconds", "deliveries/s", "messages/s", "server µs/delivery", "load µs/delivery")
+	out.begin("fanout: as many messages as possible", "server", "listeners", "bytes", "window", "seconds", "deliveries/s", "messages/s", "server µs/delivery", "load µs/delivery", "others' CPUs")
 	for _, x := range r.Fanout {
 		if l := x.Full; l != nil {
-			out.row(x.Server, x.Listeners, x.TextBytes, x.Window, seconds(l.Seconds), rate(l.PerSecond), rate(l.Messages), fmt.Sprintf("%.3f", l.ServerMicros), fmt.Sprintf("%.3f", l.LoadMicros))
+			out.row(x.Server, x.Listeners, x.TextBytes, x.Window, seconds(l.Seconds), rate(l.PerSecond), rate(l.Messages), fmt.Sprintf("%.3f", l.ServerMicros), fmt.Sprintf("%.3f", l.LoadMicros), fmt.Sprintf("%.2f", l.Others))
 		}
 	}
 	out.end()
@@ -268,6 +272,14 @@ func perMessage(usage map[string]Usage, process string, n int64) string {
 	return ""
 }
 
+// others tells how many processors everything that was not measured kept busy.
+func others(usage map[string]Usage, seconds float64) string {
+	if u, ok := usage[Others]; ok {
+		return fmt.Sprintf("%.2f", u.CPU/seconds)
+	}
+	return ""
+}
+
 func mebibytes(usage map[string]Usage, process string) string {
 	if u, ok := usage[process]; ok {
 		return fmt.Sprintf("%.1f", float64(u.Resident)/(1<<20))
@@ -305,18 +317,24 @@ func (t *tables) row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
+// end writes the table, without columns that have nothing to say.
 func (t *tables) end() {
-	widths, words := make([]int, len(t.rows[0])), make([]bool, len(t.rows[0]))
+	const head = 2 // rows
+	columns := len(t.rows[0])
+	widths, words, used := make([]int, columns), make([]bool, columns), make([]bool, columns)
 	for r, row := range t.rows {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-			const head = 2
+			used[i] = used[i] || r >= head && cell != ""
 			words[i] = words[i] || r >= head && cell != "" && !strings.ContainsAny(cell[:1], "0123456789")
 		}
 	}
 	for _, row := range t.rows {
 		var line strings.Builder
 		for i, cell := range row {
+			if !used[i] {
+				continue
+			}
 			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
 			if words[i] {
 				line.WriteString(cell + pad + "  ")

@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,6 +50,9 @@ type Listener struct {
 	// none. When a connection is lost, or cannot be made, the next one is tried:
 	// offsets are the same at all sites.
 	URLs []string
+
+	// TLS is for URLs of wss; nil stands for the usual settings.
+	TLS *tls.Config
 
 	// After is where to begin; nil for what comes from now on. It moves on
 	// with what is received.
@@ -193,7 +197,8 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	defer cancel()
 	stop := func() bool { return true }
 	dialer := websocket.Dialer{
-		Proxy: http.ProxyFromEnvironment,
+		Proxy:           http.ProxyFromEnvironment,
+		TLSClientConfig: l.TLS,
 		NetDialContext: func(dialCtx context.Context, network, address string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(dialCtx, network, address)
 			if err == nil {

@@ -74,6 +74,7 @@ type Daemon struct {
 	Patience time.Duration
 
 	listeners   []*listener
+	cert        *certificate // nil without Sites
 	hangups     chan os.Signal
 	stopTimeout time.Duration
 }
@@ -142,9 +143,15 @@ func (d *Daemon) listen(p Program) error {
 	if p.Sites == nil {
 		return refuseSockets(p.Name)
 	}
+	d.cert = &p.Sites.cert
+	pair, err := d.cert.read()
+	if err != nil {
+		return command.UsageError(err)
+	}
+	d.cert.current.Store(pair)
 	listeners, err := p.Sites.open(p.Name)
 	for _, ln := range listeners {
-		d.listeners = append(d.listeners, &listener{ln, liveness.New("taking connections at "+ln.Addr().String(), acceptLimit)})
+		d.listeners = append(d.listeners, &listener{d.cert.serve(ln), liveness.New("taking connections at "+ln.Addr().String(), acceptLimit)})
 	}
 	return err
 }

@@ -161,7 +161,7 @@ func (r *reporter) reload() {
 		}
 		r.d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
 	}
-	if r.wrong = r.d.Reload(); r.wrong != nil {
+	if r.wrong = r.d.reload(); r.wrong != nil {
 		r.d.Log.Error("the reload changed nothing", "error", r.wrong)
 	} else {
 		r.d.Log.Info("reloaded")

@@ -31,6 +31,7 @@ type Sites struct {
 
 	count  int
 	listen []string
+	cert   certificate
 }
 
 // SiteAddress returns the address of site i on all of the host's addresses.
@@ -39,7 +40,7 @@ func SiteAddress(i int) string { return ":808" + strconv.Itoa(i) }
 func (s *Sites) flags() []cli.Flag {
 	sites := command.Number("sites", fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()), "daemon", &s.count, 1, maxSites)
 	sites.HideDefault = true
-	return []cli.Flag{
+	return append([]cli.Flag{
 		sites,
 		&cli.StringSliceFlag{
 			Name:        "listen",
@@ -66,7 +67,7 @@ func (s *Sites) flags() []cli.Flag {
 				return nil
 			},
 		},
-	}
+	}, s.cert.flags()...)
 }
 
 func (s *Sites) defaults() string {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +21,21 @@ func TestStatusLines(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	w := s.startWorker(t, "--concurrency", "3")
-	s.api.WaitState(t, "STATUS=ready; 0 in flight; ")
+	s.api.WaitState(t, "STATUS=ready; 0 in flight; 0 connections")
+	var conns []net.Conn
+	for _, site := range []string{s.apiSites[0], s.apiSites[1], s.apiSites[1]} {
+		conn, err := net.Dial("tcp", site)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	n := s.api.WaitAgain(t, 0, "STATUS=ready; 0 in flight; 3 connections")
+	for _, conn := range conns {
+		conn.Close()
+	}
+	s.api.WaitAgain(t, n, "STATUS=ready; 0 in flight; 0 connections")
 	s.socket.WaitState(t, "STATUS=ready; 0 listeners; offset -1")
 	w.WaitState(t, "STATUS=ready; 0 of 3 tasks in hand")
 
@@ -28,7 +43,7 @@ func TestStatusLines(t *testing.T) {
 	s.socket.WaitState(t, "STATUS=ready; 1 listeners; offset -1")
 	send(t, s.apiSites[0], "long", strings.Repeat("x", 300)) // 30 s
 	w.WaitState(t, "STATUS=ready; 1 of 3 tasks in hand")
-	n := len(w.States())
+	n = len(w.States())
 	w.Signal(t, syscall.SIGTERM)
 	w.WaitAgain(t, n, "STATUS=stopping; ")
 	if status := w.Wait(t); status != 0 {
@@ -88,6 +103,9 @@ func TestReloadOfTheCredential(t *testing.T) {
 			d.WaitLog(t, "msg=reloaded")
 			d.WaitReady(t)
 			d.WaitState(t, "STATUS=ready; ")
+
+			d.Signal(t, syscall.SIGHUP)
+			d.WaitLog(t, "the credential file says the same as before")
 
 			// What is connected stays so, whatever the file says.
 			before := len(d.States())

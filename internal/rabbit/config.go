@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -164,6 +165,9 @@ func (c *Config) Reload() error {
 	fresh := Config{URLs: strings.Split(string(text), ",")}
 	if err := fresh.Check(); err != nil {
 		return err
+	}
+	if slices.Equal(fresh.URLs, c.urls()) {
+		return errors.New("the credential file says the same as before: where systemd does not make it anew for a reload, restart instead")
 	}
 	c.reloaded.Store(&fresh.URLs)
 	return nil

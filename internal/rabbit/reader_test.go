@@ -180,6 +180,25 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }
 
+// One that has taken the stream for empty, while the broker was slow to say
+// what is in it, must not take all of the past for new.
+func TestReaderFindsThatTheStreamIsNotEmpty(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	for i := range 100 { // one by one, so that each is a chunk
+		publishResults(t, p, i, i+1)
+	}
+	reader := NewReader(r.cfg, 10, r.log)
+	reader.begun, reader.empty, reader.newest = true, true, -1
+	results := r.follow(reader)
+	first := receive(t, "result", results)
+	if first.offset < 80 {
+		t.Errorf("the first result is that at %d, want one of the last few", first.offset)
+	}
+	r.out.says(t, errNotEmpty.Error())
+}
+
 // A reader that is connected late must not take for the past what those who wait for it have to get.
 func TestReaderIsLiveForWhatIsYounger(t *testing.T) {
 	t.Parallel()

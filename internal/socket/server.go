@@ -13,7 +13,8 @@
 //
 // fasthttp does the handshake; then the connection goes to one of a few
 // shards, and an idle listener is no more than a socket, an entry in an epoll
-// instance and a position in the feed's log.
+// instance and a position in the feed's log. With TLS it goes to the hub, where
+// it has two goroutines.
 package socket
 
 import (
@@ -28,11 +29,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/fasthttp/websocket"
 	"github.com/valyala/fasthttp"
-	"golang.org/x/sys/unix"
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/problem"
@@ -59,6 +58,7 @@ type Server struct {
 	source    Source
 	err       error // why there are not enough shards
 	shards    []*shard
+	hub       *hub // for listeners whose connections cannot be polled
 	running   sync.WaitGroup
 	next      atomic.Uint64 // deals listeners out to shards
 	listeners atomic.Int64
@@ -112,8 +112,12 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 		NoDefaultServerHeader:        true,
 		DisablePreParseMultipartForm: true,
 	}
+	onDrop := func() { s.listeners.Add(-1) }
+	s.hub = newHub(cfg, onDrop)
+	s.running.Go(s.hub.run)
+	f.OnAppend(s.hub.wake)
 	for range runtime.GOMAXPROCS(0) {
-		shard, err := newShard(cfg, log, func() { s.listeners.Add(-1) })
+		shard, err := newShard(cfg, log, onDrop)
 		if err != nil {
 			s.err = fmt.Errorf("start the listeners' poll: %w", err)
 			break
@@ -144,11 +148,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, shard := range s.shards {
 		shard.close(byeRestart)
 	}
+	hubGone := make(chan struct{})
+	go func() {
+		s.hub.shutdown(byeRestart, ctx.Done())
+		close(hubGone)
+	}()
 	late := context.AfterFunc(ctx, func() {
 		for _, shard := range s.shards {
 			shard.abort()
 		}
 	})
+	<-hubGone
 	s.running.Wait()
 	late()
 	return err
@@ -164,7 +174,7 @@ func (s *Server) Status() string {
 
 // Alive returns an error if a shard hangs. Listeners that do so are no reason.
 func (s *Server) Alive() error {
-	var errs []error
+	errs := []error{s.hub.loop.Alive()}
 	for _, shard := range s.shards {
 		errs = append(errs, shard.loop.Alive())
 	}
@@ -272,15 +282,12 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 	if wrapped, ok := l.conn.(interface{ UnsafeConn() net.Conn }); ok {
 		l.conn = wrapped.UnsafeConn() // without fasthttp's reader
 	}
-	var err error
-	if l.fd, err = descriptor(l.conn); err != nil {
-		s.log.Error("closed a listener's connection that cannot be polled", "error", err)
-		l.conn.Close()
-		return
+	fd, err := descriptor(l.conn)
+	pollable := err == nil
+	if pollable {
+		l.fd = fd
+		prepareSocket(fd, s.cfg.PingInterval)
 	}
-	// A peer that is gone without a word makes itself felt by then. Without
-	// the option it still does, later.
-	_ = unix.SetsockoptInt(l.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int((2 * s.cfg.PingInterval).Milliseconds()))
 	l.log = s.feed.Log(format)
 	switch {
 	case s.listeners.Add(1) > int64(s.cfg.MaxListeners):
@@ -292,24 +299,13 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 		l.pos, at = s.feed.Join(format)
 		l.control = feed.AppendGreeting(l.control, format, at, Greeting)
 	}
-	if l.conn != nil {
+	switch {
+	case l.conn == nil:
+	case pollable:
 		s.shards[s.next.Add(1)%uint64(len(s.shards))].join(l)
+	default:
+		s.hub.join(l)
 	}
-}
-
-// descriptor returns conn's file descriptor. It stays valid while conn is
-// referred to and not closed.
-func descriptor(conn net.Conn) (fd int, err error) {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
-		return 0, fmt.Errorf("a %T has no file descriptor", conn)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	err = raw.Control(func(f uintptr) { fd = int(f) })
-	return fd, err
 }
 
 // originAllowed lets programs in, which send no Origin, and pages of this host

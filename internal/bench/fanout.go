@@ -87,6 +87,7 @@ type FanoutFull struct {
 	Messages     float64 `json:"messages_per_second"`
 	ServerMicros float64 `json:"server_cpu_us_per_delivery,omitempty"`
 	LoadMicros   float64 `json:"load_cpu_us_per_delivery"`
+	Others       float64 `json:"others_cpus"` // processors that everything else kept busy, the broker among it
 }
 
 // A Round is one of all listeners coming and leaving.
@@ -215,7 +216,7 @@ func (c *crowd) join(ctx context.Context) (took time.Duration, err error) {
 	c.listeners = make([]*listener, 0, c.Listeners)
 	c.published = 0
 	joined := 0
-	lastJoin := began
+	lastJoin, shown := began, time.Time{}
 	dialNext := func() error {
 		if len(c.listeners) == c.Listeners {
 			return nil
@@ -236,7 +237,10 @@ func (c *crowd) join(ctx context.Context) (took time.Duration, err error) {
 		for len(c.listeners)-joined < handshakes && len(c.listeners) < c.Listeners && err == nil {
 			err = dialNext()
 		}
-		c.progress("connecting listeners", float64(joined)/float64(c.Listeners))
+		if now := time.Now(); now.Sub(shown) >= showEvery {
+			shown = now
+			c.progress("connecting listeners", float64(joined)/float64(c.Listeners))
+		}
 		if err == nil && time.Since(lastJoin) > connectSilence {
 			err = fmt.Errorf("no listener came through for %v", connectSilence)
 		}
@@ -391,7 +395,7 @@ func (c *crowd) measureFull(ctx context.Context, pub Publisher) (*FanoutFull, er
 		text             = marked(c.TextBytes)
 		began            time.Time
 		totalBegan       int64
-		server, self     time.Duration
+		usage            *usageMeter
 		slowest          = c.slowest()
 		scanned, changed time.Time
 		totalChanged     = int64(-1)
@@ -417,7 +421,7 @@ func (c *crowd) measureFull(ctx context.Context, pub Publisher) (*FanoutFull, er
 		over := w.look(now, 0)
 		if w.open && began.IsZero() {
 			began, totalBegan, messagesBegan = now, c.total, c.slowest()
-			server, self = c.Server.cpu(), Self().cpu()
+			usage = measureUsage(map[string]Processes{"server": c.Server, "load": Self()})
 		}
 		return over || stalled || failed != nil
 	})
@@ -431,8 +435,10 @@ func (c *crowd) measureFull(ctx context.Context, pub Publisher) (*FanoutFull, er
 	}
 	full := &FanoutFull{Seconds: w.seconds(), Deliveries: deliveries, PerSecond: float64(deliveries) / w.seconds()}
 	full.Messages = float64(c.slowest()-messagesBegan) / full.Seconds
-	full.LoadMicros = (Self().cpu() - self).Seconds() * 1e6 / float64(deliveries)
-	full.ServerMicros = (c.Server.cpu() - server).Seconds() * 1e6 / float64(deliveries)
+	used := usage.end()
+	full.LoadMicros = used["load"].CPU * 1e6 / float64(deliveries)
+	full.ServerMicros = used["server"].CPU * 1e6 / float64(deliveries)
+	full.Others = used[Others].CPU / full.Seconds
 	return full, err
 }
 

@@ -111,14 +111,33 @@ func ListeningOn(port int) (Processes, error) {
 	return found, nil
 }
 
+// Others is the name under which a usage tells what everything else on this machine took: where that is much, a
+// measurement says little.
+const Others = "others"
+
+// busy returns how much processor time was used on this machine, by whatever, also what a hypervisor took away.
+func busy() time.Duration {
+	fields := strings.Fields(firstLine("/proc/stat")) // cpu, user, nice, system, idle, iowait, irq, softirq, steal
+	var sum int64
+	for i, field := range fields[:min(len(fields), 9)] {
+		const name, idle, iowait = 0, 4, 5
+		if i != name && i != idle && i != iowait {
+			n, _ := strconv.ParseInt(field, 10, 64)
+			sum += n
+		}
+	}
+	return time.Duration(sum) * time.Second / ticks
+}
+
 // A usageMeter measures what processes use from now on.
 type usageMeter struct {
-	of    map[string]Processes
-	began map[string]time.Duration
+	of        map[string]Processes
+	began     map[string]time.Duration
+	busyBegan time.Duration
 }
 
 func measureUsage(of map[string]Processes) *usageMeter {
-	m := &usageMeter{of: of, began: make(map[string]time.Duration)}
+	m := &usageMeter{of: of, began: make(map[string]time.Duration), busyBegan: busy()}
 	for name, ps := range of {
 		m.began[name] = ps.cpu()
 	}
@@ -130,9 +149,13 @@ func (m *usageMeter) end() map[string]Usage {
 		return nil
 	}
 	usage := make(map[string]Usage)
+	others := busy() - m.busyBegan
 	for name, ps := range m.of {
-		usage[name] = Usage{CPU: (ps.cpu() - m.began[name]).Seconds(), Resident: ps.resident()}
+		used := ps.cpu() - m.began[name]
+		others -= used
+		usage[name] = Usage{CPU: used.Seconds(), Resident: ps.resident()}
 	}
+	usage[Others] = Usage{CPU: max(others, 0).Seconds()}
 	return usage
 }
 

@@ -112,7 +112,6 @@ type pipelineRun struct {
 	refused  int64
 	arrived  int64
 	counted  int64 // results that came in the window
-	err      error
 }
 
 func (r *pipelineRun) measure(ctx context.Context, progress func(float64)) error {

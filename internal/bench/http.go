@@ -120,7 +120,9 @@ func (p *poster) ready(events uint32) error {
 			p.partial = append(p.partial, data...)
 		}
 		return nil
-	case !p.busy || size < len(data):
+	case !p.busy: // it is going to close a connection that was idle for too long, and says so
+		return p.broken()
+	case size < len(data):
 		return errors.New("the server answers what was not asked")
 	}
 	p.busy, p.partial = false, p.partial[:0]

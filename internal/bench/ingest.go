@@ -48,10 +48,15 @@ type IngestResult struct {
 	Latency   Latency       `json:"latency"` // of requests, each from its sending to its answer
 
 	Usage map[string]Usage `json:"usage,omitempty"` // by process
+
+	total int64 // texts accepted, also outside of the window
 }
 
-// errLost ends a run whose connections break again and again.
+// maxLost ends a run whose connections break again and again.
 const maxLost = 1000
+
+// answerTimeout is how long answers may take that are due when the window ends: longer than the API's own limit.
+const answerTimeout = 5 * time.Second
 
 // Run measures until the window ends, or ctx: then it returns what was measured so far and the error.
 func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*IngestResult, error) {
@@ -68,9 +73,11 @@ func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*Ingest
 	for i := range texts {
 		texts[i] = marked(in.TextBytes)
 	}
+	outside := make(map[int]int64) // like Answers, of what came before and after
 	latency := newHistogram()
 	w := in.Window.begin(progress)
 	var lost int64
+	busy, over := 0, false
 	posters := make([]*poster, in.Connections)
 	defer func() {
 		for _, p := range posters {
@@ -83,23 +90,33 @@ func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*Ingest
 		target := in.Targets[i%len(in.Targets)]
 		request := appendRequest(nil, target.URL, in.Kind, texts...)
 		post := func(p *poster) error {
+			if over {
+				return nil
+			}
+			busy++
 			p.due = time.Now()
 			return p.post(request)
 		}
 		p := &poster{
 			loop: l, addr: target.Addr, connected: post,
 			answered: func(p *poster, status int, body []byte) error {
-				if w.open {
+				busy--
+				counts := outside
+				if w.open && !over {
 					latency.record(time.Since(p.due))
-					countStatuses(result.Answers, in.Kind, in.Batch, status, body)
+					counts = result.Answers
 				}
+				countStatuses(counts, in.Kind, in.Batch, status, body)
 				return post(p)
 			},
-			lost: func(_ *poster, busy bool) error {
+			lost: func(_ *poster, wasBusy bool) error {
+				if wasBusy {
+					busy--
+				}
 				if lost++; lost > maxLost {
 					return fmt.Errorf("%d connections to %s were lost: see its log", lost, target.URL.Host)
 				}
-				if busy && w.open {
+				if wasBusy && w.open && !over {
 					result.Lost += int64(in.Batch)
 				}
 				return nil
@@ -112,7 +129,7 @@ func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*Ingest
 	}
 	var usage *usageMeter
 	err = l.run(ctx, func() bool {
-		over := w.look(time.Now(), result.Answers[http.StatusAccepted])
+		over = w.look(time.Now(), result.Answers[http.StatusAccepted])
 		if w.open && usage == nil {
 			usage = measureUsage(in.Processes)
 		}
@@ -126,6 +143,11 @@ func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*Ingest
 	result.Accepted = result.Answers[http.StatusAccepted]
 	result.PerSecond = float64(result.Accepted) / result.Seconds
 	result.Latency = latency.latency()
+	if err == nil { // nobody is left without an answer, who could then not tell what is queued
+		deadline := time.Now().Add(answerTimeout)
+		err = l.run(ctx, func() bool { return busy == 0 || time.Now().After(deadline) })
+	}
+	result.total = result.Accepted + outside[http.StatusAccepted]
 	return result, err
 }
 
@@ -137,7 +159,11 @@ type window struct {
 	opened   time.Time
 	open     bool
 	looked   time.Time
+	shown    time.Time
 }
+
+// showEvery is how often progress is told.
+const showEvery = 100 * time.Millisecond
 
 func (w Window) begin(progress func(float64)) *window {
 	return &window{Window: w, progress: progress, began: time.Now()}
@@ -152,7 +178,8 @@ func (w *window) look(now time.Time, counted int64) (over bool) {
 		w.open, w.opened = true, now
 	}
 	w.looked = now
-	if w.progress != nil {
+	if w.progress != nil && now.Sub(w.shown) >= showEvery {
+		w.shown = now
 		done := float64(now.Sub(w.opened)) / float64(w.Duration)
 		if w.Count > 0 {
 			done = max(done, float64(counted)/float64(w.Count))

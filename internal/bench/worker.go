@@ -40,7 +40,7 @@ func (b *Bench) fill(ctx context.Context, s *System, n int64) (int64, error) {
 	if result == nil {
 		return 0, err
 	}
-	return result.Accepted, err
+	return result.total, err
 }
 
 // drain has workers handle what is queued and measures how fast results come to a listener, until all have come or the

@@ -2,7 +2,9 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -97,7 +99,7 @@ func DefaultConfig() Config {
 
 		Rate:     100,
 		InFlight: 1024,
-		Posters:  64,
+		Posters:  256,
 
 		PipelineBytes: 100,
 		Workers:       2,
@@ -116,6 +118,7 @@ func DefaultConfig() Config {
 // Open looks the targets up, or starts a broker of our own. Close must be called after it, also if it fails.
 func (b *Bench) Open(ctx context.Context) (err error) {
 	b.Report.Began, b.Report.Machine = time.Now(), thisMachine()
+	b.AMQP, _, _ = strings.Cut(b.AMQP, ",") // any node of a cluster will do
 	if !b.Up {
 		return nil
 	}
@@ -147,6 +150,16 @@ func local(ps map[string]Processes, name string, t *Target) {
 	}
 }
 
+// with runs do with daemons of our own.
+func (b *Bench) with(ctx context.Context, layout Layout, do func(*System) error) (err error) {
+	s, err := b.rig.Start(ctx, layout)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Stop()) }()
+	return do(s)
+}
+
 // Raw measures the broker alone.
 func (b *Bench) Raw(ctx context.Context) error { return b.raw(ctx, false) }
 
@@ -165,15 +178,13 @@ func (b *Bench) raw(ctx context.Context, publishOnly bool) error {
 
 // Ingest measures the API and, for comparison, publishing to the broker alone, right before.
 func (b *Bench) Ingest(ctx context.Context) error {
-	api := b.API
-	if b.Up {
-		s, err := b.rig.Start(ctx, Layout{APISites: 1})
-		if err != nil {
-			return err
-		}
-		defer s.Stop()
-		api = s.API
+	if !b.Up {
+		return b.ingest(ctx, b.API)
 	}
+	return b.with(ctx, Layout{APISites: 1}, func(s *System) error { return b.ingest(ctx, s.API) })
+}
+
+func (b *Bench) ingest(ctx context.Context, api []string) (err error) {
 	in := Ingest{
 		Connections: b.Connections, Kind: b.Kind, Batch: 1, TextBytes: b.TextBytes, Window: b.window(),
 		Processes: map[string]Processes{"load": Self()},
@@ -187,7 +198,6 @@ func (b *Bench) Ingest(ctx context.Context) error {
 			in.Connections = BatchConnections
 		}
 	}
-	var err error
 	if in.Targets, err = b.targets(ctx, api, in.Processes); err != nil {
 		return err
 	}
@@ -228,18 +238,19 @@ func (b *Bench) Pipeline(ctx context.Context) error { return b.pipelines(ctx, b.
 
 // pipelines measures the whole way of texts at each of some rates. A rate below 0 is a fraction of what was reached
 // with as many as possible before.
-func (b *Bench) pipelines(ctx context.Context, rates ...float64) (err error) {
-	api, socket := b.API, b.Socket
+func (b *Bench) pipelines(ctx context.Context, rates ...float64) error {
 	processes := map[string]Processes{"load": Self()}
-	if b.Up {
-		s, err := b.rig.Start(ctx, Layout{APISites: 1, SocketSites: 1, Workers: b.Workers, Env: b.workerEnv()})
-		if err != nil {
-			return err
-		}
-		defer s.Stop()
-		api, socket = s.API, s.Socket[0]
-		processes["worker"], processes["broker"] = s.Processes("worker"), b.rig.Broker()
+	if !b.Up {
+		return b.pipelinesOn(ctx, b.API, b.Socket, processes, rates)
 	}
+	layout := Layout{APISites: 1, SocketSites: 1, Workers: b.Workers, Env: b.workerEnv()}
+	return b.with(ctx, layout, func(s *System) error {
+		processes["worker"], processes["broker"] = s.Processes("worker"), b.rig.Broker()
+		return b.pipelinesOn(ctx, s.API, s.Socket[0], processes, rates)
+	})
+}
+
+func (b *Bench) pipelinesOn(ctx context.Context, api []string, socket string, processes map[string]Processes, rates []float64) (err error) {
 	p := Pipeline{
 		InFlight: b.InFlight, Connections: b.Posters, TextBytes: b.PipelineBytes, Window: b.window(), Processes: processes,
 	}
@@ -315,15 +326,13 @@ const (
 
 // Fanout measures how results reach many listeners.
 func (b *Bench) Fanout(ctx context.Context) error {
-	socket := b.Socket
-	if b.Up {
-		s, err := b.rig.Start(ctx, Layout{SocketSites: 1})
-		if err != nil {
-			return err
-		}
-		defer s.Stop()
-		socket = s.Socket[0]
+	if !b.Up {
+		return b.fanout(ctx, b.Socket)
 	}
+	return b.with(ctx, Layout{SocketSites: 1}, func(s *System) error { return b.fanout(ctx, s.Socket[0]) })
+}
+
+func (b *Bench) fanout(ctx context.Context, socket string) error {
 	t, err := ParseTarget(ctx, socket, b.Foreign, "ws")
 	if err != nil {
 		return fmt.Errorf("the socket server: %w", err)

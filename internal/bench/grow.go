@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 )
@@ -12,7 +11,6 @@ type Growth struct {
 	Over   string          `json:"over"`
 	Ingest []*IngestResult `json:"ingest,omitempty"`
 	Worker []*WorkerResult `json:"worker,omitempty"`
-	Fanout []*FanoutResult `json:"fanout,omitempty"`
 }
 
 // What costs can grow with.
@@ -81,16 +79,6 @@ func (b *Bench) ingestOn(ctx context.Context, g *Growth, s *System, change func(
 	return err
 }
 
-// with runs do with an API of some sites, on empty queues.
-func (b *Bench) with(ctx context.Context, layout Layout, do func(*System) error) (err error) {
-	s, err := b.rig.Start(ctx, layout)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Stop()) }()
-	return do(s)
-}
-
 func (b *Bench) growConnections(ctx context.Context, g *Growth) error {
 	for _, n := range connectionSteps {
 		if err := b.with(ctx, Layout{APISites: 1}, func(s *System) error {
@@ -103,9 +91,15 @@ func (b *Bench) growConnections(ctx context.Context, g *Growth) error {
 }
 
 func (b *Bench) growSizes(ctx context.Context, g *Growth) error {
+	config := b.Config
+	defer func() { b.Config = config }()
 	for _, n := range sizeSteps {
+		b.TextBytes = n
+		if err := b.raw(ctx, true); err != nil { // what it costs the broker grows, too
+			return err
+		}
 		if err := b.with(ctx, Layout{APISites: 1}, func(s *System) error {
-			return b.ingestOn(ctx, g, s, func(in *Ingest) { in.TextBytes = n })
+			return b.ingestOn(ctx, g, s, func(*Ingest) {})
 		}); err != nil {
 			return err
 		}
@@ -140,7 +134,7 @@ func (b *Bench) growDepth(ctx context.Context, g *Growth) error {
 			}
 			posted := g.Ingest[len(g.Ingest)-1]
 			posted.Depth = queued
-			result, err := b.drain(ctx, s, queued+posted.Accepted, b.Workers)
+			result, err := b.drain(ctx, s, queued+posted.total, b.Workers)
 			if result != nil {
 				g.Worker = append(g.Worker, result)
 			}
