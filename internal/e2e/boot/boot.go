@@ -1,0 +1,351 @@
+//go:build linux
+
+// Package boot gives tests a host: a real systemd with a real RabbitMQ, booted in a container from the files of this
+// machine or of another Debian. It needs root, and `systemd-nspawn`; nothing of it is left when the test ends,
+// however it does.
+package boot
+
+import (
+	"bufio"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bootTimeout bounds the start of a host with its broker. Measured: 3 to 5 s.
+	bootTimeout = 90 * time.Second
+
+	// patience bounds commands in a host, and its end.
+	patience = 60 * time.Second
+)
+
+//go:embed launch.sh
+var launch string
+
+// A Host is a booted system with a network of its own, which has no other interface than the loopback one.
+type Host struct {
+	name    string
+	leader  int // process id of its systemd, as this machine sees it
+	network int // descriptor of its network namespace
+	console *console
+}
+
+// Start boots what is below the directory root, and waits until everything that is enabled in there runs, which is
+// RabbitMQ. The test is skipped where mounting is not permitted. What it needs has to be installed where the variable CI
+// is set; elsewhere the test is skipped without.
+func Start(t testing.TB, root string) *Host {
+	t.Helper()
+	require(t, []string{"systemd-nspawn", "nsenter"},
+		[]string{filepath.Join(root, "lib/systemd/systemd"), filepath.Join(root, "lib/systemd/system/rabbitmq-server.service")})
+
+	dir, err := os.MkdirTemp("", "revq-boot-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &Host{name: filepath.Base(dir), console: new(console)}
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	defer notify.Close()
+	launcher := exec.Command("/bin/sh", "-c", launch, "revq-boot", root, h.name, dir)
+	launcher.Stdout, launcher.Stderr = h.console, h.console
+	launcher.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
+	launcher.WaitDelay = patience
+	alive, err := launcher.StdinPipe()
+	if err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	if err := launcher.Start(); err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	t.Cleanup(func() {
+		alive.Close()
+		if err := launcher.Wait(); err != nil {
+			t.Errorf("take the container away: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("console of the host:\n%s", h.console)
+		}
+	})
+
+	if err := h.awaitBoot(notify); err != nil {
+		t.Fatalf("boot %s: %v", root, err)
+	}
+	if h.network, err = unix.Open(fmt.Sprintf("/proc/%d/ns/net", h.leader), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(h.network) })
+	// systemd 257 says READY=1 before everything runs, 252 afterwards.
+	if state, _ := h.Try(t, "systemctl", "is-system-running", "--wait"); state != "running" && state != "degraded" {
+		t.Fatalf("boot %s: the system is %q, want running", root, state)
+	}
+	return h
+}
+
+// permitted tries the mounts that a container needs, in a mount namespace of its own, with which they go.
+const permitted = `
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/lower /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+group=$(mktemp -d /sys/fs/cgroup/revq-boot-XXXXXX)
+rmdir "$group"`
+
+// require skips the test where containers are not permitted. Where only packages are missing, the test fails if the
+// variable CI is set, and is skipped otherwise.
+func require(t testing.TB, tools, files []string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to boot a container")
+	}
+	try := exec.Command("sh", "-euc", permitted)
+	try.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := try.CombinedOutput(); err != nil {
+		t.Skipf("cannot mount here what a container needs: %v\n%s", err, out)
+	}
+	var missing []string
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			missing = append(missing, tool)
+		}
+	}
+	for _, file := range files {
+		if _, err := os.Stat(file); err != nil {
+			missing = append(missing, file)
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	reason := fmt.Sprintf("there is no %s: apt-get install %s systemd-container debootstrap", strings.Join(missing, ", "), strings.Join(packages, " "))
+	if os.Getenv("CI") == "" {
+		t.Skip(reason)
+	}
+	t.Fatal(reason)
+}
+
+// packages of Debian are what a host needs.
+var packages = []string{"systemd", "rabbitmq-server", "iproute2", "procps"}
+
+// debootstrapTimeout bounds the download and installation of a Debian. Measured: 1 to 2 minutes.
+const debootstrapTimeout = 8 * time.Minute
+
+// Debian returns the directory of a release of Debian, such as trixie, with what a host needs. It is made for the first
+// test that asks for it, and kept in the user's cache.
+func Debian(t testing.TB, release string) string {
+	t.Helper()
+	require(t, []string{"debootstrap"}, nil)
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "revq", "debian-"+release)
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unfinished, err := os.MkdirTemp(filepath.Dir(dir), "unfinished-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(unfinished)
+	ctx, cancel := context.WithTimeout(t.Context(), debootstrapTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+strings.Join(packages, ","), release, unfinished)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // what it mounts goes with it
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("debootstrap %s: %v\n%s", release, err, out)
+	}
+	if err := errors.Join(os.Chmod(unfinished, 0o755), os.Rename(unfinished, dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// awaitBoot reads what nspawn says until systemd is up.
+func (h *Host) awaitBoot(notify *net.UnixConn) error {
+	if err := notify.SetReadDeadline(time.Now().Add(bootTimeout)); err != nil {
+		return err
+	}
+	message := make([]byte, 4096)
+	for {
+		n, err := notify.Read(message)
+		if err != nil {
+			return fmt.Errorf("it did not come up within %v: %w", bootTimeout, err)
+		}
+		for line := range strings.Lines(string(message[:n])) {
+			fmt.Sscanf(line, "X_NSPAWN_LEADER_PID=%d", &h.leader)
+			if strings.TrimSpace(line) == "READY=1" && h.leader != 0 {
+				return nil
+			}
+		}
+	}
+}
+
+// PID returns what this machine calls the process that has the id inner in the host.
+func (h *Host) PID(t testing.TB, inner string) int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", h.leader))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		status, _ := os.ReadFile(file) // empty for a process that has just ended
+		outer := filepath.Base(filepath.Dir(file))
+		if !strings.Contains(string(status), fmt.Sprintf("\nNSpid:\t%s\t%s\n", outer, inner)) {
+			continue
+		}
+		if in, _ := os.Readlink(filepath.Join("/proc", outer, "ns/pid")); in == namespace {
+			pid, err := strconv.Atoi(outer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("the host has no process %s", inner)
+	return 0
+}
+
+// Path returns where this machine finds a file of the host.
+func (h *Host) Path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.leader, name) }
+
+// Write writes a file of the host, and makes its directory.
+func (h *Host) Write(t testing.TB, name, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(h.Path(name)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.Path(name), []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Command returns a command that will run in the host, as root.
+func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--all", "--target", fmt.Sprint(h.leader), "--", name}, args...)...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+	cmd.WaitDelay = time.Second // a command that is given up ends only with the host
+	return cmd
+}
+
+// Try runs a command in the host and returns all that it printed.
+func (h *Host) Try(t testing.TB, name string, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // also in cleanups
+	defer cancel()
+	out, err := h.Command(ctx, name, args...).CombinedOutput()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not within %v: %w", patience, err)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// Run is Try for what has to succeed.
+func (h *Host) Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := h.Try(t, name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// Shell runs a script in the host, as a user would type it.
+func (h *Host) Shell(t testing.TB, script string) string {
+	t.Helper()
+	return h.Run(t, "bash", "-euc", script)
+}
+
+// Property returns a property of a unit, as `systemctl show` prints it.
+func (h *Host) Property(t testing.TB, unit, name string) string {
+	t.Helper()
+	return h.Run(t, "systemctl", "show", "--value", "--property="+name, unit)
+}
+
+// Lines starts a command in the host, and calls line with each line that it prints to its standard output. It ends with
+// the host.
+func (h *Host) Lines(t testing.TB, line func(string), name string, args ...string) {
+	t.Helper()
+	cmd := h.Command(context.Background(), name, args...)
+	cmd.Stderr = h.console
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			line(lines.Text())
+		}
+		_ = cmd.Wait() // it was killed
+	}()
+}
+
+// Dial connects to an address, which has to be numeric, in the host's network.
+func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	dialled := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, in that network
+		if err := unix.Setns(h.network, unix.CLONE_NEWNET); err != nil {
+			dialled <- result{nil, fmt.Errorf("enter the network of the host: %w", err)}
+			return
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		dialled <- result{conn, err}
+	}()
+	r := <-dialled
+	return r.conn, r.err
+}
+
+// A console keeps the last of what a host prints.
+type console struct {
+	mu   sync.Mutex
+	last []byte
+}
+
+const consoleLimit = 64 << 10
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = append(c.last, p...)
+	if over := len(c.last) - consoleLimit; over > 0 {
+		c.last = append([]byte(nil), c.last[over:]...)
+	}
+	return len(p), nil
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(c.last)
+}
