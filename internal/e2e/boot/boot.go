@@ -1,0 +1,266 @@
+//go:build linux
+
+// Package boot gives tests a host: a real systemd with a real RabbitMQ, booted in a container from the files of this
+// machine or of another Debian. It needs root, and `systemd-nspawn`; nothing of it is left when the test ends,
+// however it does.
+package boot
+
+import (
+	"bufio"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bootTimeout bounds the start of a host with its broker. Measured: 3 to 5 s.
+	bootTimeout = 90 * time.Second
+
+	// patience bounds commands in a host, and its end.
+	patience = 60 * time.Second
+)
+
+//go:embed launch.sh
+var launch string
+
+// A Host is a booted system with a network of its own, which has no other interface than the loopback one.
+type Host struct {
+	name    string
+	leader  int // process id of its systemd, as this machine sees it
+	network int // descriptor of its network namespace
+	console *console
+}
+
+// Start boots what is below the directory root, and waits until everything that is enabled in there runs, which is
+// RabbitMQ. The test is skipped where mounting is not permitted. What the host needs has to be installed where the
+// variable CI is set; elsewhere the test is skipped without.
+func Start(t testing.TB, root string) *Host {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to boot a container")
+	}
+	require(t, root)
+	try := exec.Command("mount", "-t", "tmpfs", "tmpfs", "/mnt")
+	try.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := try.CombinedOutput(); err != nil {
+		t.Skipf("cannot mount anything here, which a container needs: %v %s", err, out)
+	}
+
+	dir, err := os.MkdirTemp("", "revq-boot-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &Host{name: filepath.Base(dir), console: new(console)}
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	defer notify.Close()
+	launcher := exec.Command("/bin/sh", "-c", launch, "revq-boot", root, h.name, dir)
+	launcher.Stdout, launcher.Stderr = h.console, h.console
+	launcher.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
+	launcher.WaitDelay = patience
+	alive, err := launcher.StdinPipe()
+	if err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	if err := launcher.Start(); err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	t.Cleanup(func() {
+		alive.Close()
+		if err := launcher.Wait(); err != nil {
+			t.Errorf("take the container away: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("console of the host:\n%s", h.console)
+		}
+	})
+
+	if err := h.awaitBoot(notify); err != nil {
+		t.Fatalf("boot %s: %v", root, err)
+	}
+	if h.network, err = unix.Open(fmt.Sprintf("/proc/%d/ns/net", h.leader), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(h.network) })
+	return h
+}
+
+// require skips the test, or fails it, unless everything is installed.
+func require(t testing.TB, root string) {
+	t.Helper()
+	var missing []string
+	for _, tool := range []string{"systemd-nspawn", "nsenter", "mount"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			missing = append(missing, tool)
+		}
+	}
+	for _, file := range []string{"/lib/systemd/systemd", "/lib/systemd/system/rabbitmq-server.service"} {
+		if _, err := os.Stat(filepath.Join(root, file)); err != nil {
+			missing = append(missing, filepath.Join(root, file))
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	reason := fmt.Sprintf("there is no %s: apt-get install systemd systemd-container rabbitmq-server util-linux", strings.Join(missing, ", "))
+	if os.Getenv("CI") == "" {
+		t.Skip(reason)
+	}
+	t.Fatal(reason)
+}
+
+// awaitBoot reads what nspawn says until the host is up.
+func (h *Host) awaitBoot(notify *net.UnixConn) error {
+	if err := notify.SetReadDeadline(time.Now().Add(bootTimeout)); err != nil {
+		return err
+	}
+	message := make([]byte, 4096)
+	for {
+		n, err := notify.Read(message)
+		if err != nil {
+			return fmt.Errorf("it did not come up within %v: %w", bootTimeout, err)
+		}
+		for line := range strings.Lines(string(message[:n])) {
+			fmt.Sscanf(line, "X_NSPAWN_LEADER_PID=%d", &h.leader)
+			if strings.TrimSpace(line) == "READY=1" && h.leader != 0 {
+				return nil
+			}
+		}
+	}
+}
+
+// Path returns where this machine finds a file of the host.
+func (h *Host) Path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.leader, name) }
+
+// Write writes a file of the host, and makes its directory.
+func (h *Host) Write(t testing.TB, name, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(h.Path(name)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.Path(name), []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Command returns a command that will run in the host, as root.
+func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--all", "--target", fmt.Sprint(h.leader), "--", name}, args...)...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+	cmd.WaitDelay = time.Second // a command that is given up ends only with the host
+	return cmd
+}
+
+// Try runs a command in the host and returns all that it printed.
+func (h *Host) Try(t testing.TB, name string, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // also in cleanups
+	defer cancel()
+	out, err := h.Command(ctx, name, args...).CombinedOutput()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not within %v: %w", patience, err)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// Run is Try for what has to succeed.
+func (h *Host) Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := h.Try(t, name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// Shell runs a script in the host, as a user would type it.
+func (h *Host) Shell(t testing.TB, script string) string {
+	t.Helper()
+	return h.Run(t, "bash", "-euc", script)
+}
+
+// Property returns a property of a unit, as `systemctl show` prints it.
+func (h *Host) Property(t testing.TB, unit, name string) string {
+	t.Helper()
+	return h.Run(t, "systemctl", "show", "--value", "--property="+name, unit)
+}
+
+// Lines starts a command in the host, and calls line with each line that it prints to its standard output. It ends with
+// the host.
+func (h *Host) Lines(t testing.TB, line func(string), name string, args ...string) {
+	t.Helper()
+	cmd := h.Command(context.Background(), name, args...)
+	cmd.Stderr = h.console
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			line(lines.Text())
+		}
+		_ = cmd.Wait() // it was killed
+	}()
+}
+
+// Dial connects to an address, which has to be numeric, in the host's network.
+func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	dialled := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, in that network
+		if err := unix.Setns(h.network, unix.CLONE_NEWNET); err != nil {
+			dialled <- result{nil, fmt.Errorf("enter the network of the host: %w", err)}
+			return
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		dialled <- result{conn, err}
+	}()
+	r := <-dialled
+	return r.conn, r.err
+}
+
+// A console keeps the last of what a host prints.
+type console struct {
+	mu   sync.Mutex
+	last []byte
+}
+
+const consoleLimit = 64 << 10
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = append(c.last, p...)
+	if over := len(c.last) - consoleLimit; over > 0 {
+		c.last = append([]byte(nil), c.last[over:]...)
+	}
+	return len(p), nil
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(c.last)
+}
