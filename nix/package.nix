@@ -3,7 +3,9 @@
   lib,
   stdenv,
   buildGoModule,
+  coreutils,
   installShellFiles,
+  runtimeShell,
   # As Go itself would write it: 0.0.0-TIME-COMMIT. The flake knows both.
   version ? "0.0.0",
 }:
@@ -19,6 +21,7 @@ buildGoModule (finalAttrs: {
       ../go.sum
       ../cmd
       (lib.fileset.fileFilter (file: !file.hasExt "md") ../internal)
+      (lib.fileset.fileFilter (file: !file.hasExt "md") ../systemd)
     ];
   };
 
@@ -44,7 +47,19 @@ buildGoModule (finalAttrs: {
 
   nativeBuildInputs = [ installShellFiles ];
 
-  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+  postInstall = ''
+    units=$out/lib/systemd/system
+    install -D -m 444 -t $units systemd/revq*.{service,socket,target,slice}
+    install -D -m 444 -t $units/revq-.service.d systemd/revq-.service.d/*.conf
+    substituteInPlace $units/*.service --replace-quiet /usr/local/bin/ $out/bin/
+    substituteInPlace $units/revq-{api,socket}@.service \
+      --replace-fail /bin/sh ${runtimeShell} \
+      --replace-fail 'exec sleep' 'exec ${lib.getExe' coreutils "sleep"}'
+
+    # Makes revq's users at a RabbitMQ: install broker
+    install -D -m 555 -t $out/libexec/revq systemd/install
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     for program in $out/bin/*; do
       installShellCompletion --cmd "''${program##*/}" \
         --bash <("$program" completion bash) \
