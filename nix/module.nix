@@ -162,10 +162,7 @@ let
   service =
     role: unit:
     dropIn "${unit}.service" {
-      Unit = lib.optionalAttrs cfg.rabbitmq.enable {
-        Wants = users;
-        After = users;
-      };
+      Unit = lib.optionalAttrs cfg.rabbitmq.enable { After = users; };
       Service = {
         Environment = environment ((lib.optionalAttrs (role != "setup") cfg.settings) // cfg.${role}.settings);
         LoadCredential = "amqp-url:${urlFileOf role}";
@@ -404,7 +401,7 @@ in
             message = "services.revq does not know its broker: set rabbitmq.enable = true for one on this host, or amqpUrlFile (or that of ${lib.concatStringsSep ", " (lib.attrNames roles)}) to a file with the URL of one elsewhere.";
           }
           {
-            assertion = urlFiles != { } -> cfg.brokerAddresses != [ ];
+            assertion = !cfg.rabbitmq.enable && urlFiles != { } -> cfg.brokerAddresses != [ ];
             message = "services.revq.brokerAddresses has to name the addresses of the broker, since the daemons may talk to no others: as [ \"192.0.2.17\" ], [ \"localhost\" ] for one on this host, or [ \"any\" ].";
           }
         ];
@@ -476,7 +473,8 @@ in
         administration
         {
           description = "revq's users at RabbitMQ";
-          requires = [ "rabbitmq.service" ];
+          # Nothing here requires RabbitMQ: each new attempt would start it, too, until systemd has enough of that.
+          wantedBy = [ "revq.target" ];
           after = [ "rabbitmq.service" ];
           startLimitIntervalSec = 0;
           serviceConfig = {
