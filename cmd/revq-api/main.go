@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"slices"
 
 	"github.com/revq/revq/internal/api"
 	"github.com/revq/revq/internal/daemon"
@@ -13,15 +12,16 @@ import (
 func main() {
 	broker, front := rabbit.DefaultConfig("revq-api"), api.DefaultConfig()
 	daemon.Main(daemon.Program{
-		Name:  "revq-api",
-		Usage: "take texts over HTTP and queue them",
-		Flags: slices.Concat(broker.Flags(), broker.PublishFlags(), front.Flags()),
-		Sites: &daemon.Sites{Default: []int{1, 2}},
-		Check: broker.Check,
+		Name:   "revq-api",
+		Usage:  "take texts over HTTP and queue them",
+		Flags:  daemon.Flags{broker.Flags(), broker.PublishFlags(), front.Flags()},
+		Sites:  &daemon.Sites{Default: []int{1, 2}},
+		Checks: []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			publisher := rabbit.NewPublisher(broker, d.Log)
 			server := api.New(front, publisher, d.Log)
-			d.Ready, d.Patience = publisher.Ready, daemon.ServePatience
+			d.Ready, d.Alive = publisher.Ready, []func() error{publisher.Alive}
+			d.Status, d.Reload = server.Status, broker.Reload
 			return d.Run(ctx, d.Serve(server), publisher.Run)
 		},
 	})

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"slices"
 
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/feed"
@@ -14,19 +13,16 @@ import (
 func main() {
 	broker, front, log := rabbit.DefaultConfig("revq-socket"), socket.DefaultConfig(), feed.DefaultConfig()
 	daemon.Main(daemon.Program{
-		Name:  "revq-socket",
-		Usage: "send every result to everyone who listens",
-		Flags: slices.Concat(broker.Flags(), front.Flags(), log.Flags()),
-		Sites: &daemon.Sites{Default: []int{3}},
-		Check: broker.Check,
+		Name:   "revq-socket",
+		Usage:  "send every result to everyone who listens",
+		Flags:  daemon.Flags{broker.Flags(), front.Flags(), log.Flags()},
+		Sites:  &daemon.Sites{Default: []int{3}},
+		Checks: []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
-			results := feed.New(log)
-			reader := rabbit.NewReader(broker, log.Backlog, d.Log)
-			server, err := socket.New(front, results, reader, d.Log)
-			if err != nil {
-				return err
-			}
-			d.Ready, d.Patience = reader.Current, daemon.ServePatience
+			results, reader := feed.New(log), rabbit.NewReader(broker, log.Backlog, d.Log)
+			server := socket.New(front, results, reader, d.Log)
+			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
+			d.Status, d.Reload = server.Status, broker.Reload
 			return d.Run(ctx, d.Serve(server), func(ctx context.Context) error { return reader.Run(ctx, results) })
 		},
 	})

@@ -2,10 +2,7 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"slices"
-	"time"
 
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/rabbit"
@@ -14,19 +11,18 @@ import (
 )
 
 func main() {
-	broker, cfg, job := rabbit.DefaultConfig("revq-worker"), worker.DefaultConfig(), reverse.DefaultConfig()
-	broker.ConfirmTimeout = 10 * time.Second // nobody waits, and trying again makes a second result
+	broker, cfg, job := rabbit.DefaultConfig("revq-worker").Patient(), worker.DefaultConfig(), reverse.DefaultConfig()
 	daemon.Main(daemon.Program{
-		Name:  "revq-worker",
-		Usage: "take tasks from the queue, handle them, and publish the results",
-		Flags: slices.Concat(broker.Flags(), broker.PublishFlags(), cfg.Flags(), job.Flags()),
-		Check: func() error { return cmp.Or(broker.Check(), cfg.Check(job.Longest())) },
+		Name:   "revq-worker",
+		Usage:  "take tasks from the queue, handle them, and publish the results",
+		Flags:  daemon.Flags{broker.Flags(), broker.PublishFlags(), cfg.Flags(), job.Flags()},
+		Checks: []func() error{broker.Check, func() error { return cfg.Check(job.Longest()) }},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
-			publisher := rabbit.NewPublisher(broker, d.Log)
-			consumer := rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
-			w := worker.New(reverse.New(job), publisher, d.Log)
-			d.Ready = consumer.Ready
+			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
+			w := worker.New(cfg, reverse.New(job), publisher, d.Log)
 			take := func(ctx context.Context, t *rabbit.Delivery) { w.Handle(ctx, t) }
+			d.Ready, d.Alive = consumer.Ready, []func() error{consumer.Alive, publisher.Alive}
+			d.Status, d.Reload = w.Status, broker.Reload
 			return d.Run(ctx, func(ctx context.Context) error { return consumer.Run(ctx, take) }, publisher.Run)
 		},
 	})

@@ -49,12 +49,7 @@ func deadList() *cli.Command {
 			jsonFlag(&asJSON),
 			&cli.IntFlag{
 				Name: "limit", Usage: "at most `N`", Value: 1000, Destination: &limit,
-				Validator: func(n int) error {
-					if n < 1 {
-						return fmt.Errorf("%d is too few: give 1 or more", n)
-					}
-					return nil
-				},
+				Validator: command.Within(1, 0),
 			},
 		),
 		Action: func(ctx context.Context, cmd *cli.Command) error {

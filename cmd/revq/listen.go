@@ -19,6 +19,7 @@ func listen() *cli.Command {
 	var (
 		l     client.Listener
 		after string
+		ca    trust
 		json  bool
 		count int
 	)
@@ -26,16 +27,17 @@ func listen() *cli.Command {
 		Name:  "listen",
 		Usage: "print the greeting, and each result as it arrives",
 		Description: `When the connection is lost, it is made again, and goes on behind the last
-result received. If results are missing all the same, since they are no longer
-kept, a line on standard error says so.`,
+result received, at the next site if there are several. If results are missing all the
+same, since they are no longer kept, a line on standard error says so.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{
+			&cli.StringSliceFlag{
 				Name:        "url",
-				Usage:       "`URL` of the socket server",
+				Usage:       "`URL` of a socket site; if several are given, each is tried when the one before is away (repeatable)",
 				Sources:     cli.EnvVars("REVQ_SOCKET_URL"),
-				Value:       defaultSocket,
-				Destination: &l.URL,
+				Value:       []string{defaultSocket},
+				Destination: &l.URLs,
 			},
+			ca.flag(),
 			&cli.BoolFlag{
 				Name:        "json",
 				Usage:       "print each message as a JSON object, with offset, id and times",
@@ -52,16 +54,15 @@ kept, a line on standard error says so.`,
 				Usage:       "end after `N` results",
 				HideDefault: true,
 				Destination: &count,
-				Validator: func(n int) error {
-					if n < 1 {
-						return fmt.Errorf("%d results cannot be waited for: give 1 or more", n)
-					}
-					return nil
-				},
+				Validator:   command.Within(1, 0),
 			},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := command.NoArguments(cmd); err != nil {
+				return err
+			}
+			var err error
+			if l.TLS, err = ca.config(); err != nil {
 				return err
 			}
 			if after != "" {
@@ -111,7 +112,7 @@ kept, a line on standard error says so.`,
 				what := "connection lost"
 				switch {
 				case !greeted:
-					what = "not connected to " + l.URL
+					what = "not connected to " + l.URL()
 				case l.After == nil:
 					what = "connection lost, results may be missed"
 				}

@@ -21,7 +21,8 @@ const defaultAPI = "http://localhost:8081"
 // A sending is one run of `revq send`.
 type sending struct {
 	client client.Sender
-	socket string
+	socket []string
+	ca     trust
 
 	text        string
 	file        string
@@ -50,6 +51,7 @@ text was not accepted, and standard error says which and why.`,
 				Value:       defaultAPI,
 				Destination: &s.client.URL,
 			},
+			s.ca.flag(),
 			&cli.StringFlag{Name: "text", Usage: "`TEXT` to queue", Destination: &s.text},
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "queue each line of `FILE`; - is standard input", TakesFile: true, Destination: &s.file},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print neither Got it nor progress", Destination: &s.quiet},
@@ -58,14 +60,14 @@ text was not accepted, and standard error says which and why.`,
 				Usage:       "`TIME` for a text to be accepted",
 				Value:       10 * time.Second,
 				Destination: &s.client.Timeout,
-				Validator:   positive,
+				Validator:   command.Within(time.Millisecond, 0),
 			},
 			&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "print the results instead, in the order of the texts", Destination: &s.wait},
-			&cli.StringFlag{
+			&cli.StringSliceFlag{
 				Name:        "socket-url",
-				Usage:       "`URL` of the socket server, for --wait",
+				Usage:       "`URL` of a socket site, for --wait (repeatable)",
 				Sources:     cli.EnvVars("REVQ_SOCKET_URL"),
-				Value:       defaultSocket,
+				Value:       []string{defaultSocket},
 				Destination: &s.socket,
 			},
 			&cli.DurationFlag{
@@ -73,7 +75,7 @@ text was not accepted, and standard error says which and why.`,
 				Usage:       "`TIME` for a result to arrive, for --wait",
 				Value:       5 * time.Minute,
 				Destination: &s.waitTimeout,
-				Validator:   positive,
+				Validator:   command.Within(time.Millisecond, 0),
 			},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -96,13 +98,6 @@ text was not accepted, and standard error says which and why.`,
 }
 
 var errInterrupted = errors.New("interrupted")
-
-func positive(d time.Duration) error {
-	if d <= 0 {
-		return fmt.Errorf("%v is too short: give more than 0s", d)
-	}
-	return nil
-}
 
 // texts returns where the texts come from, and the length of it in bytes, -1
 // if it is not known.
@@ -136,12 +131,20 @@ func (s *sending) texts(cmd *cli.Command) (*source, int64, error) {
 func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var err error
+	if s.client.HTTP, err = s.ca.client(); err != nil {
+		return err
+	}
 	report := s.newReport(lines, size)
 	defer report.end()
 
 	var results *waiting
 	if s.wait {
-		results = newWaiting(s.socket, s.waitTimeout, s.stderr)
+		tls, err := s.ca.config()
+		if err != nil {
+			return err
+		}
+		results = newWaiting(s.socket, tls, s.waitTimeout, s.stderr)
 		if err := results.connect(ctx); err != nil {
 			return err
 		}

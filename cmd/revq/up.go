@@ -36,24 +36,14 @@ REVQ_PAUSE=0s for workers that do not pause; see revq-worker --help and others.`
 				Usage:       "run `N` workers",
 				Value:       cfg.Workers,
 				Destination: &cfg.Workers,
-				Validator: func(n int) error {
-					if n < 1 || n > 64 {
-						return fmt.Errorf("%d workers are not possible: give 1 to 64", n)
-					}
-					return nil
-				},
+				Validator:   command.Within(1, 64),
 			},
 			&cli.IntFlag{
 				Name:        "first-port",
 				Usage:       "listen on `PORT` and the two that follow",
 				Value:       cfg.FirstPort,
 				Destination: &cfg.FirstPort,
-				Validator: func(port int) error {
-					if port < 1 || port > 65533 {
-						return fmt.Errorf("%d is no port: give 1 to 65533", port)
-					}
-					return nil
-				},
+				Validator:   command.Within(1, 65533),
 			},
 		),
 		Action: func(ctx context.Context, cmd *cli.Command) error {

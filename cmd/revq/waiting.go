@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,7 +32,7 @@ type waiting struct {
 	lost     error                  // why there is no connection
 }
 
-func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting {
+func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr io.Writer) *waiting {
 	w := &waiting{
 		timeout:  timeout,
 		greeted:  make(chan struct{}),
@@ -40,7 +42,8 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 	}
 	var once sync.Once
 	w.client = client.Listener{
-		URL:      socket,
+		URLs:     sockets,
+		TLS:      tls,
 		Greeted:  func(client.Message) error { once.Do(func() { close(w.greeted) }); return nil },
 		Received: w.received,
 		Lost: func(reason error, _ time.Duration) {
@@ -49,7 +52,7 @@ func newWaiting(socket string, timeout time.Duration, stderr io.Writer) *waiting
 			w.lost = reason
 			select {
 			case <-w.greeted:
-				fmt.Fprintf(stderr, "revq: connection to %s lost: %v\n", socket, reason)
+				fmt.Fprintf(stderr, "revq: connection to %s lost: %v\n", w.client.URL(), reason)
 				return
 			default:
 			}
@@ -74,7 +77,7 @@ func (w *waiting) connect(ctx context.Context) error {
 	case <-w.greeted:
 		return nil
 	case err := <-w.ended:
-		return fmt.Errorf("listen for results at %s: %w", w.client.URL, err)
+		return fmt.Errorf("listen for results at %s: %w", w.client.URL(), err)
 	case err := <-w.absent:
 		cancel()
 		return fmt.Errorf("cannot reach the socket server: %w; is revq up, and is --socket-url right?", err)
@@ -86,7 +89,7 @@ func (w *waiting) connect(ctx context.Context) error {
 		if reason == nil {
 			reason = errors.New("no answer")
 		}
-		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up, and is --socket-url right?", w.client.URL, connectTimeout, reason)
+		return fmt.Errorf("listen for results at %s: not connected after %v: %w; is the socket server up, and is --socket-url right?", strings.Join(w.client.URLs, ", "), connectTimeout, reason)
 	}
 }
 

@@ -1,12 +1,11 @@
 package api
 
 import (
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -59,6 +58,13 @@ func DefaultConfig() Config {
 // Flags returns the flags that set c, each with a REVQ_ variable of the same
 // name. What c holds when Flags is called are their defaults.
 func (c *Config) Flags() []cli.Flag {
+	number := func(name, usage string, dest *int, most int) cli.Flag {
+		return command.Number(name, usage, "limits", dest, 1, most)
+	}
+	// Below 100 ms an ordinary delay of the network breaks requests off.
+	duration := func(name, usage string, dest *time.Duration) cli.Flag {
+		return command.Duration(name, usage, "limits", dest, 100*time.Millisecond, time.Hour)
+	}
 	return []cli.Flag{
 		number("max-text", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
 		number("max-batch", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
@@ -67,40 +73,5 @@ func (c *Config) Flags() []cli.Flag {
 		duration("read-timeout", "`TIME` for a whole request to arrive, such as 10s", &c.ReadTimeout),
 		duration("write-timeout", "`TIME` for an answer to be received, such as 10s", &c.WriteTimeout),
 		duration("idle-timeout", "`TIME` to keep a connection without requests, such as 1m", &c.IdleTimeout),
-	}
-}
-
-const category = "limits"
-
-func variable(name string) cli.ValueSourceChain {
-	return cli.EnvVars("REVQ_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
-}
-
-// number is a flag that takes 1 to most.
-func number(name, usage string, dest *int, most int) cli.Flag {
-	return &cli.IntFlag{
-		Name: name, Usage: usage, Category: category, Sources: variable(name),
-		Value: *dest, Destination: dest,
-		Validator: func(n int) error {
-			if n < 1 || n > most {
-				return fmt.Errorf("--%s must be 1 to %d", name, most)
-			}
-			return nil
-		},
-	}
-}
-
-// duration is a flag that takes 100 ms, below which an ordinary network delay
-// breaks requests off, to an hour.
-func duration(name, usage string, dest *time.Duration) cli.Flag {
-	return &cli.DurationFlag{
-		Name: name, Usage: usage, Category: category, Sources: variable(name),
-		Value: *dest, Destination: dest,
-		Validator: func(d time.Duration) error {
-			if d < 100*time.Millisecond || d > time.Hour {
-				return fmt.Errorf("--%s must be 100ms to 1h", name)
-			}
-			return nil
-		},
 	}
 }

@@ -34,8 +34,9 @@ const (
 type listener struct {
 	net.Listener
 	log   *slog.Logger
-	most  int64        // connections at once
-	open  atomic.Int64 // of them, and of those that are being refused
+	most  int64         // connections at once
+	open  atomic.Int64  // of them, and of those that are being refused
+	total *atomic.Int64 // the same of all listeners of a server
 	close sync.Once
 	err   error // of closing
 }
@@ -46,7 +47,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	for waiting := false; ; waiting = true {
 		c, err := l.Listener.Accept()
 		if err == nil {
-			taken := &conn{Conn: c, closed: func() { l.open.Add(-1) }}
+			l.total.Add(1)
+			taken := &conn{Conn: c, closed: func() { l.open.Add(-1); l.total.Add(-1) }}
 			switch n := l.open.Add(1); {
 			case n <= l.most:
 				return taken, nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -29,7 +30,7 @@ func (l *shortListener) Accept() (net.Conn, error) {
 func TestAcceptOutlivesAShortage(t *testing.T) {
 	t.Parallel()
 	memory := fasthttputil.NewInmemoryListener()
-	ln := &listener{Listener: &shortListener{Listener: memory}, log: slog.New(slog.DiscardHandler), most: 1}
+	ln := &listener{Listener: &shortListener{Listener: memory}, log: slog.New(slog.DiscardHandler), most: 1, total: new(atomic.Int64)}
 	go func() {
 		if c, err := memory.Dial(); err == nil {
 			c.Close()

@@ -15,6 +15,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -79,6 +80,8 @@ type Server struct {
 	lastCall time.Duration // defaultLastCall, except in tests
 	inFlight atomic.Int64  // tasks given to pub and not yet confirmed or failed
 
+	connections atomic.Int64 // open ones, of all listeners
+
 	draining atomic.Bool // set once, under mu
 	mu       sync.Mutex
 	open     []net.Listener
@@ -114,7 +117,7 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 // Serve answers requests on ln until Shutdown, then returns nil. It is called
 // once for each listener and takes ln over.
 func (s *Server) Serve(ln net.Listener) error {
-	ln = &listener{Listener: ln, log: s.log, most: int64(s.cfg.MaxConnections)}
+	ln = &listener{Listener: ln, log: s.log, most: int64(s.cfg.MaxConnections), total: &s.connections}
 	s.mu.Lock()
 	draining := s.draining.Load()
 	if !draining {
@@ -150,6 +153,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // InFlight returns the number of tasks that wait for the broker's confirmation.
 func (s *Server) InFlight() int { return int(s.inFlight.Load()) }
+
+// Status says in a few words how much there is to do.
+func (s *Server) Status() string {
+	return fmt.Sprintf("%d in flight; %d connections", s.InFlight(), s.connections.Load())
+}
 
 // acquire takes one of the MaxInFlight places, if any is free.
 func (s *Server) acquire() bool {

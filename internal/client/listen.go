@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,9 +45,14 @@ var ErrRefused = errors.New("the server refuses")
 // All functions are called from the goroutine that runs Run; those that are
 // nil are not.
 type Listener struct {
-	// URL is the socket server's, as ws://localhost:8083/listen_results; the
-	// path is ListenPath if there is none.
-	URL string
+	// URLs are those of the system's socket sites, as
+	// ws://localhost:8083/listen_results; the path is ListenPath if there is
+	// none. When a connection is lost, or cannot be made, the next one is tried:
+	// offsets are the same at all sites.
+	URLs []string
+
+	// TLS is for URLs of wss; nil stands for the usual settings.
+	TLS *tls.Config
 
 	// After is where to begin; nil for what comes from now on. It moves on
 	// with what is received.
@@ -65,6 +71,8 @@ type Listener struct {
 	// Lost is called when there is no connection, with the reason and the
 	// time until the next attempt.
 	Lost func(reason error, wait time.Duration)
+
+	current int // index of the URL
 }
 
 // A Message is what came from the server.
@@ -79,11 +87,17 @@ type Message struct {
 // refuses (ErrRefused), and returns why. When the connection is lost, or there
 // is none yet, it connects again, after waits that grow and are jittered.
 func (l *Listener) Run(ctx context.Context) error {
-	if err := checkURL(l.URL, "ws", "wss"); err != nil {
-		return err
+	if len(l.URLs) == 0 {
+		return fmt.Errorf("%w: there is none", ErrBadURL)
 	}
-	for wait := retryMin; ; wait = min(2*wait, retryMax) {
-		began := time.Now()
+	for _, u := range l.URLs {
+		if err := checkURL(u, "ws", "wss"); err != nil {
+			return err
+		}
+	}
+	wait, failed := retryMin, 0
+	for {
+		began, from := time.Now(), l.After
 		err := l.once(ctx)
 		var final *finalError
 		switch {
@@ -92,8 +106,8 @@ func (l *Listener) Run(ctx context.Context) error {
 		case errors.As(err, &final):
 			return final.error
 		}
-		if time.Since(began) > retryMax {
-			wait = retryMin
+		if l.After != from || time.Since(began) > retryMax { // it did work
+			wait, failed = retryMin, 0
 		}
 		pause := wait/2 + rand.N(wait/2)
 		if l.Lost != nil {
@@ -104,8 +118,15 @@ func (l *Listener) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		l.current = (l.current + 1) % len(l.URLs)
+		if failed++; failed%len(l.URLs) == 0 { // all have been tried
+			wait = min(2*wait, retryMax)
+		}
 	}
 }
+
+// URL returns the one of URLs that is connected to, or is being tried.
+func (l *Listener) URL() string { return l.URLs[l.current] }
 
 // A finalError ends Run.
 type finalError struct{ error }
@@ -134,7 +155,7 @@ func (l *Listener) once(ctx context.Context) error {
 		}
 		m := Message{Raw: raw}
 		if err := json.Unmarshal(raw, &m.Message); err != nil || m.Type == "" {
-			return &finalError{fmt.Errorf("%s does not send what revq does: check the URL", l.URL)}
+			return &finalError{fmt.Errorf("%s does not send what revq does: check the URL", l.URL())}
 		}
 		if received != nil {
 			if err := received(m); err != nil {
@@ -155,7 +176,7 @@ func (l *Listener) moveOn(m feed.Message) {
 
 // address returns the URL to connect to.
 func (l *Listener) address() (*url.URL, error) {
-	u, err := url.Parse(l.URL)
+	u, err := url.Parse(l.URL())
 	if err != nil {
 		return nil, err // checkURL has let it pass
 	}
@@ -176,7 +197,8 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	defer cancel()
 	stop := func() bool { return true }
 	dialer := websocket.Dialer{
-		Proxy: http.ProxyFromEnvironment,
+		Proxy:           http.ProxyFromEnvironment,
+		TLSClientConfig: l.TLS,
 		NetDialContext: func(dialCtx context.Context, network, address string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(dialCtx, network, address)
 			if err == nil {

@@ -40,10 +40,7 @@ func serveSocket(t *testing.T, address string, cfg socket.Config, f *feed.Feed) 
 		t.Fatal(err)
 	}
 	f.GoLive()
-	server, err := socket.New(cfg, f, noHistory{}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := socket.New(cfg, f, noHistory{}, slog.New(slog.DiscardHandler))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
 	stop = sync.OnceFunc(func() {
@@ -112,7 +109,7 @@ func TestListen(t *testing.T) {
 	base := strings.TrimSuffix(url, ListenPath)
 	offset := int64(0)
 	for name, address := range map[string]string{"with the path": url, "without a path": base, "with a slash": base + "/"} {
-		calls, _, _ := listen(t, &Listener{URL: address})
+		calls, _, _ := listen(t, &Listener{URLs: []string{address}})
 		if got := next(t, calls, "greeted").message; got != socket.Greeting {
 			t.Errorf("%s: greeted with %q, want %q", name, got, socket.Greeting)
 		}
@@ -124,7 +121,7 @@ func TestListen(t *testing.T) {
 			}
 		}
 	}
-	calls, _, _ := listen(t, &Listener{URL: base + "?format=text", After: &feed.Mark{Offset: offset - 1}})
+	calls, _, _ := listen(t, &Listener{URLs: []string{base + "?format=text"}, After: &feed.Mark{Offset: offset - 1}})
 	next(t, calls, "greeted")
 	next(t, calls, "received") // the last one of all
 }
@@ -139,7 +136,7 @@ func TestListenReconnects(t *testing.T) {
 	}
 	address := ln.Addr().String()
 	ln.Close()
-	calls, _, _ := listen(t, &Listener{URL: "ws://" + address})
+	calls, _, _ := listen(t, &Listener{URLs: []string{"ws://" + address}})
 	for _, longest := range []time.Duration{retryMin, 2 * retryMin, 4 * retryMin} {
 		lost := next(t, calls, "lost")
 		if lost.wait < longest/2 || lost.wait > longest {
@@ -186,7 +183,7 @@ func TestListenResumes(t *testing.T) {
 	f := feed.New(feed.DefaultConfig())
 	url, stop := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), f)
 	f.Append(7, result("7", "seven"))
-	l := &Listener{URL: url}
+	l := &Listener{URLs: []string{url}}
 	calls, _, _ := listen(t, l)
 	next(t, calls, "greeted")
 	stop() // nothing was received yet but the greeting, which tells the place
@@ -207,15 +204,47 @@ func TestListenResumes(t *testing.T) {
 	}
 }
 
+// A listener with several sites goes on at the next one, with the same offsets; it waits longer only when it has tried
+// all of them.
+func TestListenAtSeveralSites(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := "ws://" + ln.Addr().String()
+	ln.Close()
+	f := feed.New(feed.DefaultConfig())
+	first, stop := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), f)
+	second, _ := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), f)
+	l := &Listener{URLs: []string{nobody, first, second}}
+	calls, _, _ := listen(t, l)
+	if lost := next(t, calls, "lost"); lost.wait > retryMin {
+		t.Errorf("waits %v before the second site is tried, want at most %v", lost.wait, retryMin)
+	}
+	next(t, calls, "greeted")
+	f.Append(1, result("1", "at the first"))
+	next(t, calls, "received")
+	stop()
+	if lost := next(t, calls, "lost"); lost.wait > retryMin {
+		t.Errorf("waits %v after a connection that worked, want at most %v", lost.wait, retryMin)
+	}
+	f.Append(2, result("2", "between"))
+	next(t, calls, "greeted")
+	if got := next(t, calls, "received").message; got != "between" {
+		t.Errorf("received %q, want what came meanwhile", got)
+	}
+}
+
 // A server that is full may have room later.
 func TestListenFull(t *testing.T) {
 	t.Parallel()
 	cfg := socket.DefaultConfig()
 	cfg.MaxListeners = 1
 	url, _ := serveSocket(t, "127.0.0.1:0", cfg, feed.New(feed.DefaultConfig()))
-	first, firstEnded, leave := listen(t, &Listener{URL: url})
+	first, firstEnded, leave := listen(t, &Listener{URLs: []string{url}})
 	next(t, first, "greeted")
-	second, _, _ := listen(t, &Listener{URL: url})
+	second, _, _ := listen(t, &Listener{URLs: []string{url}})
 	next(t, second, "lost")
 	leave()
 	if err := <-firstEnded; !errors.Is(err, context.Canceled) {
@@ -240,7 +269,7 @@ func TestListenRefused(t *testing.T) {
 		{url + "_not?format=text", "the server refuses: there is nothing here: listen at /listen_results"},
 		{"ws://" + host, "the server refuses: " + host + " answers 200 OK, not as revq does: check the URL"},
 	} {
-		calls, ended, _ := listen(t, &Listener{URL: tt.url})
+		calls, ended, _ := listen(t, &Listener{URLs: []string{tt.url}})
 		if err := <-ended; !errors.Is(err, ErrRefused) || err.Error() != tt.want {
 			t.Errorf("%s: %v, want %s", tt.url, err, tt.want)
 		}
@@ -249,9 +278,12 @@ func TestListenRefused(t *testing.T) {
 		}
 	}
 	for _, address := range []string{"", "localhost:8083", "http://localhost:8083", "ws://", "ws://a b/"} {
-		if err := (&Listener{URL: address}).Run(t.Context()); !errors.Is(err, ErrBadURL) {
+		if err := (&Listener{URLs: []string{url, address}}).Run(t.Context()); !errors.Is(err, ErrBadURL) {
 			t.Errorf("%q: %v, want ErrBadURL", address, err)
 		}
+	}
+	if err := new(Listener).Run(t.Context()); !errors.Is(err, ErrBadURL) {
+		t.Errorf("no URL: %v, want ErrBadURL", err)
 	}
 }
 
@@ -272,7 +304,7 @@ func TestListenServerErrors(t *testing.T) {
 		left = left[1:]
 	}))
 	t.Cleanup(server.Close)
-	calls, ended, _ := listen(t, &Listener{URL: "ws" + strings.TrimPrefix(server.URL, "http")})
+	calls, ended, _ := listen(t, &Listener{URLs: []string{"ws" + strings.TrimPrefix(server.URL, "http")}})
 	for _, status := range statuses {
 		if lost := next(t, calls, "lost"); !strings.Contains(lost.reason.Error(), http.StatusText(status)) {
 			t.Errorf("reason: %v, want %d", lost.reason, status)
@@ -289,12 +321,12 @@ func TestListenFunctionErrors(t *testing.T) {
 	f := feed.New(feed.DefaultConfig())
 	url, _ := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), f)
 	enough := errors.New("enough")
-	l := &Listener{URL: url, Greeted: func(Message) error { return enough }}
+	l := &Listener{URLs: []string{url}, Greeted: func(Message) error { return enough }}
 	if err := l.Run(t.Context()); err != enough {
 		t.Errorf("Greeted: %v, want its error", err)
 	}
 	l = &Listener{
-		URL:      url,
+		URLs:     []string{url},
 		Greeted:  func(Message) error { f.Append(1, result("1", "x")); return nil },
 		Received: func(Message) error { return enough },
 	}
@@ -361,7 +393,7 @@ func TestListenSilence(t *testing.T) {
 		conn.WriteMessage(websocket.TextMessage, []byte(`{"type":"result","text":"still there"}`))
 		<-closed // and silent from now on
 	})
-	calls, _, _ := listen(t, &Listener{URL: url, Silence: silence})
+	calls, _, _ := listen(t, &Listener{URLs: []string{url}, Silence: silence})
 	next(t, calls, "greeted")
 	next(t, calls, "received")
 	began := time.Now()
@@ -393,7 +425,7 @@ func TestListenInterrupted(t *testing.T) {
 		"waiting":    {"ws://127.0.0.1:1", func(calls <-chan heard) { next(t, calls, "lost") }},
 		"connecting": {"ws://" + mute.Addr().String(), func(<-chan heard) { mute.Accept() }},
 	} {
-		calls, ended, cancel := listen(t, &Listener{URL: tt.url})
+		calls, ended, cancel := listen(t, &Listener{URLs: []string{tt.url}})
 		tt.begin(calls)
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {

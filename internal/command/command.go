@@ -50,23 +50,42 @@ type usageError struct{ error }
 
 func (e *usageError) Unwrap() error { return e.error }
 
+// A Failure is why a program ends with a status other than 0. As an error it is
+// what the user is told.
+type Failure struct {
+	Status int
+	text   string
+	err    error
+}
+
+func (f *Failure) Error() string { return f.text }
+func (f *Failure) Unwrap() error { return f.err }
+
 // Run runs cmd with args, of which the first is the program's name, and
 // returns its exit status. An error is written to cmd.ErrWriter.
 func Run(ctx context.Context, cmd *cli.Command, args []string) int {
+	f := Try(ctx, cmd, args)
+	if f == nil {
+		return StatusOK
+	}
+	fmt.Fprintln(cmd.ErrWriter, f)
+	return f.Status
+}
+
+// Try runs cmd with args, and returns nil if it succeeds.
+func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	cmd.Version = Version()
 	r := runner{in: cmd.Name}
 	r.prepare(cmd)
 	err := cmd.Run(ctx, args)
 	if err == nil {
-		return StatusOK
+		return nil
 	}
 	var wrong *usageError
 	if r.acted && !errors.As(err, &wrong) {
-		fmt.Fprintf(cmd.ErrWriter, "%s: %s\n", cmd.Name, redact(err.Error()))
-		return StatusFailed
+		return &Failure{StatusFailed, fmt.Sprintf("%s: %s", cmd.Name, redact(err.Error())), err}
 	}
-	fmt.Fprintf(cmd.ErrWriter, "%s: %s (see %s --help)\n", cmd.Name, redact(plain(err)), r.in)
-	return StatusUsage
+	return &Failure{StatusUsage, fmt.Sprintf("%s: %s (see %s --help)", cmd.Name, redact(plain(err)), r.in), err}
 }
 
 // A runner follows how far a command line was understood.

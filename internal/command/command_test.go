@@ -178,7 +178,7 @@ func TestMessages(t *testing.T) {
 					&cli.IntFlag{Name: "num", Aliases: []string{"n"}, Sources: cli.EnvVars("REVQ_TEST_NUM"), Destination: &num,
 						Validator: func(n int) error {
 							if n > 5 {
-								return errors.New("--num must be 1 to 5")
+								return errors.New("must be 1 to 5")
 							}
 							return nil
 						}},

@@ -20,7 +20,7 @@ var rewrites = []struct {
 	{regexp.MustCompile(`strconv\.Parse\w+: parsing (".*"): invalid syntax$`), "$1 is not a whole number"},
 	{regexp.MustCompile(`strconv\.Parse\w+: parsing (".*"): value out of range$`), "$1 is too large"},
 	{regexp.MustCompile(`time: .*duration (".*")$`), "$1 is no time: give a number and a unit, such as 500ms, 10s or 5m"},
-	{regexp.MustCompile(`^(--\S+): (--\S+ )`), "$2"}, // a validator that names its flag
+	{regexp.MustCompile(`^((?:--|\$)\S+): (must be )`), "$1 $2"},
 }
 
 // plain returns the message of a usage error in one line and in our words.

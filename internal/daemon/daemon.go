@@ -9,15 +9,18 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
+	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
+	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v3"
+	"golang.org/x/term"
 
 	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/liveness"
 )
 
 // A Program describes a daemon.
@@ -26,19 +29,24 @@ type Program struct {
 	Usage string // in half a line
 
 	// Flags are the daemon's own; those of this package are added.
-	Flags []cli.Flag
+	Flags Flags
 
 	// Sites are the addresses to listen on; nil if the daemon does not listen.
 	Sites *Sites
 
-	// Check returns what is wrong with the settings, once all are known. May be nil.
-	Check func() error
+	// Checks are called once all settings are known, until one returns what is
+	// wrong with them.
+	Checks []func() error
 
 	// Run does the work until ctx ends, usually by way of d.Run.
 	Run func(ctx context.Context, d *Daemon) error
 }
 
-// A Daemon is a running Program.
+// Flags are those of each of the parts that a daemon is made of.
+type Flags [][]cli.Flag
+
+// A Daemon is a running Program. Its functions are called from one goroutine;
+// those that are nil are left out.
 type Daemon struct {
 	Log *slog.Logger
 
@@ -46,19 +54,32 @@ type Daemon struct {
 	// waiting for. Nil stands for always ready.
 	Ready func() error
 
+	// Status says in a few words how much there is to do.
+	Status func() string
+
+	// Alive return an error if something in the daemon hangs, so that only
+	// starting it again helps. What others do, such as the broker, must be no
+	// reason. They answer at once.
+	Alive []func() error
+
+	// Reload reads again what may change at run time. If that is wrong, all
+	// stays as it is, and the error says why.
+	Reload func() error
+
 	// Patience is how long to wait for Ready before serving all the same: a
 	// server can answer that it has no broker. Until then clients wait in the
-	// listeners' queues, so that a restart refuses nobody. Zero stands for a
-	// daemon that is ready or not.
+	// listeners' queues, so that a restart refuses nobody. Zero, the default
+	// without Sites, stands for a daemon that is ready or not. Default with
+	// them 2 s: some times what a broker that is there takes to connect to.
 	Patience time.Duration
 
-	listeners   []net.Listener
+	listeners   []*listener
+	cert        *certificate // nil without Sites
+	hangups     chan os.Signal
 	stopTimeout time.Duration
 }
 
-// ServePatience is the Patience of servers: some times what a broker that is
-// there takes to connect to.
-const ServePatience = 2 * time.Second
+const servePatience = 2 * time.Second
 
 // minStopTimeout leaves time to tell clients and listeners to go.
 const minStopTimeout = time.Second
@@ -67,24 +88,21 @@ const minStopTimeout = time.Second
 func Main(p Program) { os.Exit(run(p, os.Args)) }
 
 func run(p Program, args []string) int {
+	// Go ends with status 2 after a panic or SIGABRT, which units would take
+	// for a wrong setting. This makes it end by the signal, with all stacks.
+	debug.SetTraceback("crash")
 	logs := logConfig{format: "text"}
-	d := &Daemon{stopTimeout: 20 * time.Second}
-	flags := slices.Concat(p.Flags, logs.flags(), []cli.Flag{&cli.DurationFlag{
-		Name:        "stop-timeout",
-		Usage:       "how long work in hand may take once the daemon is told to stop",
-		Category:    "daemon",
-		Sources:     cli.EnvVars("REVQ_STOP_TIMEOUT"),
-		Value:       d.stopTimeout,
-		Destination: &d.stopTimeout,
-		Validator: func(t time.Duration) error {
-			if t < minStopTimeout {
-				return fmt.Errorf("%v is too short: give %v or more", t, minStopTimeout)
-			}
-			return nil
-		},
-	}})
+	d := &Daemon{stopTimeout: 20 * time.Second, hangups: make(chan os.Signal, 1)}
+	// In a terminal the signal means that it is gone.
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		signal.Notify(d.hangups, syscall.SIGHUP)
+	}
+	flags := append(slices.Concat(p.Flags...), logs.flags()...)
+	flags = append(flags,
+		command.Duration("stop-timeout", "`TIME` that work in hand may take once the daemon is told to stop", "daemon", &d.stopTimeout, minStopTimeout, 0))
 	if p.Sites != nil {
 		flags = append(flags, p.Sites.flags()...)
+		d.Patience = servePatience
 	}
 	cmd := &cli.Command{
 		Name:                  p.Name,
@@ -93,27 +111,68 @@ func run(p Program, args []string) int {
 		EnableShellCompletion: true,
 		HideHelpCommand:       true,
 		ErrWriter:             os.Stderr,
-		Action: func(ctx context.Context, cmd *cli.Command) (err error) {
+		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := command.NoArguments(cmd); err != nil {
 				return err
 			}
-			if p.Check != nil {
-				if err := p.Check(); err != nil {
+			for _, check := range p.Checks {
+				if err := check(); err != nil {
 					return command.UsageError(err)
 				}
 			}
 			d.Log = logs.logger(os.Stderr)
-			if p.Sites != nil {
-				if d.listeners, err = p.Sites.open(); err != nil {
-					return err
-				}
+			if err := d.listen(p); err != nil {
+				return err
 			}
 			ctx, stop := command.UntilSignal(ctx)
 			defer stop()
 			return p.Run(ctx, d)
 		},
 	}
-	return command.Run(context.Background(), cmd, args)
+	failure := command.Try(context.Background(), cmd, args)
+	if failure == nil {
+		return command.StatusOK
+	}
+	fmt.Fprintln(os.Stderr, failure)
+	d.notify(failed(failure))
+	return failure.Status
+}
+
+// listen opens the listeners, if p has any.
+func (d *Daemon) listen(p Program) error {
+	if p.Sites == nil {
+		return refuseSockets(p.Name)
+	}
+	d.cert = &p.Sites.cert
+	pair, err := d.cert.read()
+	if err != nil {
+		return command.UsageError(err)
+	}
+	d.cert.current.Store(pair)
+	listeners, err := p.Sites.open(p.Name)
+	for _, ln := range listeners {
+		d.listeners = append(d.listeners, &listener{d.cert.serve(ln), liveness.New("taking connections at "+ln.Addr().String(), acceptLimit)})
+	}
+	return err
+}
+
+// acceptLimit is how long a Server may take from one connection to the next if
+// there are any. It only has to hand them to goroutines.
+const acceptLimit = time.Minute
+
+// A listener notices when nobody takes its connections any more.
+type listener struct {
+	net.Listener
+	loop *liveness.Loop
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	l.loop.Idle()
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.loop.Busy()
+	}
+	return c, err
 }
 
 // A Server serves connections.
@@ -137,6 +196,7 @@ func (d *Daemon) Serve(s Server) func(context.Context) error {
 		for _, ln := range d.listeners {
 			go func() {
 				err := s.Serve(ln)
+				ln.loop.Idle()
 				if err == nil && ctx.Err() == nil {
 					err = errors.New("the listener was closed")
 				}
@@ -170,16 +230,23 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	for _, b := range background {
 		running.Go(func() { b(backCtx) })
 	}
-	reporting, stopReporting := context.WithCancel(ctx)
-	defer stopReporting()
-	running.Go(func() { d.reportReady(reporting) })
+	reporting, stopReporting := context.WithCancel(context.Background())
+	reported := make(chan struct{})
+	go func() {
+		d.report(reporting, ctx)
+		close(reported)
+	}()
 
 	done := make(chan error, 1)
 	go func() {
 		err := work(ctx)
-		stopReporting() // work that failed early was never ready, nor will be
+		if ctx.Err() == nil {
+			stopReporting() // work that failed early was never ready, nor will be
+		}
 		cancel()
 		running.Wait()
+		stopReporting()
+		<-reported
 		done <- err
 	}()
 	select {
@@ -191,15 +258,21 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	case <-ctx.Done():
 	}
 	d.Log.Info("stopping")
-	d.notify(daemon.SdNotifyStopping)
 	select {
 	case err := <-done:
 		d.Log.Info("stopped")
 		return err
-	case <-time.After(d.stopTimeout + 5*time.Second): // work keeps to the time by itself
-		return fmt.Errorf("could not stop within %v: work in hand goes back to the broker", d.stopTimeout)
+	case <-time.After(d.stopTimeout + stopGrace): // work keeps to the time by itself
+		stopReporting()
+		return fmt.Errorf("%w %v: work in hand goes back to the broker", errStopTimeout, d.stopTimeout)
 	}
 }
+
+// stopGrace is how long the end may take beyond the stop timeout, when
+// connections are cut and the broker is told.
+const stopGrace = 5 * time.Second
+
+var errStopTimeout = errors.New("could not stop within")
 
 // awaitReady waits for Ready with Patience.
 func (d *Daemon) awaitReady(ctx context.Context) {
@@ -212,54 +285,5 @@ func (d *Daemon) awaitReady(ctx context.Context) {
 		case <-ticker.C:
 		case <-ctx.Done():
 		}
-	}
-}
-
-// How often is looked whether the daemon is ready: at the start, for which
-// others wait, and later, for people who look at the status.
-const (
-	readyInterval = 20 * time.Millisecond
-	stillInterval = time.Second
-)
-
-// reportReady tells the service manager when the daemon is ready, and from then
-// on, in its status, whether it still is.
-func (d *Daemon) reportReady(ctx context.Context) {
-	ticker := time.NewTicker(readyInterval)
-	defer ticker.Stop()
-	began := time.Now()
-	for ready, last := false, ""; ctx.Err() == nil; {
-		status := "ready"
-		if d.Ready != nil {
-			if err := d.Ready(); err != nil {
-				// A line break would begin another assignment.
-				status = "waiting: " + strings.ReplaceAll(err.Error(), "\n", "; ")
-			}
-		}
-		impatient := d.Patience > 0 && time.Since(began) > d.Patience
-		switch {
-		case (status == "ready" || impatient) && !ready:
-			ready = true
-			d.Log.Info("ready")
-			d.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
-			ticker.Reset(stillInterval)
-		case status != last:
-			d.notify("STATUS=" + status)
-		}
-		if d.Ready == nil {
-			return
-		}
-		last = status
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// notify tells the service manager, if there is one.
-func (d *Daemon) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		d.Log.Warn("could not notify the service manager", "error", err)
 	}
 }

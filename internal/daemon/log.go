@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 type logConfig struct {
@@ -20,7 +22,7 @@ func (c *logConfig) flags() []cli.Flag {
 			Name:     "log-level",
 			Usage:    "least `LEVEL` of what is logged: debug, info, warn or error",
 			Category: "daemon",
-			Sources:  cli.EnvVars("REVQ_LOG_LEVEL"),
+			Sources:  command.Variable("log-level"),
 			Value:    "info",
 			Validator: func(level string) error {
 				if c.level.UnmarshalText([]byte(level)) != nil {
@@ -33,7 +35,7 @@ func (c *logConfig) flags() []cli.Flag {
 			Name:        "log-format",
 			Usage:       "`FORMAT` of the log, text or json",
 			Category:    "daemon",
-			Sources:     cli.EnvVars("REVQ_LOG_FORMAT"),
+			Sources:     command.Variable("log-format"),
 			Value:       c.format,
 			Destination: &c.format,
 			Validator: func(format string) error {

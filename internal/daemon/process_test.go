@@ -49,12 +49,13 @@ func small(does string) {
 				}
 				return nil
 			}
+			d.Patience = 0
 			return d.Run(ctx, d.Serve(server))
 		}
 	case "fail before it is ready":
 		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
-			d.Ready = func() error { return errors.New("never ready") }
-			return d.Run(ctx, func(context.Context) error { return errors.New("some reason") })
+			d.Ready, d.Patience = func() error { return errors.New("never ready") }, 0
+			return d.Run(ctx, func(context.Context) error { return errors.New("some reason\nand another one") })
 		}
 	case "be busy": // until it is killed, or what is in the background has gone on for too long
 		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
@@ -78,6 +79,43 @@ func small(does string) {
 				return nil
 			}
 			return d.Run(ctx, work, background)
+		}
+	case "hang": // while there is the file named by the variable HANG
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			hung := 0
+			d.Alive = []func() error{func() error { return nil }, func() error {
+				if _, err := os.Stat(os.Getenv("HANG")); err != nil {
+					return nil
+				}
+				hung++
+				d.Log.Info(fmt.Sprintf("looked %d times while it hung", hung))
+				return errors.New("the reader\nand another one")
+			}}
+			return d.Run(ctx, d.Serve(server))
+		}
+	case "count looks":
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			looks := 0
+			d.Status = func() string {
+				looks++
+				d.Log.Info(fmt.Sprintf("looked %d times", looks))
+				return fmt.Sprintf("%d looks", looks)
+			}
+			return d.Run(ctx, d.Serve(server))
+		}
+	case "panic":
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			return d.Run(ctx, func(context.Context) error { panic("a bug") })
+		}
+	case "reload": // fails if there is the file named by the variable WRONG
+		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
+			d.Reload = func() error {
+				if _, err := os.Stat(os.Getenv("WRONG")); err == nil {
+					return errors.New("a setting is wrong")
+				}
+				return nil
+			}
+			return d.Run(ctx, d.Serve(server))
 		}
 	case "log":
 		p.Run = func(_ context.Context, d *daemon.Daemon) error {
@@ -108,7 +146,7 @@ func startSmall(t *testing.T, does string, cfg daemontest.Config) *daemontest.Da
 	if cfg.Path, err = os.Executable(); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Env = append(cfg.Env, asDaemon+"="+does)
+	cfg.Env = append(cfg.Env, asDaemon+"="+does, "LISTEN_FDNAMES="+strings.Join(slices.Repeat([]string{"small"}, len(cfg.Sockets)), ":"))
 	return daemontest.Start(t, cfg)
 }
 
@@ -161,7 +199,6 @@ func TestServeSocketsFromSystemd(t *testing.T) {
 				// Settings for other hosts, which the unit's sockets win over.
 				Args:    []string{"--sites", "9"},
 				Sockets: []daemontest.Socket{first, second},
-				Env:     []string{"LISTEN_FDNAMES=one:two"},
 			})
 			d.WaitReady(t)
 			if tt.want == "served" { // the API has no broker here
@@ -236,13 +273,16 @@ func TestUnusableSocketsFromSystemd(t *testing.T) {
 		env     []string
 		want    string
 	}{
-		{"a datagram socket", []daemontest.Socket{datagrams}, []string{"LISTEN_FDNAMES=revq-api@1"}, `the socket "revq-api@1" from systemd: it does not listen`},
+		{"a datagram socket", []daemontest.Socket{datagrams}, nil, `the socket "revq-api" from systemd: it does not listen`},
 		{"a connection, as by Accept=yes", []daemontest.Socket{connection.(*net.TCPConn)}, nil, "it does not listen"},
-		{"one of two", []daemontest.Socket{good, datagrams}, []string{"LISTEN_FDNAMES=one:two"}, `the socket "two" from systemd`},
+		{"one of two", []daemontest.Socket{good, datagrams}, nil, "it does not listen"},
+		{"another daemon's", []daemontest.Socket{good}, []string{"LISTEN_FDNAMES=revq-socket"}, `handed over the socket "revq-socket", and not one for revq-api: give its .socket unit FileDescriptorName=revq-api`},
+		{"one of two another's", []daemontest.Socket{good, good}, []string{"LISTEN_FDNAMES=revq-api:revq-api@1.socket"}, `handed over the socket "revq-api@1.socket"`},
+		{"without a name", []daemontest.Socket{good}, []string{"LISTEN_FDNAMES="}, `the socket "LISTEN_FD_3", and not one for revq-api`},
 		{"a file", []daemontest.Socket{file(os.DevNull)}, nil, "socket operation on non-socket"},
-		{"none although announced", nil, []string{"LISTEN_FDS=1"}, `the socket "LISTEN_FD_3" from systemd`},
-		{"none, and descriptors of our own", nil, []string{"LISTEN_FDS=2", "CREDENTIALS_DIRECTORY=" + credentials}, "from systemd"},
-		{"one of two missing", []daemontest.Socket{good}, []string{"LISTEN_FDS=2"}, `the socket "LISTEN_FD_4" from systemd`},
+		{"none although announced", nil, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=revq-api"}, `the socket "revq-api" from systemd: `},
+		{"none, and descriptors of our own", nil, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=revq-api:revq-api", "CREDENTIALS_DIRECTORY=" + credentials}, "from systemd"},
+		{"one of two missing", []daemontest.Socket{good}, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=revq-api:revq-api"}, `the socket "revq-api" from systemd: `},
 		{"no number", nil, []string{"LISTEN_FDS=many"}, `systemd announced "many" sockets but handed over none`},
 		{"no socket at all", nil, []string{"LISTEN_FDS=0"}, `systemd announced "0" sockets but handed over none`},
 	} {
@@ -250,15 +290,16 @@ func TestUnusableSocketsFromSystemd(t *testing.T) {
 			t.Parallel()
 			// A free port keeps a daemon that opens ports instead from failing for that reason.
 			d := startAPI(t, daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Sockets: tt.sockets, Env: tt.env})
-			if status := d.Wait(t); status != 1 {
-				t.Errorf("status %d, want 1", status)
+			if status := d.Wait(t); status != 2 {
+				t.Errorf("status %d, want 2: another start does not help", status)
 			}
-			if log := d.Log(); !strings.HasPrefix(log, "revq-api: use the socket") && !strings.HasPrefix(log, "revq-api: systemd announced") ||
-				!strings.Contains(log, tt.want) || strings.Count(log, "\n") != 1 {
+			log := d.Log()
+			if !strings.HasPrefix(log, "revq-api: ") || !strings.Contains(log, tt.want) || strings.Count(log, "\n") != 1 {
 				t.Errorf("said %q, want one line with %q", log, tt.want)
 			}
-			if states := d.States(); len(states) > 0 {
-				t.Errorf("reported %q, want nothing", states)
+			want := []string{"STATUS=failed: " + strings.TrimSuffix(log, "\n"), fmt.Sprintf("ERRNO=%d", int(syscall.EINVAL))}
+			if states := d.States(); !slices.Equal(states, want) {
+				t.Errorf("reported %q, want %q", states, want)
 			}
 		})
 	}
@@ -301,7 +342,7 @@ func TestReadiness(t *testing.T) {
 	d.WaitStates(t, 5)
 	d.Terminate(t)
 	const waiting = "STATUS=waiting: there is no file; and this is another line"
-	want := []string{waiting, "READY=1", "STATUS=ready", waiting, "STATUS=ready", "STOPPING=1"}
+	want := []string{waiting, "READY=1", "STATUS=ready", waiting, "STATUS=ready", "STOPPING=1", "EXTEND_TIMEOUT_USEC=5000000", "STATUS=stopping"}
 	if got := d.States(); !slices.Equal(got, want) {
 		t.Errorf("reported %q, want %q", got, want)
 	}
@@ -324,7 +365,7 @@ func TestFailBeforeReady(t *testing.T) {
 	if status := d.Wait(t); status != 1 {
 		t.Errorf("status %d, want 1", status)
 	}
-	if log := d.Log(); !strings.Contains(log, "small: some reason\n") {
+	if log := d.Log(); !strings.Contains(log, "small: some reason\nand another one\n") {
 		t.Errorf("said %q, want the reason", log)
 	}
 }

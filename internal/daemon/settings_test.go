@@ -45,6 +45,8 @@ var wrongSettings = []struct {
 	{everyDaemon, "--amqp-url " + noBroker + ",amqp://user:" + secret + "@host:port/", "", []string{"URL 2"}},
 	{everyDaemon, "", "REVQ_AMQP_URL=amqp://user:" + secret + "/2@host/", []string{"URL 1"}},
 	{everyDaemon, "", "CREDENTIALS_DIRECTORY=testdata/wrong-credentials", []string{"URL 1"}},
+	{"revq-api revq-socket", "--tls-cert x", "", []string{"give both --tls-cert and --tls-key"}},
+	{"revq-api revq-socket", "--tls-cert no-such --tls-key no-such", "", []string{"load the certificate of --tls-cert and --tls-key: open no-such"}},
 
 	// Addresses.
 	{"revq-api revq-socket", "--sites 0", "", []string{"-sites", "1 to 9"}},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -17,6 +18,9 @@ import (
 // maxSites is what the last digit of a port can tell apart.
 const maxSites = 9
 
+// fromSystemd is what --listen names where systemd has to hand over sockets.
+const fromSystemd = "systemd"
+
 // Sites are the addresses that a daemon listens on: the sockets that systemd
 // hands over; if there are none, what --listen names; if it names nothing, the
 // first sites as --sites says; else the default ones. Site i is port 808i.
@@ -27,34 +31,30 @@ type Sites struct {
 
 	count  int
 	listen []string
+	cert   certificate
 }
 
 // SiteAddress returns the address of site i on all of the host's addresses.
 func SiteAddress(i int) string { return ":808" + strconv.Itoa(i) }
 
 func (s *Sites) flags() []cli.Flag {
-	return []cli.Flag{
-		&cli.IntFlag{
-			Name:        "sites",
-			Usage:       fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()),
-			Category:    "daemon",
-			Sources:     cli.EnvVars("REVQ_SITES"),
-			HideDefault: true,
-			Destination: &s.count,
-			Validator: func(n int) error {
-				if n < 1 || n > maxSites {
-					return fmt.Errorf("%d sites are not possible: give 1 to %d, one for each port from 8081 to 8089", n, maxSites)
-				}
-				return nil
-			},
-		},
+	sites := command.Number("sites", fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()), "daemon", &s.count, 1, maxSites)
+	sites.HideDefault = true
+	return append([]cli.Flag{
+		sites,
 		&cli.StringSliceFlag{
 			Name:        "listen",
-			Usage:       "serve `HOST:PORT` instead (repeatable)",
+			Usage:       "serve `HOST:PORT` instead (repeatable); systemd for nothing but the sockets that it hands over",
 			Category:    "daemon",
-			Sources:     cli.EnvVars("REVQ_LISTEN"),
+			Sources:     command.Variable("listen"),
 			Destination: &s.listen,
 			Validator: func(addresses []string) error {
+				if slices.Contains(addresses, fromSystemd) {
+					if len(addresses) > 1 {
+						return errors.New("systemd excludes other addresses: add them to the .socket unit")
+					}
+					return nil
+				}
 				for _, a := range addresses {
 					_, port, err := net.SplitHostPort(a)
 					if err == nil && port != "" {
@@ -67,7 +67,7 @@ func (s *Sites) flags() []cli.Flag {
 				return nil
 			},
 		},
-	}
+	}, s.cert.flags()...)
 }
 
 func (s *Sites) defaults() string {
@@ -99,8 +99,8 @@ func (s *Sites) addresses() []string {
 	return addresses
 }
 
-// open returns the listeners.
-func (s *Sites) open() (listeners []net.Listener, err error) {
+// open returns the listeners of the daemon called name.
+func (s *Sites) open(name string) (listeners []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, ln := range listeners {
@@ -111,9 +111,12 @@ func (s *Sites) open() (listeners []net.Listener, err error) {
 	if s.count > 0 && len(s.listen) > 0 {
 		return nil, command.Usagef("--sites and --listen exclude each other: list every address with --listen")
 	}
-	handedOver, err := fromSystemd()
+	handedOver, err := handedOver(name)
 	if err != nil || len(handedOver) > 0 {
 		return handedOver, err
+	}
+	if slices.Contains(s.listen, fromSystemd) {
+		return nil, command.Usagef("systemd handed over no sockets: start %s by its .socket unit, or leave out --listen systemd to have it open ports itself", name)
 	}
 	for _, address := range s.addresses() {
 		ln, err := net.Listen("tcp", address)
@@ -125,19 +128,25 @@ func (s *Sites) open() (listeners []net.Listener, err error) {
 	return listeners, nil
 }
 
-// fromSystemd returns the sockets that systemd hands over, none if it does
-// not. Unlike activation.Listeners it does not pass over what is unusable.
-func fromSystemd() ([]net.Listener, error) {
+// handedOver returns the sockets that systemd hands over, none if it does not.
+// They have to have the daemon's name: another name shows that they are meant
+// for another daemon, or that a unit is not as it should be. What is wrong
+// with them is a wrong setting, of a unit, and does not pass by itself. Unlike
+// activation.Listeners it does not pass over what is unusable.
+func handedOver(name string) ([]net.Listener, error) {
 	announced, pid := os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_PID") // gone after the next line
 	files := activation.Files(true)
 	if announced != "" && len(files) == 0 && pid == strconv.Itoa(os.Getpid()) {
-		return nil, fmt.Errorf("systemd announced %q sockets but handed over none", announced)
+		return nil, command.Usagef("systemd announced %q sockets but handed over none", announced)
 	}
 	// All are looked at before any is used: where one is missing, its number
 	// may be that of a descriptor of our own by now, which must stay open.
 	for _, f := range files {
+		if f.Name() != name {
+			return nil, command.Usagef("systemd handed over the socket %q, and not one for %s: give its .socket unit FileDescriptorName=%[2]s, or have it start another service", f.Name(), name)
+		}
 		if err := checkListening(f); err != nil {
-			return nil, fmt.Errorf("use the socket %q from systemd: %w: is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
+			return nil, command.Usagef("use the socket %q from systemd: %w: is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
 		}
 	}
 	var listeners []net.Listener
@@ -150,6 +159,15 @@ func fromSystemd() ([]net.Listener, error) {
 		listeners = append(listeners, ln)
 	}
 	return listeners, nil
+}
+
+// refuseSockets returns an error if systemd hands sockets over to a daemon
+// called name, which does not listen: clients would wait there for ever.
+func refuseSockets(name string) error {
+	if files := activation.Files(true); len(files) > 0 {
+		return command.Usagef("systemd handed over the socket %q, but %s does not listen: remove the .socket unit, or have it start another service", files[0].Name(), name)
+	}
+	return nil
 }
 
 // checkListening returns an error unless f is a socket that takes connections.

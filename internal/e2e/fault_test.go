@@ -142,7 +142,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 
 func (r *trial) units() []*unit { return slices.Concat(r.apis, r.sockets, r.workers) }
 
-func (r *trial) brokerConfig() rabbit.Config {
+func (r *system) brokerConfig() rabbit.Config {
 	cfg := rabbit.DefaultConfig("revq-test")
 	cfg.URLs = []string{r.url}
 	return cfg

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -175,12 +174,14 @@ type follower struct {
 // follow starts listener i, and waits until it has been greeted.
 func (r *trial) follow(i int) *follower {
 	f := &follower{name: fmt.Sprintf("listener %d", i), got: make(map[string]feed.Message)}
-	address := func(n int) string { return (&url.URL{Scheme: "ws", Host: r.sockets[n%len(r.sockets)].site}).String() }
+	var urls []string
+	for n := range r.sockets {
+		urls = append(urls, "ws://"+r.sockets[(i+n)%len(r.sockets)].site)
+	}
 	greeted := make(chan struct{})
 	isGreeted := sync.OnceFunc(func() { close(greeted) })
-	next := i
 	l := &client.Listener{
-		URL:     address(next),
+		URLs:    urls,
 		After:   &feed.Mark{Offset: -1}, // from the beginning: it may be cut off before the first result
 		Silence: 4 * time.Second,        // four pings
 	}
@@ -189,7 +190,7 @@ func (r *trial) follow(i int) *follower {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.connections++
-		f.event("greeted by %s behind %v", l.URL, l.After)
+		f.event("greeted by %s behind %v", l.URL(), l.After)
 		return nil
 	}
 	l.Received = func(m client.Message) error {
@@ -201,9 +202,7 @@ func (r *trial) follow(i int) *follower {
 	l.Lost = func(reason error, wait time.Duration) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.event("lost %s behind %v: %v", l.URL, l.After, reason)
-		next++
-		l.URL = address(next)
+		f.event("lost %s behind %v: %v", l.URL(), l.After, reason)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})

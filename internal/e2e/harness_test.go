@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -88,11 +89,19 @@ func (s *system) startFronts(t *testing.T) {
 	s.socket.WaitReady(t)
 }
 
+// startDaemon starts a daemon, which has to give signs of life whatever the test does to others.
 func (s *system) startDaemon(t *testing.T, name string, sockets []daemontest.Socket, args ...string) *daemontest.Daemon {
 	t.Helper()
-	return daemontest.Start(t, daemontest.Config{
+	d := daemontest.Start(t, daemontest.Config{
 		Path: daemontest.Binary(t, name), Args: args, Sockets: sockets, Env: []string{"REVQ_AMQP_URL=" + s.url},
+		Watchdog: 2 * time.Second,
 	})
+	t.Cleanup(func() {
+		if strings.Contains(d.Log(), "something hangs") {
+			t.Errorf("%s takes itself to hang", name)
+		}
+	})
+	return d
 }
 
 // startWorker starts a worker and waits until it consumes.
@@ -231,6 +240,7 @@ func checkUnavailable(t *testing.T, addr string) error {
 // A listener is connected once: it does not come back by itself.
 type listener struct {
 	conn     *websocket.Conn
+	greeted  feed.Message // with JSON
 	messages chan string
 	err      error // of reading; set before messages is closed
 }
@@ -238,9 +248,15 @@ type listener struct {
 // listen connects to the socket server and takes the greeting.
 func (s *system) listen(t *testing.T, format string) *listener {
 	t.Helper()
+	return s.listenAfter(t, format, "")
+}
+
+// listenAfter is listen behind a mark, if it is not empty.
+func (s *system) listenAfter(t *testing.T, format, after string) *listener {
+	t.Helper()
 	ctx, cancel := timeout(t)
 	defer cancel()
-	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+"/listen_results?format="+format, nil)
+	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+"/listen_results?format="+format+"&after="+after, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,12 +275,52 @@ func (s *system) listen(t *testing.T, format string) *listener {
 	}()
 	first := l.next(t)
 	if format == "json" {
-		first = parse(t, first).Text
+		l.greeted = parse(t, first)
+		first = l.greeted.Text
 	}
 	if first != greeting {
 		t.Fatalf("greeted with %q, want %q", first, greeting)
 	}
 	return l
+}
+
+// events connects as a browser's EventSource does, which has come to after if it is not empty. It returns a function
+// that waits for the next event.
+func (s *system) events(t *testing.T, after string) func() (name string, m feed.Message) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.socketSite+"/listen_results", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	if after != "" {
+		req.Header.Set("Last-Event-ID", after)
+	}
+	res, err := httpClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { res.Body.Close() })
+	lines := bufio.NewScanner(res.Body)
+	return func() (name string, m feed.Message) {
+		t.Helper()
+		for lines.Scan() {
+			switch field, value, _ := strings.Cut(lines.Text(), ": "); field {
+			case "event":
+				name = value
+			case "data":
+				m = parse(t, value)
+			case "":
+				if m.Type != "" { // else it was a comment
+					return name, m
+				}
+			}
+		}
+		t.Fatalf("the events ended: %v", lines.Err())
+		panic("not reached")
+	}
 }
 
 // next returns the next message.

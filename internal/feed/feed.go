@@ -270,6 +270,13 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	return pos, Here
 }
 
+// Last returns the mark of the newest result; its offset is -1 if there is none.
+func (f *Feed) Last() Mark {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
+}
+
 // Join returns where a new listener begins: it gets what is appended from now
 // on, which is behind the mark. The mark's offset is -1 if that is not known
 // yet, or nothing is before.

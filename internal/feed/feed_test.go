@@ -208,6 +208,10 @@ func TestAppendFrameLengths(t *testing.T) {
 	if got, want := string(AppendClose(nil, 1012, "bye")), "\x88\x05\x03\xf4bye"; got != want {
 		t.Errorf("close frame = %q, want %q", got, want)
 	}
+	long := strings.Repeat("x", maxReason-1)
+	if got, want := string(AppendClose(nil, 1012, long+"äöü")), "\x88\x7c\x03\xf4"+long; got != want {
+		t.Errorf("close frame with a long reason = %q, want %q", got, want)
+	}
 }
 
 func TestParseFormat(t *testing.T) {

@@ -1,6 +1,9 @@
 package feed
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"strings"
+)
 
 // An Opcode is the kind of a websocket frame (RFC 6455, section 5.2).
 type Opcode byte
@@ -29,8 +32,15 @@ func AppendFrame(dst []byte, op Opcode, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
+// maxReason is how many bytes the reason in a close frame may have: 125 of a
+// control frame without the status.
+const maxReason = 123
+
 // AppendClose appends a close frame with a status code (RFC 6455, section
-// 7.4) and a reason of at most 123 bytes.
+// 7.4) and a reason, which is cut if it is too long.
 func AppendClose(dst []byte, code uint16, reason string) []byte {
+	if len(reason) > maxReason {
+		reason = strings.ToValidUTF8(reason[:maxReason], "") // not within a character
+	}
 	return AppendFrame(dst, OpClose, append(binary.BigEndian.AppendUint16(nil, code), reason...))
 }

@@ -48,25 +48,29 @@ func BenchmarkPublish(b *testing.B) {
 		}
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
 	})
-	b.Run("Publisher", func(b *testing.B) {
-		p := setup(b).declared().publisher()
-		var next atomic.Int64
-		var wg sync.WaitGroup
-		b.ReportAllocs()
-		b.ResetTimer()
-		for range inFlight {
-			wg.Go(func() {
-				for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-					if err := <-p.PublishTask(task.Task{ID: fmt.Sprint(i), Text: benchText}); err != nil {
-						b.Error(err)
-						return
+	for _, connections := range []int{1, 2, 4, 8} {
+		b.Run(fmt.Sprintf("Publisher/%d", connections), func(b *testing.B) {
+			r := setup(b).declared()
+			r.cfg.PublishConnections = connections
+			p := r.publisher()
+			var next atomic.Int64
+			var wg sync.WaitGroup
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range inFlight {
+				wg.Go(func() {
+					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+						if err := <-p.PublishTask(task.Task{ID: fmt.Sprint(i), Text: benchText}); err != nil {
+							b.Error(err)
+							return
+						}
 					}
-				}
-			})
-		}
-		wg.Wait()
-		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
-	})
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+		})
+	}
 }
 
 // BenchmarkConsume takes and acknowledges tasks one by one.

@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 // DefaultURL is a RabbitMQ on this machine, as it is after installation.
@@ -45,13 +49,22 @@ type Config struct {
 	// repetition with the same id is harmless.
 	ConfirmTimeout time.Duration
 
-	// MaxUnconfirmed is how many messages may wait for confirmation at once;
-	// what comes on top is refused. Default 8,192, a quarter of a second of
-	// what a broker on two cores confirms.
+	// PublishConnections is how many connections messages are published over.
+	// Default 4: a broker works on one connection's messages, and on the
+	// confirmations of one channel, in one process each, and holds back what
+	// comes faster.
+	PublishConnections int
+
+	// MaxUnconfirmed is how many messages may wait for confirmation at once,
+	// over all connections; what comes on top is refused. Default 8,192, a
+	// quarter of a second of what a broker on two cores confirms.
 	MaxUnconfirmed int
 
 	// Topology is what is declared where it is missing.
 	Topology Topology
+
+	credential *credential               // set by Flags; nil if there is none
+	reloaded   *atomic.Pointer[[]string] // what Reload read; shared by all copies of the Config
 }
 
 // DefaultConfig returns the configuration for connections called name.
@@ -66,16 +79,27 @@ func DefaultConfig(name string) Config {
 		ConfirmTimeout: 1500 * time.Millisecond,
 		MaxUnconfirmed: 8192,
 		Topology:       DefaultTopology(),
+
+		PublishConnections: 4,
+		reloaded:           new(atomic.Pointer[[]string]),
 	}
+}
+
+// Patient returns c for a publisher for which nobody waits, and where trying
+// again makes a second result: confirmations have 10 s.
+func (c Config) Patient() Config {
+	c.ConfirmTimeout = 10 * time.Second
+	return c
 }
 
 // Flags returns the command line flags that set how to reach the broker. The
 // URL may also come from the file amqp-url in $CREDENTIALS_DIRECTORY, where
 // systemd puts secrets. Check says whether it is usable.
 func (c *Config) Flags() []cli.Flag {
-	sources := cli.EnvVars("REVQ_AMQP_URL")
+	sources := command.Variable("amqp-url")
 	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
-		sources.Append(cli.Files(filepath.Join(dir, "amqp-url")))
+		c.credential = &credential{path: filepath.Join(dir, "amqp-url")}
+		sources.Append(cli.NewValueSourceChain(c.credential))
 	}
 	return []cli.Flag{
 		&cli.StringSliceFlag{
@@ -92,20 +116,8 @@ func (c *Config) Flags() []cli.Flag {
 // PublishFlags returns the command line flags that set how messages are published.
 func (c *Config) PublishFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.DurationFlag{
-			Name:        "confirm-timeout",
-			Usage:       "`TIME` that a message may wait for the broker's confirmation",
-			Category:    "broker",
-			Sources:     cli.EnvVars("REVQ_CONFIRM_TIMEOUT"),
-			Value:       c.ConfirmTimeout,
-			Destination: &c.ConfirmTimeout,
-			Validator: func(d time.Duration) error {
-				if least := 2 * expiryInterval; d < least {
-					return fmt.Errorf("%v is too short: give %v or more", d, least)
-				}
-				return nil
-			},
-		},
+		command.Duration("confirm-timeout", "`TIME` that a message may wait for the broker's confirmation", "broker", &c.ConfirmTimeout, 2*expiryInterval, 0),
+		command.Number("publish-connections", "`N` connections to publish over", "broker", &c.PublishConnections, 1, 64),
 	}
 }
 
@@ -122,6 +134,53 @@ func (c *Config) Check() error {
 		}
 	}
 	return nil
+}
+
+// A credential is a file with the URL, and knows whether it was needed.
+type credential struct {
+	path string
+	used bool
+}
+
+func (c *credential) Lookup() (string, bool) {
+	text, err := os.ReadFile(c.path)
+	c.used = err == nil
+	return string(text), c.used
+}
+
+func (c *credential) String() string   { return fmt.Sprintf("file %q", c.path) }
+func (c *credential) GoString() string { return c.String() }
+
+// Reload reads the credential file again. What it says holds from the next
+// time that something connects; what is connected stays so. If it is wrong,
+// nothing changes.
+func (c *Config) Reload() error {
+	if c.credential == nil || !c.credential.used {
+		return errors.New("the broker's URL is not from a credential file, and nothing else can change at run time: restart instead")
+	}
+	text, err := os.ReadFile(c.credential.path)
+	if err != nil {
+		return fmt.Errorf("read the credential: %w", err)
+	}
+	fresh := Config{URLs: strings.Split(string(text), ",")}
+	if err := fresh.Check(); err != nil {
+		return err
+	}
+	if slices.Equal(fresh.URLs, c.urls()) {
+		return errors.New("the credential file says the same as before: where systemd does not make it anew for a reload, restart instead")
+	}
+	c.reloaded.Store(&fresh.URLs)
+	return nil
+}
+
+// urls returns the URLs that hold at present.
+func (c *Config) urls() []string {
+	if c.reloaded != nil {
+		if urls := c.reloaded.Load(); urls != nil {
+			return *urls
+		}
+	}
+	return c.URLs
 }
 
 // Login returns the virtual host and the user that the URLs name. They are

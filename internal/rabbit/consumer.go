@@ -26,6 +26,10 @@ func NewConsumer(cfg Config, prefetch int, log *slog.Logger) *Consumer {
 // Ready returns nil while tasks are being consumed, otherwise why not.
 func (c *Consumer) Ready() error { return c.link.Ready() }
 
+// Alive returns an error if the consumer hangs. A broker that does so, and
+// handlers that take their time, are no reason.
+func (c *Consumer) Alive() error { return c.link.Alive() }
+
 // A Delivery is a task on loan from the broker. Exactly one of Ack, Reject,
 // Refuse and Requeue ends the loan. They fail when the session has ended, and
 // then the broker has taken the task back by itself.
@@ -92,8 +96,10 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 
 	for {
+		s.loop.Idle()
 		select {
 		case d, ok := <-deliveries:
+			s.loop.Busy()
 			if !ok {
 				return s.why(nil)
 			}
@@ -101,6 +107,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 		case <-s.ctx.Done():
 			return nil
 		case <-ctx.Done():
+			s.loop.Busy()
 			hung := time.AfterFunc(closeTimeout, func() { s.raw.Close() })
 			err := s.ch.Cancel(tag, false)
 			hung.Stop()
@@ -112,6 +119,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			for d := range deliveries {
 				begin(handleCtx, d)
 			}
+			s.loop.Idle()
 			wait() // their answers go through this session
 			return nil
 		}

@@ -143,7 +143,7 @@ func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan am
 // openAny connects to the first node that answers.
 func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
 	var errs []error
-	for _, url := range cfg.URLs {
+	for _, url := range cfg.urls() {
 		s, err := open(ctx, cfg, url, role)
 		if err == nil {
 			return s, nil

@@ -28,7 +28,9 @@ func fakePipeline(cfg Config) *pipeline {
 
 func published(p *pipeline, id string) chan error {
 	pub := &publication{key: tasksKey, message: text(id), answer: make(chan error, 2)}
-	p.take(pub)
+	if err := p.take(pub); err != nil {
+		pub.settle(err)
+	}
 	return pub.answer
 }
 

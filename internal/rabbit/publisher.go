@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -24,65 +24,66 @@ var (
 	ErrBusy       = errors.New("too many messages wait for the broker's confirmation")
 )
 
-// expiryInterval is how often overdue messages are looked for, and so the most
-// that a publisher waits beyond its ConfirmTimeout.
-const expiryInterval = 50 * time.Millisecond
-
-// stuckTimeout is how far beyond its deadline a message may stay unconfirmed,
-// on a connection that seems alive and is not blocked, before another one is
-// tried: a queue may have lost its leader.
-const stuckTimeout = 30 * time.Second
-
-// repairInterval is the least time between attempts to bring back a queue or
-// binding that was removed under a running publisher.
-const repairInterval = time.Second
-
-// A Publisher publishes tasks and results over a connection of its own. Many
-// goroutines share it: messages go out in a pipeline, and each caller is
-// answered when the broker has confirmed that caller's message.
+// A Publisher publishes tasks and results over connections of its own. Many
+// goroutines share it: messages go out in a pipeline on each connection, and
+// each caller is answered when the broker has confirmed that caller's message.
+// Messages are dealt out to the connections in turn, so they may overtake each
+// other; one whose caller waits for its answer is queued before the next.
 type Publisher struct {
-	link *link
+	lanes []*lane
+	turn  atomic.Uint32
+}
 
-	mu   sync.Mutex
-	pipe *pipeline // nil while there is no session
+// A lane is one of a Publisher's connections.
+type lane struct {
+	link *link
+	pipe atomic.Pointer[pipeline] // nil while there is no session
 }
 
 // NewPublisher returns a Publisher that is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
-	return &Publisher{link: newLink(cfg, "publisher", log)}
+	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections)}
+	cfg.MaxUnconfirmed = max(1, cfg.MaxUnconfirmed/len(p.lanes))
+	for i := range p.lanes {
+		role := "publisher"
+		if len(p.lanes) > 1 {
+			role = fmt.Sprintf("publisher %d", i+1)
+		}
+		p.lanes[i] = &lane{link: newLink(cfg, role, log)}
+	}
+	return p
 }
 
 // Run keeps the publisher connected until ctx ends. Messages not confirmed by
 // then are answered with ErrLost.
 func (p *Publisher) Run(ctx context.Context) error {
-	p.link.run(ctx, func(s *session) error {
-		if err := s.bounded(ctx, func() error { return s.ch.Confirm(false) }); err != nil {
-			return fmt.Errorf("ask for confirmations: %w", err)
-		}
-		pipe := newPipeline(s, p.link.cfg, p.link.log)
-		p.use(pipe)
-		p.link.up()
-		defer p.use(nil)
-		return pipe.run(ctx)
-	})
+	var running sync.WaitGroup
+	for _, l := range p.lanes {
+		running.Go(func() { l.run(ctx) })
+	}
+	running.Wait()
 	return nil
 }
 
-func (p *Publisher) use(pipe *pipeline) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.pipe = pipe
+func (l *lane) run(ctx context.Context) {
+	l.link.run(ctx, func(s *session) error {
+		if err := s.bounded(ctx, func() error { return s.ch.Confirm(false) }); err != nil {
+			return fmt.Errorf("ask for confirmations: %w", err)
+		}
+		pipe := newPipeline(s, l.link.cfg, l.link.log)
+		l.pipe.Store(pipe)
+		l.link.up()
+		defer l.pipe.Store(nil)
+		return pipe.run(ctx)
+	})
 }
 
 // current returns the pipeline of the session, or why there is none.
-func (p *Publisher) current() (*pipeline, error) {
-	p.mu.Lock()
-	pipe := p.pipe
-	p.mu.Unlock()
-	if pipe != nil {
+func (l *lane) current() (*pipeline, error) {
+	if pipe := l.pipe.Load(); pipe != nil {
 		return pipe, nil
 	}
-	if err := p.link.Ready(); err != nil {
+	if err := l.link.Ready(); err != nil {
 		return nil, err
 	}
 	return nil, ErrNotConnected // it begins or ends in this moment
@@ -90,11 +91,37 @@ func (p *Publisher) current() (*pipeline, error) {
 
 // Ready returns nil while messages can be published, otherwise why not.
 func (p *Publisher) Ready() error {
-	pipe, err := p.current()
-	if err != nil {
-		return err
+	return p.any(0, (*pipeline).ready)
+}
+
+// any calls do with one pipeline after the other, from the lane in turn on,
+// until it succeeds. It returns the first error otherwise.
+func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
+	n := uint32(len(p.lanes))
+	for i := range n {
+		pipe, err := p.lanes[(turn+i)%n].current()
+		if err == nil {
+			err = do(pipe)
+		}
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
 	}
-	return pipe.ready()
+	return first
+}
+
+// Alive returns an error if the publisher hangs. A broker that does so is no
+// reason: what it leaves unconfirmed is answered all the same.
+func (p *Publisher) Alive() error {
+	for _, l := range p.lanes {
+		if err := l.link.Alive(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // PublishTask sends t to the workers. The channel gets exactly one value,
@@ -111,302 +138,8 @@ func (p *Publisher) PublishResult(r task.Result) <-chan error {
 
 func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
 	pub := &publication{key: key, message: m, answer: make(chan error, 1)}
-	if pipe, err := p.current(); err != nil {
+	if err := p.any(p.turn.Add(1), func(pipe *pipeline) error { return pipe.take(pub) }); err != nil {
 		pub.settle(err)
-	} else {
-		pipe.take(pub)
 	}
 	return pub.answer
-}
-
-// A publication is a message on its way to its confirmation.
-type publication struct {
-	key      string
-	message  amqp.Publishing
-	deadline time.Time
-	answer   chan error // has room for the one answer
-	settled  bool
-}
-
-// settle answers, once. It is called under the pipeline's lock.
-func (p *publication) settle(err error) {
-	if !p.settled {
-		p.settled = true
-		p.answer <- err
-	}
-}
-
-// A pipeline publishes over one session. One goroutine writes, another one
-// (watch) takes in everything that the broker says; callers only wait for
-// their answer, so that a connection that hangs never holds them up.
-type pipeline struct {
-	s   *session
-	cfg Config
-	log *slog.Logger
-
-	confirms chan amqp.Confirmation
-	returns  chan amqp.Return
-	blocks   chan amqp.Blocking // memory or disk alarm at the broker
-	wake     chan struct{}      // there is something in waiting
-
-	mu      sync.Mutex
-	refusal error          // why nothing is taken now; nil if it is
-	blocked bool           // the broker reads nothing at present
-	waiting []*publication // taken, not handed to the connection yet
-	sent    []*publication // handed to the connection, not confirmed, in the order of their delivery tags
-}
-
-// newPipeline returns a pipeline over s, whose channel is in confirm mode.
-func newPipeline(s *session, cfg Config, log *slog.Logger) *pipeline {
-	return &pipeline{
-		s: s, cfg: cfg, log: log,
-		// amqp091-go drops a notification that nobody takes for five seconds.
-		// There is room for one of each kind for every message under way, so
-		// that its reader never has to wait.
-		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxUnconfirmed)),
-		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxUnconfirmed)),
-		blocks:   s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
-		wake:     make(chan struct{}, 1),
-	}
-}
-
-// take accepts pub into the pipeline, or answers at once why not.
-func (p *pipeline) take(pub *publication) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pub.deadline = time.Now().Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
-	switch {
-	case p.refusal != nil:
-		pub.settle(p.refusal)
-		return
-	case len(p.waiting)+len(p.sent) >= p.cfg.MaxUnconfirmed:
-		pub.settle(ErrBusy)
-		return
-	}
-	p.waiting = append(p.waiting, pub)
-	select {
-	case p.wake <- struct{}{}:
-	default: // the writer has not looked since the last one
-	}
-}
-
-func (p *pipeline) ready() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.refusal
-}
-
-// run works until the session or ctx ends, and answers everyone before it returns.
-func (p *pipeline) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(p.s.ctx, func() { cancel(context.Cause(p.s.ctx)) })
-	defer stop()
-
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := p.write(ctx); err != nil {
-			cancel(err)
-		}
-	})
-	if err := p.watch(ctx); err != nil {
-		cancel(err)
-	}
-	p.abandon(context.Cause(ctx))
-	// The writer may be in the middle of a write to a connection that hangs.
-	p.s.close()
-	wg.Wait()
-	return context.Cause(ctx)
-}
-
-// abandon answers everyone who still waits.
-func (p *pipeline) abandon(reason error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.refusal = fmt.Errorf("%w: %w", ErrNotConnected, reason)
-	for _, pub := range p.waiting {
-		pub.settle(p.refusal)
-	}
-	for _, pub := range p.sent {
-		pub.settle(ErrLost)
-	}
-	p.waiting, p.sent = nil, nil
-}
-
-// write hands to the connection what is waiting.
-func (p *pipeline) write(ctx context.Context) error {
-	for {
-		select {
-		case <-p.wake:
-		case <-ctx.Done():
-			return nil
-		}
-		for _, pub := range p.next() {
-			if _, err := p.s.ch.PublishWithDeferredConfirm(Exchange, pub.key, true, false, pub.message); err != nil {
-				err = fmt.Errorf("publish: %w", err)
-				if errors.Is(err, amqp.ErrClosed) {
-					err = p.s.why(err)
-				}
-				return err
-			}
-		}
-	}
-}
-
-// next moves all that is waiting to sent, in the order in which it will be
-// written, and returns it. What was answered already (overdue) is left out.
-func (p *pipeline) next() []*publication {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	batch := make([]*publication, 0, len(p.waiting))
-	for _, pub := range p.waiting {
-		if !pub.settled {
-			batch = append(batch, pub)
-		}
-	}
-	clear(p.waiting)
-	p.waiting = p.waiting[:0]
-	p.sent = append(p.sent, batch...)
-	return batch
-}
-
-// watch takes in what the broker says, and answers whoever waited too long.
-func (p *pipeline) watch(ctx context.Context) error {
-	expiry := time.NewTicker(expiryInterval)
-	defer expiry.Stop()
-	returned := make(map[string]int) // by message id; unroutable, not confirmed yet
-	var repaired time.Time
-	var tag uint64
-	for {
-		select {
-		case c, ok := <-p.confirms:
-			if !ok {
-				return p.s.why(errors.New("the channel was closed"))
-			}
-			if tag++; c.DeliveryTag != tag {
-				return fmt.Errorf("confirmation %d came where %d was due", c.DeliveryTag, tag)
-			}
-			// The broker returns a message before it confirms it, so the
-			// return is there already if there is one.
-			p.drainReturns(returned)
-			if unroutable := p.confirmed(c.Ack, returned); unroutable && time.Since(repaired) > repairInterval {
-				repaired = time.Now()
-				go p.repair()
-			}
-		case b, ok := <-p.blocks:
-			if !ok {
-				return p.s.why(errors.New("the connection was closed"))
-			}
-			p.setBlocked(b)
-		case now := <-expiry.C:
-			if p.expire(now) {
-				return fmt.Errorf("the broker has left a message unconfirmed for %v", stuckTimeout)
-			}
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-func (p *pipeline) drainReturns(returned map[string]int) {
-	for {
-		select {
-		case r, ok := <-p.returns:
-			if !ok {
-				return // closed with the session, whose last confirmations are still being taken in
-			}
-			returned[r.MessageId]++
-		default:
-			return
-		}
-	}
-}
-
-// confirmed answers the oldest publication that was sent, and says whether it
-// came back as unroutable.
-func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pub := p.sent[0]
-	p.sent[0] = nil
-	p.sent = p.sent[1:]
-	id := pub.message.MessageId
-	switch {
-	case returned[id] > 0:
-		if returned[id]--; returned[id] == 0 {
-			delete(returned, id)
-		}
-		unroutable = true
-		pub.settle(ErrUnroutable)
-	case ack:
-		pub.settle(nil)
-	default:
-		pub.settle(ErrRefused)
-	}
-	p.review()
-	return unroutable
-}
-
-// setBlocked answers everyone when the broker stops reading: their messages
-// may arrive later, but nobody knows when.
-func (p *pipeline) setBlocked(b amqp.Blocking) {
-	if b.Active {
-		p.log.Warn("the broker takes no messages", "reason", b.Reason)
-	} else {
-		p.log.Info("the broker takes messages again")
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.blocked = b.Active
-	if b.Active {
-		p.settleAll(func(*publication) bool { return true }, ErrBlocked)
-	}
-	p.review()
-}
-
-// expire answers everyone whose time is over. It returns true when the broker
-// is so late with one that the session is not worth keeping.
-func (p *pipeline) expire(now time.Time) (stuck bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.settleAll(func(pub *publication) bool { return now.After(pub.deadline) }, ErrTimeout)
-	p.review()
-	return !p.blocked && len(p.sent) > 0 && now.Sub(p.sent[0].deadline) > stuckTimeout
-}
-
-func (p *pipeline) settleAll(which func(*publication) bool, err error) {
-	for _, list := range [][]*publication{p.sent, p.waiting} {
-		for _, pub := range list {
-			if !which(pub) {
-				break // they are in the order of their deadlines
-			}
-			pub.settle(err)
-		}
-	}
-}
-
-// review decides whether more messages are taken: not while the broker says
-// that it reads nothing, and not while it leaves a message unconfirmed that
-// its publisher has given up, since the next one would fare no better.
-func (p *pipeline) review() {
-	switch {
-	case p.blocked:
-		p.refusal = ErrBlocked
-	case len(p.sent) > 0 && p.sent[0].settled:
-		p.refusal = ErrTimeout
-	default:
-		p.refusal = nil
-	}
-}
-
-// repair brings back what was deleted at the broker while we are connected.
-func (p *pipeline) repair() {
-	err := p.s.bounded(p.s.ctx, func() error { return p.s.repair(p.cfg.Topology) })
-	if p.s.ctx.Err() != nil {
-		return // the next session looks again
-	}
-	if err != nil {
-		p.log.Error("a message was unroutable, and what is missing could not be declared: run `revq setup` as one who may", "error", err)
-		return
-	}
-	p.log.Warn("a message was unroutable: declared what was missing at the broker")
 }

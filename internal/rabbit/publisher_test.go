@@ -294,7 +294,7 @@ func TestNotConnected(t *testing.T) {
 	p := NewPublisher(r.cfg, r.log)
 	publish := func() <-chan error { return p.PublishTask(newTask(1)) }
 	r.answeredWithin(atOnce, publish, ErrNotConnected) // before Run
-	p.link.cfg.URLs = []string{"amqp://revq:secret@127.0.0.1:1/"}
+	p.lanes[0].link.cfg.URLs = []string{"amqp://revq:secret@127.0.0.1:1/"}
 	r.run(p.Run)
 	eventually(t, "told why", func() error {
 		if err := p.Ready(); !strings.Contains(err.Error(), "connect to 127.0.0.1:1: ") || !strings.Contains(err.Error(), "connection refused") {
@@ -342,4 +342,49 @@ func TestWrongPassword(t *testing.T) {
 			t.Errorf("a password is shown: %s", said)
 		}
 	}
+}
+
+// A connection that breaks off takes its own messages along, and nobody else's.
+func TestPublishingOverSeveralConnections(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	r.cfg.PublishConnections = 4
+	r.cfg.RetryMin, r.cfg.RetryMax = patience, patience // it stays away
+	p := r.publisher()
+	eventually(t, "connected", func() error {
+		for _, l := range p.lanes {
+			if _, err := l.current(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	published := func(from, to int) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			if err := r.answered(p.PublishTask(newTask(i))); err != nil {
+				t.Errorf("PublishTask(%d) = %v", i, err)
+			}
+		}
+	}
+	published(0, 40)
+	for broken, l := range p.lanes[:3] {
+		pipe, err := l.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pipe.s.raw.Close()
+		eventually(t, "noticed", func() error {
+			if l.pipe.Load() != nil {
+				return errors.New("the connection is still there")
+			}
+			return nil
+		})
+		if err := p.Ready(); err != nil {
+			t.Errorf("Ready without %d of 4 connections = %v", broken+1, err)
+		}
+		published(40*(broken+1), 40*(broken+2))
+	}
+	r.take(TasksQueue, 160)
+	r.empty(TasksQueue)
 }

@@ -23,23 +23,24 @@ const (
 	// stream an acknowledgement only means that more may be sent.
 	readerAckEvery = readerPrefetch / 4
 
-	// quiet is how long nothing comes once the stream has been read to its
-	// end; the stream itself does not mark it.
-	quiet = 100 * time.Millisecond
+	// quiet is how long nothing comes of a stream that has been read to its
+	// end, before the broker is asked for a sign of life, and again after that
+	// sign: the stream itself does not mark its end, nor that it is empty.
+	quiet = 20 * time.Millisecond
 
 	// silence is how long nothing may come of a stream, after which the broker
 	// is asked for a sign of life, and again as long after that sign, before
 	// the stream is taken to have nothing there. The silence alone may be that
 	// of a broker, or of this process, that hung.
 	silence = 2 * time.Second
-
-	// emptyPatience is the same for a stream of which nothing is known yet. If
-	// it was only slow, all of the past is read, and taken for new.
-	emptyPatience = 150 * time.Millisecond
 )
 
 // errMissing means that a reader cannot go on where it was.
-var errMissing = errors.New("the broker no longer has the last result received: it keeps too little, or its stream of results was made anew")
+var errMissing = errors.New("the last result received is no longer there: too few are kept, or the stream was made anew")
+
+// errNotEmpty means that a stream was taken for empty and was not: otherwise
+// all that it holds would be taken for new.
+var errNotEmpty = errors.New("the stream of results began with old ones, though it had seemed to be empty")
 
 // A Follower takes in what a Reader reads. Its methods are called one at a time.
 type Follower interface {
@@ -68,6 +69,7 @@ type Reader struct {
 
 	// Where the reader stands.
 	begun  bool
+	empty  bool   // nothing seemed to be in the stream at first, nor has come since
 	newest int64  // near the end of the stream as it was at first
 	from   int64  // where to begin, if nothing was received yet
 	last   int64  // offset of the last result; -1: nothing was received yet
@@ -83,18 +85,19 @@ func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 // Ready returns nil while the stream is being followed, otherwise why not.
 func (r *Reader) Ready() error { return r.link.Ready() }
 
+// Alive returns an error if the reader hangs. A broker that does so is no reason.
+func (r *Reader) Alive() error { return r.link.Alive() }
+
 // Current returns nil while the stream is being followed and all results that
 // were in it at first have been passed on, otherwise why not.
 func (r *Reader) Current() error {
 	if err := r.link.Ready(); err != nil {
 		return err
 	}
-	select {
-	case <-r.live:
-		return nil
-	default:
+	if !r.isLive() {
 		return errors.New("the results of the past are being read")
 	}
+	return nil
 }
 
 // Run follows the stream until ctx ends.
@@ -103,7 +106,7 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 		err := r.follow(ctx, s, f)
 		if errors.Is(err, errMissing) {
 			f.AppendGap(err.Error())
-			r.newest, r.from, r.last, r.lastID = -1, 0, -1, ""
+			r.empty, r.newest, r.from, r.last, r.lastID = false, -1, 0, -1, ""
 		}
 		return err
 	})
@@ -117,7 +120,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		if err != nil {
 			return err
 		}
-		r.begun, r.newest, r.from = true, newest, max(0, newest-r.backlog)
+		r.begun, r.empty, r.newest, r.from = true, newest < 0, newest, max(0, newest-r.backlog)
 	}
 	// What was received last is asked for again: if it is there, and is the
 	// same, then nothing is missing.
@@ -133,6 +136,9 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	if !meeting {
 		r.link.up()
 	}
+	if r.empty {
+		r.setLive(f)
+	}
 	idle := time.NewTimer(quiet)
 	if meeting {
 		idle.Reset(silence)
@@ -140,8 +146,10 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	defer idle.Stop()
 	unacked, alive := 0, false
 	for {
+		s.loop.Idle()
 		select {
 		case d, ok := <-deliveries:
+			s.loop.Busy()
 			if !ok {
 				return s.why(nil)
 			}
@@ -155,9 +163,10 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 				}
 				meeting = false
 				r.link.up()
-			} else {
-				r.pass(m, f)
+			} else if err := r.pass(m, f); err != nil {
+				return err
 			}
+			alive = false
 			if unacked++; unacked == readerAckEvery {
 				unacked = 0
 				if err := d.Ack(true); err != nil {
@@ -166,31 +175,41 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			}
 			idle.Reset(quiet)
 		case <-idle.C:
+			s.loop.Busy()
+			wait := quiet
+			if meeting {
+				wait = silence
+			}
 			switch {
-			case meeting && alive:
-				return errMissing
-			case meeting:
+			case !meeting && r.isLive():
+				continue
+			case !alive:
 				if err := s.alive(ctx, s.ch); err != nil {
 					return err
 				}
 				alive = true
-				idle.Reset(silence)
+			case meeting:
+				return errMissing
 			case r.last >= r.newest:
 				r.setLive(f)
-			default: // the broker is slow
-				idle.Reset(quiet)
 			}
+			idle.Reset(wait)
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-func (r *Reader) pass(m entry, f Follower) {
+func (r *Reader) pass(m entry, f Follower) error {
+	if r.empty && m.result.Done.Before(r.started) {
+		r.begun = false
+		return errNotEmpty
+	}
+	r.empty = false
 	r.last, r.lastID = m.offset, m.id
 	if m.invalid != nil {
 		r.log.Error("a result that cannot be read was left out", "offset", m.offset, "id", m.id, "error", m.invalid)
-		return
+		return nil
 	}
 	// What is younger than this reader is not of the past, for those who were
 	// there before it was connected. And under load the stream is never quiet.
@@ -198,6 +217,16 @@ func (r *Reader) pass(m entry, f Follower) {
 		r.setLive(f)
 	}
 	f.Append(m.offset, m.result)
+	return nil
+}
+
+func (r *Reader) isLive() bool {
+	select {
+	case <-r.live:
+		return true
+	default:
+		return false
+	}
 }
 
 func (r *Reader) setLive(f Follower) {
@@ -288,7 +317,7 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 				m, err := decodeEntry(d)
 				offset = m.offset
 				return err
-			case <-time.After(emptyPatience):
+			case <-time.After(quiet):
 				if alive {
 					offset = -1
 					return nil

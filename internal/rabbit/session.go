@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/liveness"
 )
 
 // ErrNotConnected means that there is no session with the broker at present.
@@ -20,13 +22,13 @@ const (
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second
 
-	// writeTimeout bounds one write to the broker. A broker that takes
-	// nothing for longer is as good as dead, and heartbeats say so too.
-	writeTimeout = 15 * time.Second
-
 	// answerTimeout bounds what is asked of the broker while a session is set
 	// up. Declaring a queue in a busy cluster takes seconds.
 	answerTimeout = 30 * time.Second
+
+	// loopLimit is far beyond all of these: what a link does that lasts longer
+	// does not end any more.
+	loopLimit = 2 * time.Minute
 )
 
 // errEnded is the cause of the end of a session that we ended ourselves.
@@ -39,7 +41,8 @@ var errEnded = errors.New("the session was closed")
 type session struct {
 	conn *amqp.Connection
 	ch   *amqp.Channel
-	raw  net.Conn // below conn
+	raw  net.Conn       // below conn
+	loop *liveness.Loop // of the link that the session is of; may be nil
 
 	// ctx ends with the session; its cause says why.
 	ctx context.Context
@@ -51,14 +54,21 @@ type link struct {
 	cfg  Config
 	role string // what the connection is for
 	log  *slog.Logger
+	loop *liveness.Loop // run, and what it calls
 
 	mu  sync.Mutex
 	err error // why there is no session; nil while there is one
 }
 
 func newLink(cfg Config, role string, log *slog.Logger) *link {
-	return &link{cfg: cfg, role: role, log: log.With("connection", role), err: ErrNotConnected}
+	return &link{
+		cfg: cfg, role: role, log: log.With("connection", role),
+		loop: liveness.New("the "+role+"'s loop", loopLimit), err: ErrNotConnected,
+	}
 }
+
+// Alive returns an error if the link hangs. A broker that does so is no reason.
+func (l *link) Alive() error { return l.loop.Alive() }
 
 // Ready returns nil while the link has a working session, otherwise an
 // ErrNotConnected that says why not.
@@ -81,10 +91,13 @@ func (l *link) setState(err error) {
 // and again until ctx ends. use returns when it or the session ends. run
 // returns when the last use has returned; it does not give up by itself.
 func (l *link) run(ctx context.Context, use func(*session) error) {
+	defer l.loop.Idle()
 	wait := l.cfg.RetryMin
 	for try := 0; ctx.Err() == nil; try++ {
-		url := l.cfg.URLs[try%len(l.cfg.URLs)]
+		urls := l.cfg.urls()
+		url := urls[try%len(urls)]
 		began := time.Now()
+		l.loop.Busy()
 		err := l.once(ctx, url, use)
 		l.setState(err)
 		if ctx.Err() != nil {
@@ -112,7 +125,9 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", host(url), err)
 	}
+	s.loop = l.loop
 	defer s.close()
+	defer s.loop.Busy()
 	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology) })
 	if err == nil {
 		l.log.Info("connected to the broker", "broker", host(url))
@@ -151,14 +166,16 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		Heartbeat:  cfg.Heartbeat,
 		Locale:     "en_US",
 		Properties: properties,
-		Dial: func(network, addr string) (_ net.Conn, err error) {
+		Dial: func(network, addr string) (net.Conn, error) {
 			var d net.Dialer
-			if raw, err = d.DialContext(ctx, network, addr); err != nil {
+			conn, err := d.DialContext(ctx, network, addr)
+			if err != nil {
 				return nil, err
 			}
+			raw = gather(conn)
 			// The handshake knows no context: closing the connection ends it.
 			stop = context.AfterFunc(ctx, func() { raw.Close() })
-			return &boundedConn{raw}, nil
+			return raw, nil
 		},
 	})
 	var ch *amqp.Channel
@@ -221,6 +238,7 @@ func (s *session) watch(connection, channel <-chan *amqp.Error, cancelled <-chan
 // when ctx ends or no answer comes: amqp091-go's calls wait for either for
 // as long as there are heartbeats.
 func (s *session) bounded(ctx context.Context, do func() error) error {
+	s.loop.Busy()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
@@ -266,15 +284,4 @@ func (s *session) close() {
 	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
 	s.end(errEnded)
 	s.conn.Close() // its error tells that the connection had ended already
-}
-
-// A boundedConn never waits for ever to write: amqp091-go sets no deadline,
-// and a publisher stuck in a write holds its channel's lock.
-type boundedConn struct{ net.Conn }
-
-func (c *boundedConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
 }

@@ -53,6 +53,7 @@ func setupOn(t testing.TB, n *node.Node) *rig {
 		}
 	})
 	r.cfg = DefaultConfig("test")
+	r.cfg.PublishConnections = 1 // so that a test has the one in its hands
 	r.cfg.URLs = []string{r.url}
 	r.cfg.RetryMin, r.cfg.RetryMax = 10*time.Millisecond, time.Second
 	r.cfg.ConfirmTimeout = 15 * time.Second // several suites may share the machine

@@ -3,12 +3,12 @@ package rabbit
 import (
 	"errors"
 	"fmt"
-	"math"
 	"regexp"
-	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 // The objects at the broker, and the keys that lead to them. They are the same
@@ -88,13 +88,13 @@ const (
 // fit together.
 func (t *Topology) Flags() []cli.Flag {
 	return []cli.Flag{
-		size(maxTasksFlag, "`N` tasks may wait; what comes on top is answered 503", &t.MaxTasks, 1+beyondLimit, math.MaxInt64),
-		size(deliveryLimitFlag, "`N` attempts may fail before a task goes to the dead letters", &t.DeliveryLimit, 1, 1_000_000),
+		command.Size(maxTasksFlag, "`N` tasks may wait; what comes on top is answered 503", sizes, &t.MaxTasks, 1+beyondLimit, 0),
+		command.Size(deliveryLimitFlag, "`N` attempts may fail before a task goes to the dead letters", sizes, &t.DeliveryLimit, 1, 1_000_000),
 		&cli.StringFlag{
 			Name:        maxAgeFlag,
 			Usage:       "`AGE` up to which results are kept for listeners that resume, a number and one of s, m, h, D, M, Y",
 			Category:    sizes,
-			Sources:     variable(maxAgeFlag),
+			Sources:     command.Variable(maxAgeFlag),
 			Value:       t.ResultsMaxAge,
 			Destination: &t.ResultsMaxAge,
 			Validator: func(age string) error {
@@ -104,39 +104,14 @@ func (t *Topology) Flags() []cli.Flag {
 				return nil
 			},
 		},
-		size(maxBytesFlag, "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, math.MaxInt64),
-		size(segmentBytesFlag, "`BYTES` of the pieces in which old results are dropped", &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
+		command.Size(maxBytesFlag, "`BYTES` of results kept, whatever their age", sizes, &t.ResultsMaxBytes, minSegmentBytes, 0),
+		command.Size(segmentBytesFlag, "`BYTES` of the pieces in which old results are dropped", sizes, &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
 	}
 }
 
 const sizes = "sizes"
 
 var maxAge = regexp.MustCompile(`^[1-9][0-9]{0,8}[YMDhms]$`)
-
-func variable(flag string) cli.ValueSourceChain {
-	return cli.EnvVars("REVQ_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
-}
-
-// size is a flag that takes least to most.
-func size(name, usage string, destination *int64, least, most int64) cli.Flag {
-	return &cli.Int64Flag{
-		Name:        name,
-		Usage:       usage,
-		Category:    sizes,
-		Sources:     variable(name),
-		Value:       *destination,
-		Destination: destination,
-		Validator: func(n int64) error {
-			switch {
-			case n < least:
-				return fmt.Errorf("%d is too little: give %d or more", n, least)
-			case n > most:
-				return fmt.Errorf("%d is too much: give %d or less", n, most)
-			}
-			return nil
-		},
-	}
-}
 
 // Check returns an error if the sizes do not fit together.
 func (t *Topology) Check() error {

@@ -187,14 +187,14 @@ func TestTopologyFlags(t *testing.T) {
 	}{
 		{nil, ""},
 		{[]string{"--max-tasks", "2", "--delivery-limit", "1", "--results-max-age", "7D", "--results-max-bytes", "131072", "--results-segment-bytes", "65536"}, ""},
-		{[]string{"--max-tasks", "1"}, "1 is too little: give 2 or more"},
-		{[]string{"--delivery-limit", "-1"}, "-1 is too little"},
-		{[]string{"--delivery-limit", "1000001"}, "too much: give 1000000 or less"},
+		{[]string{"--max-tasks", "1"}, "must be 2 or more, not 1"},
+		{[]string{"--delivery-limit", "-1"}, "must be 1 to 1000000, not -1"},
+		{[]string{"--delivery-limit", "1000001"}, "must be 1 to 1000000, not 1000001"},
 		{[]string{"--results-max-age", "24"}, `"24" is no age: give a number and one of s, m, h, D, M, Y`},
 		{[]string{"--results-max-age", "1h30m"}, "is no age"},
 		{[]string{"--results-max-age", "0h"}, "is no age"},
-		{[]string{"--results-max-bytes", "1"}, "too little: give 65536 or more"},
-		{[]string{"--results-segment-bytes", "3000000001"}, "too much: give 3000000000 or less"},
+		{[]string{"--results-max-bytes", "1"}, "must be 65536 or more, not 1"},
+		{[]string{"--results-segment-bytes", "3000000001"}, "must be 65536 to 3000000000, not 3000000001"},
 		{[]string{"--results-max-bytes", "20000000"}, "--results-segment-bytes 16777216 cannot keep to --results-max-bytes 20000000, since only whole segments are dropped: give segments of 10000000 or less"},
 	} {
 		topology := DefaultTopology()

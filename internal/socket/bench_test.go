@@ -1,9 +1,17 @@
 package socket
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"net/netip"
+	"os"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,29 +59,33 @@ func setupBench(b *testing.B) (*Server, *bundle) {
 	return bundle.start(b, DefaultConfig()), bundle
 }
 
-// A drain is many listeners that throw away what they get.
+// A drain is many listeners that throw away what they get. They are bare descriptors, so that what this process has in
+// memory is the server's.
 type drain struct {
+	fds   []int
 	total []atomic.Int64 // bytes by listener, without the greeting
+	at    []atomic.Int64 // when the last ones came, in nanoseconds since the clock began
+	clock time.Time
+	close func()
 }
+
+var benchRound atomic.Int64 // each gets a source address of its own: closed ports rest for a minute
 
 func newDrain(b *testing.B, addr string, n int) *drain {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		b.Fatal(err)
 	}
-	d := &drain{total: make([]atomic.Int64, n)}
+	d := &drain{total: make([]atomic.Int64, n), at: make([]atomic.Int64, n), clock: time.Now()}
 	index := make(map[int]int)
+	source := 2 + benchRound.Add(1)%250
 	for i := range n {
-		c, _ := (&bundle{addr: addr}).raw(b)
-		fd, err := descriptor(c)
-		if err != nil {
-			b.Fatal(err)
-		}
+		fd := dialBare(b, addr, [4]byte{127, 0, 0, byte(source)})
 		index[fd] = i
+		d.fds = append(d.fds, fd)
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 			b.Fatal(err)
 		}
-		b.Cleanup(func() { c.Close() })
 	}
 	var done atomic.Bool
 	ended := make(chan struct{})
@@ -88,17 +100,67 @@ func newDrain(b *testing.B, addr string, n int) *drain {
 			}
 			for _, e := range events[:max(n, 0)] {
 				if n, err := unix.Read(int(e.Fd), buf); n > 0 && err == nil {
-					d.total[index[int(e.Fd)]].Add(int64(n))
+					i := index[int(e.Fd)]
+					d.at[i].Store(int64(time.Since(d.clock)))
+					d.total[i].Add(int64(n))
 				}
 			}
 		}
 	}()
-	b.Cleanup(func() {
+	d.close = sync.OnceFunc(func() {
 		done.Store(true)
 		<-ended // or it would poll whatever gets the descriptor next
 		unix.Close(epoll)
+		for _, fd := range d.fds {
+			unix.Close(fd)
+		}
+		*d, index = drain{close: d.close}, nil // the test remembers to call this
 	})
+	b.Cleanup(func() { d.close() })
 	return d
+}
+
+// needFiles has this process open n files, or skips.
+func needFiles(b *testing.B, n int) {
+	b.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		b.Fatal(err)
+	}
+	if limit.Cur >= uint64(n) {
+		return
+	}
+	b.Skipf("%d files cannot be open at once, but %d", n, limit.Cur) // Go has raised it as far as it may
+}
+
+// dialBare listens from an address, and returns when it has been greeted.
+func dialBare(b *testing.B, addr string, from [4]byte) int {
+	b.Helper()
+	to := netip.MustParseAddrPort(addr)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const request = "GET /listen_results HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: from}),
+		unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}))
+	if err == nil {
+		_, err = unix.Write(fd, []byte(request))
+	}
+	var answer [1024]byte
+	for n := 0; err == nil && !bytes.HasSuffix(answer[:n], []byte(Greeting)); {
+		var more int
+		if more, err = unix.Read(fd, answer[n:]); more <= 0 && err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		n += max(more, 0)
+	}
+	if err != nil {
+		b.Fatalf("listen: %v", err)
+	}
+	return fd
 }
 
 // slowest returns how many bytes the slowest listener has got.
@@ -108,4 +170,97 @@ func (d *drain) slowest() int64 {
 		least = min(least, d.total[i].Load())
 	}
 	return least
+}
+
+// BenchmarkLatency appends one result at a time, when all have the one before, and reports after how long it is with
+// half of the listeners, and with 99 of 100. In one case one of them reads nothing, and more has been sent than its
+// buffers hold.
+func BenchmarkLatency(b *testing.B) {
+	for _, tc := range []struct {
+		listeners int
+		stalled   bool
+	}{{1000, false}, {1000, true}, {9900, false}} {
+		name := fmt.Sprint(tc.listeners)
+		if tc.stalled {
+			name += "-and-one-stalled"
+		}
+		b.Run(name, func(b *testing.B) {
+			needFiles(b, 2*tc.listeners+100)
+			s, bundle := setupBench(b)
+			d := newDrain(b, bundle.addr, tc.listeners)
+			if tc.stalled {
+				fd := dialBare(b, bundle.addr, [4]byte{127, 0, 0, 1})
+				defer unix.Close(fd)
+			}
+			log := s.feed.Log(feed.Text)
+			start, offset := int64(log.End()), int64(0)
+			var took []int64
+			one := func(text string) {
+				offset++
+				began := int64(time.Since(d.clock))
+				s.feed.Append(offset, task.Result{ID: fmt.Sprint(offset), Text: text})
+				for d.slowest() < int64(log.End())-start {
+					<-time.After(100 * time.Microsecond)
+				}
+				for i := range d.at {
+					took = append(took, d.at[i].Load()-began)
+				}
+			}
+			for range 200 { // 12 MB
+				if tc.stalled {
+					one(strings.Repeat("x", 60_000))
+				}
+			}
+			took = nil
+			text := strings.Repeat("x", 100)
+			for b.Loop() {
+				one(text)
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2])/1e6, "ms-p50")
+			b.ReportMetric(float64(took[len(took)*99/100])/1e6, "ms-p99")
+		})
+	}
+}
+
+// BenchmarkMemory has 9,900 listeners, as many as 20,000 open files allow, come and go, and reports what each takes of the process's resident memory in the
+// first round, and how much more of it there is after the last round than after the first.
+func BenchmarkMemory(b *testing.B) {
+	const listeners, rounds = 9900, 10
+	needFiles(b, 2*listeners+100)
+	for b.Loop() {
+		s, bundle := setupBench(b)
+		empty := resident(b)
+		var first, after, last int
+		for round := range rounds {
+			d := newDrain(b, bundle.addr, listeners)
+			if round == 0 {
+				first = resident(b)
+			}
+			d.close()
+			for s.Listeners() > 0 {
+				<-time.After(time.Millisecond)
+			}
+			last = resident(b)
+			if round == 0 {
+				after = last
+			}
+		}
+		b.ReportMetric(float64(first-empty)/listeners, "B/listener")
+		b.ReportMetric(float64(last-after)/(1<<10), "KiB-growth")
+	}
+}
+
+// resident returns how much memory this process has, in bytes.
+func resident(b *testing.B) int {
+	debug.FreeOSMemory()
+	var pages, resident int
+	statm, err := os.ReadFile("/proc/self/statm")
+	if err == nil {
+		_, err = fmt.Sscan(string(statm), &pages, &resident)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return resident * os.Getpagesize()
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 // Config limits what listeners may use. DefaultConfig gives a usable one.
@@ -62,16 +64,16 @@ func DefaultConfig() Config {
 // Flags returns the command line flags that set c.
 func (c *Config) Flags() []cli.Flag {
 	return []cli.Flag{
-		number("max-listeners", "REVQ_MAX_LISTENERS", "`N` listeners at once", &c.MaxListeners),
-		number("max-resuming", "REVQ_MAX_RESUMING", "`N` listeners at once that catch up from the broker", &c.MaxResuming),
-		duration("ping-interval", "REVQ_PING_INTERVAL", "`TIME` between signs of life that a listener has to give", &c.PingInterval),
-		duration("write-timeout", "REVQ_WRITE_TIMEOUT", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout),
-		duration("handshake-timeout", "REVQ_HANDSHAKE_TIMEOUT", "`TIME` for the request to listen", &c.HandshakeTimeout),
+		command.Number("max-listeners", "`N` listeners at once", "limits", &c.MaxListeners, 1, 0),
+		command.Number("max-resuming", "`N` listeners at once that catch up from the broker", "limits", &c.MaxResuming, 1, 0),
+		command.Duration("ping-interval", "`TIME` between signs of life that a listener has to give", "limits", &c.PingInterval, time.Second, 0),
+		command.Duration("write-timeout", "`TIME` that a listener may take nothing before it is closed", "limits", &c.WriteTimeout, time.Second, 0),
+		command.Duration("handshake-timeout", "`TIME` for the request to listen", "limits", &c.HandshakeTimeout, time.Second, 0),
 		&cli.StringSliceFlag{
 			Name:        "allow-origin",
 			Usage:       "web `ORIGIN` whose pages may listen, besides this host's own, as https://example.org; * for all (repeatable)",
 			Category:    "limits",
-			Sources:     cli.EnvVars("REVQ_ALLOW_ORIGIN"),
+			Sources:     command.Variable("allow-origin"),
 			Destination: &c.AllowOrigins,
 			Validator: func(origins []string) error {
 				for _, o := range origins {
@@ -81,40 +83,6 @@ func (c *Config) Flags() []cli.Flag {
 				}
 				return nil
 			},
-		},
-	}
-}
-
-func number(name, env, usage string, destination *int) cli.Flag {
-	return &cli.IntFlag{
-		Name:        name,
-		Usage:       usage,
-		Category:    "limits",
-		Sources:     cli.EnvVars(env),
-		Value:       *destination,
-		Destination: destination,
-		Validator: func(n int) error {
-			if n < 1 {
-				return fmt.Errorf("%d is too few: give 1 or more", n)
-			}
-			return nil
-		},
-	}
-}
-
-func duration(name, env, usage string, destination *time.Duration) cli.Flag {
-	return &cli.DurationFlag{
-		Name:        name,
-		Usage:       usage,
-		Category:    "limits",
-		Sources:     cli.EnvVars(env),
-		Value:       *destination,
-		Destination: destination,
-		Validator: func(d time.Duration) error {
-			if d < time.Second {
-				return fmt.Errorf("%v is too short: give 1s or more", d)
-			}
-			return nil
 		},
 	}
 }

@@ -1,6 +1,10 @@
 package socket
 
 import (
+	"bytes"
+	"encoding/binary"
+	"strconv"
+
 	"github.com/revq/revq/internal/feed"
 )
 
@@ -17,9 +21,15 @@ type dialect interface {
 	// answersPings reports whether a listener that is there answers pings.
 	answersPings() bool
 
-	// receive takes in what l has sent. It returns true when l has said
-	// goodbye to ours, so that nobody waits for anything any more.
-	receive(s *shard, l *listener, b []byte) (gone bool)
+	// frameLength returns how many of the bytes b are those of its first frame,
+	// all of which is there.
+	frameLength(b []byte) int
+
+	// receive takes in what l has sent, of which a message may have maxMessage
+	// bytes. It returns true when l has said goodbye to ours, so that nobody
+	// waits for anything any more. parser is for listeners that are between
+	// frames; the zero value, before and after.
+	receive(l *listener, b []byte, maxMessage int, parser *inbound) (gone bool)
 }
 
 // A farewell is why a connection is closed, as in a close frame.
@@ -39,6 +49,7 @@ const (
 
 var (
 	byeFellBehind = farewell{closePolicy, "fell behind: what comes next is no longer kept here, but you may resume"}
+	byeTooSlow    = farewell{closePolicy, "took nothing for too long, but you may resume"}
 	byeTooMuch    = farewell{closePolicy, "listeners are not expected to send that much"}
 	byeRestart    = farewell{closeRestart, "the server restarts: connect again"}
 	byeFull       = farewell{closeTryAgain, "no more listeners are taken: try another site, or later"}
@@ -58,12 +69,23 @@ func (websocketDialect) appendBye(dst []byte, why farewell) []byte {
 
 func (websocketDialect) answersPings() bool { return true }
 
-func (websocketDialect) receive(s *shard, l *listener, b []byte) (gone bool) {
+func (websocketDialect) frameLength(b []byte) int {
+	switch n := int(b[1]); n { // not masked
+	case 126:
+		return 4 + int(binary.BigEndian.Uint16(b[2:]))
+	case 127:
+		return 10 + int(binary.BigEndian.Uint64(b[2:]))
+	default:
+		return 2 + n
+	}
+}
+
+func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *inbound) (gone bool) {
 	in := l.in
 	if in == nil {
-		in = &s.parser
+		in = parser
 	}
-	wrong := in.take(b, s.cfg.MaxMessage, func(op feed.Opcode, payload []byte) {
+	wrong := in.take(b, maxMessage, func(op feed.Opcode, payload []byte) {
 		switch {
 		case op == feed.OpClose && !l.leftAt.IsZero():
 			gone = true
@@ -79,15 +101,15 @@ func (websocketDialect) receive(s *shard, l *listener, b []byte) (gone bool) {
 		wrong = &farewell{closePolicy, "too many pings are not answered yet"}
 	}
 	if wrong != nil {
-		s.dismiss(l, *wrong)
+		l.dismiss(*wrong)
 	}
 	switch {
 	case wrong != nil || in.idle():
 		l.in = nil
-		s.parser = inbound{}
+		*parser = inbound{}
 	case l.in == nil: // the rest of the frame is still to come
 		l.in = in.clone()
-		s.parser = inbound{}
+		*parser = inbound{}
 	}
 	return gone
 }
@@ -114,5 +136,15 @@ func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
 
 func (eventsDialect) answersPings() bool { return false }
 
+func (eventsDialect) frameLength(b []byte) int {
+	const lineBreak = "\r\n"
+	size := bytes.Index(b, []byte(lineBreak))
+	n, err := strconv.ParseUint(string(b[:size]), 16, 32)
+	if err != nil {
+		panic(err) // the log holds nothing but chunks
+	}
+	return size + len(lineBreak) + int(n) + len(lineBreak)
+}
+
 // receive skips everything: such a client has nothing more to say.
-func (eventsDialect) receive(*shard, *listener, []byte) bool { return false }
+func (eventsDialect) receive(*listener, []byte, int, *inbound) bool { return false }

@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"bytes"
 	"net"
 	"time"
 
@@ -9,25 +10,27 @@ import (
 
 // A listener is a connection and its place in a log. It belongs to one shard
 // and is touched by nothing else, so it needs no lock, no goroutine and no
-// buffer; what is below is all that an idle one costs beside its socket.
+// buffer; what is below is all that an idle one costs beside its socket. One
+// whose connection cannot be polled belongs to a plain instead.
 type listener struct {
 	conn  net.Conn // keeps fd open
-	fd    int
-	index int // in the shard's list
+	fd    int      // in a shard
+	index int      // in the shard's list
 
 	dialect dialect
 	log     *feed.Log
-	pos     feed.Position // everything before it has been written; or feed.Pending
+	pos     feed.Position // everything before it has been written, or is in rest; or feed.Pending
 
-	// torn is where the frame ends that was written in part, if it is behind
-	// pos: nothing else may be written before that.
-	torn feed.Position
+	// rest is what is left of a frame that was written in part: nothing else
+	// may be written before that. It is a copy, since the log moves on.
+	rest []byte
 
 	// control holds bytes that go out before anything else from the log:
 	// greeting, ping, pong, close.
 	control []byte
 
 	blockedSince time.Time // when its socket took no more; zero if it does
+	slow         bool      // it was given room for a farewell, since it was blocked for too long
 	pingedAt     time.Time // zero if it has shown itself since
 	heard        int       // bytes received since the last ping
 
@@ -39,3 +42,91 @@ type listener struct {
 // maxControl bounds what a listener can make us owe it: someone who sends
 // pings and reads no pongs is closed.
 const maxControl = 4 << 10
+
+// dismiss has l told why it is closed, as soon as it takes more.
+func (l *listener) dismiss(why farewell) {
+	if !l.leaving {
+		l.leaving = true
+		l.control = l.dialect.appendBye(l.control, why)
+	}
+}
+
+// next returns what is to be written to l, if anything, and whether it comes
+// from the log.
+func (l *listener) next() (b []byte, fromLog bool) {
+	if len(l.rest) > 0 {
+		return l.rest, false
+	}
+	if len(l.control) > 0 || l.leaving {
+		return l.control, false
+	}
+	if l.pos == feed.Pending {
+		if l.pos = l.log.Live(); l.pos == feed.Pending {
+			return nil, false
+		}
+	}
+	b, err := l.log.Read(l.pos)
+	if err != nil {
+		l.dismiss(byeFellBehind)
+		return l.control, false
+	}
+	return b, true
+}
+
+// wrote records that the first n bytes were written of what next has returned.
+// It returns true if these were l's last words.
+func (l *listener) wrote(b []byte, n int, fromLog bool) (last bool) {
+	switch {
+	case fromLog:
+		end := n
+		if n < len(b) {
+			end = frameEnd(l.dialect, b, n)
+		}
+		l.pos += feed.Position(end)
+		l.rest = bytes.Clone(b[n:end])
+	case len(l.rest) > 0:
+		l.rest = l.rest[n:]
+	default:
+		l.control = l.control[n:]
+	}
+	if len(l.rest) == 0 {
+		l.rest = nil
+	}
+	if len(l.control) == 0 {
+		l.control = nil
+	}
+	return l.leaving && l.rest == nil && l.control == nil
+}
+
+// frameEnd returns where the frame ends that byte n-1 is in, of frames that
+// begin with b.
+func frameEnd(d dialect, b []byte, n int) (end int) {
+	for end < n {
+		end += d.frameLength(b[end:])
+	}
+	return end
+}
+
+// receive takes in what l has sent. It returns true when nobody waits for
+// anything any more. parser is for listeners that are between frames.
+func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
+	l.pingedAt = time.Time{}
+	if l.heard += len(b); l.heard > maxHeard {
+		l.dismiss(byeTooMuch)
+	}
+	return l.dialect.receive(l, b, cfg.MaxMessage, parser)
+}
+
+// ping asks l whether it is still there. It returns false if l has not shown
+// itself since it was asked an interval ago.
+func (l *listener) ping(now time.Time, interval time.Duration) (there bool) {
+	switch {
+	case l.leaving:
+	case l.pingedAt.IsZero() || !l.dialect.answersPings():
+		l.pingedAt, l.heard = now, 0
+		l.control = l.dialect.appendPing(l.control)
+	default:
+		return now.Sub(l.pingedAt) < interval
+	}
+	return true
+}

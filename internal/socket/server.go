@@ -13,11 +13,13 @@
 //
 // fasthttp does the handshake; then the connection goes to one of a few
 // shards, and an idle listener is no more than a socket, an entry in an epoll
-// instance and a position in the feed's log.
+// instance and a position in the feed's log. With TLS it goes to the hub, where
+// it has two goroutines.
 package socket
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,11 +29,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/fasthttp/websocket"
 	"github.com/valyala/fasthttp"
-	"golang.org/x/sys/unix"
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/problem"
@@ -56,7 +56,9 @@ type Server struct {
 	upgrader websocket.FastHTTPUpgrader
 
 	source    Source
+	err       error // why there are not enough shards
 	shards    []*shard
+	hub       *hub // for listeners whose connections cannot be polled
 	running   sync.WaitGroup
 	next      atomic.Uint64 // deals listeners out to shards
 	listeners atomic.Int64
@@ -82,7 +84,7 @@ type Source interface {
 
 // New returns a server of what is appended to f from source. Shutdown must be
 // called to release what the server holds.
-func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) (*Server, error) {
+func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.upgrader = websocket.FastHTTPUpgrader{
@@ -110,21 +112,31 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) (*Server, er
 		NoDefaultServerHeader:        true,
 		DisablePreParseMultipartForm: true,
 	}
+	onDrop := func() { s.listeners.Add(-1) }
+	s.hub = newHub(cfg, onDrop)
+	s.running.Go(s.hub.run)
+	f.OnAppend(s.hub.wake)
 	for range runtime.GOMAXPROCS(0) {
-		shard, err := newShard(cfg, log, func() { s.listeners.Add(-1) })
+		shard, err := newShard(cfg, log, onDrop)
 		if err != nil {
-			return nil, fmt.Errorf("start the listeners' poll: %w", err)
+			s.err = fmt.Errorf("start the listeners' poll: %w", err)
+			break
 		}
 		s.shards = append(s.shards, shard)
 		s.running.Go(shard.run)
 		f.OnAppend(shard.wake)
 	}
-	return s, nil
+	return s
 }
 
 // Serve answers requests on ln until Shutdown, then returns nil. It is called
 // once for each site and takes ln over.
-func (s *Server) Serve(ln net.Listener) error { return s.http.Serve(ln) }
+func (s *Server) Serve(ln net.Listener) error {
+	if s.err != nil {
+		return s.err
+	}
+	return s.http.Serve(ln)
+}
 
 // Shutdown takes no more connections, closes the listeners with the status
 // 1012 (service restart), a few at a time, and waits for them to go, until ctx
@@ -136,11 +148,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, shard := range s.shards {
 		shard.close(byeRestart)
 	}
+	hubGone := make(chan struct{})
+	go func() {
+		s.hub.shutdown(byeRestart, ctx.Done())
+		close(hubGone)
+	}()
 	late := context.AfterFunc(ctx, func() {
 		for _, shard := range s.shards {
 			shard.abort()
 		}
 	})
+	<-hubGone
 	s.running.Wait()
 	late()
 	return err
@@ -148,6 +166,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // Listeners returns how many are connected.
 func (s *Server) Listeners() int { return int(s.listeners.Load()) }
+
+// Status says in a few words how many listen, and to what.
+func (s *Server) Status() string {
+	return fmt.Sprintf("%d listeners; offset %d", s.Listeners(), s.feed.Last().Offset)
+}
+
+// Alive returns an error if a shard hangs. Listeners that do so are no reason.
+func (s *Server) Alive() error {
+	errs := []error{s.hub.loop.Alive()}
+	for _, shard := range s.shards {
+		errs = append(errs, shard.loop.Alive())
+	}
+	return errors.Join(errs...)
+}
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
@@ -250,15 +282,12 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 	if wrapped, ok := l.conn.(interface{ UnsafeConn() net.Conn }); ok {
 		l.conn = wrapped.UnsafeConn() // without fasthttp's reader
 	}
-	var err error
-	if l.fd, err = descriptor(l.conn); err != nil {
-		s.log.Error("closed a listener's connection that cannot be polled", "error", err)
-		l.conn.Close()
-		return
+	fd, err := descriptor(l.conn)
+	pollable := err == nil
+	if pollable {
+		l.fd = fd
+		prepareSocket(fd, s.cfg.PingInterval)
 	}
-	// A peer that is gone without a word makes itself felt by then. Without
-	// the option it still does, later.
-	_ = unix.SetsockoptInt(l.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int((2 * s.cfg.PingInterval).Milliseconds()))
 	l.log = s.feed.Log(format)
 	switch {
 	case s.listeners.Add(1) > int64(s.cfg.MaxListeners):
@@ -270,24 +299,13 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 		l.pos, at = s.feed.Join(format)
 		l.control = feed.AppendGreeting(l.control, format, at, Greeting)
 	}
-	if l.conn != nil {
+	switch {
+	case l.conn == nil:
+	case pollable:
 		s.shards[s.next.Add(1)%uint64(len(s.shards))].join(l)
+	default:
+		s.hub.join(l)
 	}
-}
-
-// descriptor returns conn's file descriptor. It stays valid while conn is
-// referred to and not closed.
-func descriptor(conn net.Conn) (fd int, err error) {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
-		return 0, fmt.Errorf("a %T has no file descriptor", conn)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	err = raw.Control(func(f uintptr) { fd = int(f) })
-	return fd, err
 }
 
 // originAllowed lets programs in, which send no Origin, and pages of this host

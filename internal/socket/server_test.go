@@ -3,6 +3,7 @@ package socket
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type bundle struct {
 	feed   *feed.Feed
 	addr   string
 	source *source
+	secure net.Listener // served, too, unless nil
 }
 
 // setup starts a server on a free port.
@@ -40,10 +42,7 @@ func setup(t *testing.T, cfg Config, size feed.Config) (*Server, *bundle) {
 
 func (b *bundle) start(t testing.TB, cfg Config) *Server {
 	t.Helper()
-	s, err := New(cfg, b.feed, b.source, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := New(cfg, b.feed, b.source, slog.New(slog.DiscardHandler))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +50,15 @@ func (b *bundle) start(t testing.TB, cfg Config) *Server {
 	b.addr = ln.Addr().String()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ln) }()
+	if b.secure != nil {
+		other := make(chan error, 1)
+		go func() { other <- s.Serve(b.secure) }()
+		t.Cleanup(func() {
+			if err := <-other; err != nil {
+				t.Errorf("Serve with TLS = %v", err)
+			}
+		})
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 		defer cancel()
@@ -58,9 +66,8 @@ func (b *bundle) start(t testing.TB, cfg Config) *Server {
 		if err := <-served; err != nil {
 			t.Errorf("Serve = %v", err)
 		}
-		if n := s.Listeners(); n != 0 {
-			t.Errorf("%d listeners are counted after the end", n)
-		}
+		// One whose handshake was under way is turned away a moment later.
+		until(t, "nobody is counted", func() bool { return s.Listeners() == 0 })
 	})
 	return s
 }
@@ -99,6 +106,12 @@ func (b *bundle) raw(t testing.TB) (net.Conn, *bufio.Reader) {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(patience))
+	return c, handshake(t, c)
+}
+
+// handshake asks for the results and takes the greeting.
+func handshake(t testing.TB, c net.Conn) *bufio.Reader {
+	t.Helper()
 	fmt.Fprintf(c, "GET /listen_results HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 	r := bufio.NewReader(c)
 	res, err := http.ReadResponse(r, nil)
@@ -108,20 +121,27 @@ func (b *bundle) raw(t testing.TB) (net.Conn, *bufio.Reader) {
 	if op, payload := readFrame(t, r); op != 1 || string(payload) != Greeting {
 		t.Fatalf("first frame is %d %q", op, payload)
 	}
-	return c, r
+	return r
 }
 
-// readFrame reads a short frame.
+// readFrame reads a frame of less than 64 KiB.
 func readFrame(t testing.TB, r *bufio.Reader) (op byte, payload []byte) {
 	t.Helper()
 	var head [2]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		t.Fatal(err)
 	}
-	if head[1] >= 126 {
-		t.Fatalf("frame of length code %d", head[1])
+	length := int(head[1])
+	if length == 126 {
+		var long [2]byte
+		if _, err := io.ReadFull(r, long[:]); err != nil {
+			t.Fatal(err)
+		}
+		length = int(binary.BigEndian.Uint16(long[:]))
+	} else if length > 126 {
+		t.Fatalf("frame of length code %d", length)
 	}
-	payload = make([]byte, head[1])
+	payload = make([]byte, length)
 	if _, err := io.ReadFull(r, payload); err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +415,7 @@ func TestOrigins(t *testing.T) {
 }
 
 // until polls for a state that has no signal of its own.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.After(patience)
 	for !ok() {

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/liveness"
 )
 
 const (
@@ -30,6 +30,10 @@ const (
 	// sent a close frame.
 	closeGrace = 2 * time.Second
 
+	// loopLimit is far beyond what one round takes, which is a write to each
+	// of 100,000 listeners at most.
+	loopLimit = time.Minute
+
 	// pollBatch is how many events one poll takes in.
 	pollBatch = 256
 )
@@ -41,6 +45,7 @@ type shard struct {
 	cfg    Config
 	log    *slog.Logger
 	onDrop func() // called for each listener that is gone
+	loop   *liveness.Loop
 
 	epoll int // file descriptors
 	event int // written to wake the goroutine
@@ -76,7 +81,7 @@ func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
 		unix.Close(epoll)
 		return nil, fmt.Errorf("create an event descriptor: %w", err)
 	}
-	s := &shard{cfg: cfg, log: log, onDrop: onDrop, epoll: epoll, event: event, byFD: make(map[int]*listener)}
+	s := &shard{cfg: cfg, log: log, onDrop: onDrop, loop: liveness.New("a shard of the listeners", loopLimit), epoll: epoll, event: event, byFD: make(map[int]*listener)}
 	if err := s.poll(unix.EPOLL_CTL_ADD, event, unix.EPOLLIN); err != nil {
 		unix.Close(epoll)
 		unix.Close(event)
@@ -140,6 +145,7 @@ func (s *shard) abort() {
 
 // run serves until it is told to stop and all listeners are gone.
 func (s *shard) run() {
+	defer s.loop.Idle()
 	defer s.release()
 	events := make([]unix.EpollEvent, pollBatch)
 	s.now = time.Now()
@@ -149,6 +155,7 @@ func (s *shard) run() {
 		if len(s.toDismiss) > 0 {
 			timeout = min(timeout, dismissTick)
 		}
+		s.loop.Busy() // waiting included, which ends with the next tick
 		n, err := unix.EpollWait(s.epoll, events, int(timeout.Milliseconds())+1)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments can do that
@@ -232,7 +239,7 @@ func (s *shard) dismissDue() {
 		l := s.toDismiss[0]
 		s.toDismiss = s.toDismiss[1:]
 		if s.byFD[l.fd] == l { // it has not gone by itself
-			s.dismiss(l, s.bye)
+			l.dismiss(s.bye)
 			s.send(l)
 		}
 	}
@@ -248,7 +255,7 @@ func (s *shard) admit(l *listener) {
 		return
 	}
 	if !s.stopping.IsZero() {
-		s.dismiss(l, s.bye)
+		l.dismiss(s.bye)
 	}
 	l.index = len(s.listeners)
 	s.listeners = append(s.listeners, l)
@@ -267,22 +274,10 @@ func (s *shard) drop(l *listener) {
 	s.onDrop()
 }
 
-// dismiss has l told why it is closed, as soon as it takes more.
-func (s *shard) dismiss(l *listener, why farewell) {
-	if !l.leaving {
-		l.leaving = true
-		l.control = l.dialect.appendBye(l.control, why)
-	}
-}
-
 // send writes what l has not got yet, as far as its socket takes it.
 func (s *shard) send(l *listener) {
 	for l.blockedSince.IsZero() && l.leftAt.IsZero() {
-		b, fromLog, ok := s.next(l)
-		if !ok {
-			s.drop(l)
-			return
-		}
+		b, fromLog := l.next()
 		if len(b) == 0 {
 			return
 		}
@@ -298,46 +293,11 @@ func (s *shard) send(l *listener) {
 			s.drop(l)
 			return
 		}
-		if fromLog {
-			l.torn = l.pos + feed.Position(len(b))
-			l.pos += feed.Position(n)
-			continue
-		}
-		if l.control = l.control[n:]; len(l.control) > 0 {
-			continue
-		}
-		l.control = nil
-		if l.leaving {
+		if last := l.wrote(b, n, fromLog); last {
 			l.leftAt = s.now
 			unix.Shutdown(l.fd, unix.SHUT_WR) // fails if it has closed already
 		}
 	}
-}
-
-// next returns what is to be written to l, and whether it comes from the log.
-// It is not ok when l cannot be helped: what it got only half of is gone.
-func (s *shard) next(l *listener) (b []byte, fromLog, ok bool) {
-	if l.pos >= l.torn || l.pos == feed.Pending {
-		if len(l.control) > 0 {
-			return l.control, false, true
-		}
-		if l.pos == feed.Pending {
-			if l.pos = l.log.Live(); l.pos == feed.Pending {
-				return nil, false, true
-			}
-		}
-		b, err := l.log.Read(l.pos)
-		if err != nil {
-			s.dismiss(l, byeFellBehind)
-			return l.control, false, true
-		}
-		return b, true, true
-	}
-	b, err := l.log.Read(l.pos)
-	if err != nil {
-		return nil, false, false
-	}
-	return b[:min(len(b), int(l.torn-l.pos))], true, true
 }
 
 // receive takes in what l has sent.
@@ -350,23 +310,31 @@ func (s *shard) receive(l *listener) {
 		s.drop(l)
 		return
 	}
-	l.pingedAt = time.Time{}
-	if l.heard += n; l.heard > maxHeard {
-		s.dismiss(l, byeTooMuch)
-	}
-	if gone := l.dialect.receive(s, l, s.received[:n]); gone {
+	if gone := l.receive(s.received[:n], &s.cfg, &s.parser); gone {
 		s.drop(l)
 		return
 	}
 	s.send(l)
 }
 
-// expire drops those who take nothing, or do not go.
+// expire gives up those who take nothing, and drops those who do not go.
 func (s *shard) expire() {
 	for _, l := range s.backwards() {
-		if !l.blockedSince.IsZero() && s.now.Sub(l.blockedSince) > s.cfg.WriteTimeout ||
-			!l.leftAt.IsZero() && s.now.Sub(l.leftAt) > closeGrace {
+		switch {
+		case !l.leftAt.IsZero() && s.now.Sub(l.leftAt) > closeGrace:
 			s.drop(l)
+		case l.blockedSince.IsZero() || s.now.Sub(l.blockedSince) <= s.cfg.WriteTimeout:
+		case l.slow: // even for a farewell there is no room
+			s.drop(l)
+		default:
+			l.slow = true
+			l.dismiss(byeTooSlow)
+			makeRoom(l.fd)
+			l.blockedSince = time.Time{}
+			s.send(l)
+			if !l.blockedSince.IsZero() {
+				s.drop(l)
+			}
 		}
 	}
 }
@@ -379,13 +347,9 @@ func (s *shard) ping() {
 	due := int(float64(len(s.listeners)) * min(1, elapsed.Seconds()/s.cfg.PingInterval.Seconds()))
 	for ; s.pinged < due && s.pinged < len(s.listeners); s.pinged++ {
 		l := s.listeners[s.pinged]
-		switch {
-		case l.leaving:
-		case l.pingedAt.IsZero() || !l.dialect.answersPings():
-			l.pingedAt, l.heard = s.now, 0
-			l.control = l.dialect.appendPing(l.control)
+		if l.ping(s.now, s.cfg.PingInterval) {
 			s.send(l)
-		case s.now.Sub(l.pingedAt) >= s.cfg.PingInterval:
+		} else {
 			s.drop(l)
 		}
 	}

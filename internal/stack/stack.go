@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,12 +34,25 @@ type Config struct {
 	// URLs are those of a broker to use; empty for one of our own.
 	URLs []string
 
-	// FirstPort is the port of API site 1; API site 2 and socket site 3
-	// follow. Default 8081.
+	// FirstPort is the port of API site 1; the other sites of the API and the
+	// socket site follow. Default 8081.
 	FirstPort int
+
+	// APISites and SocketSites are how many sites the API and the socket
+	// server have; one that has none does not run. Default 2 and 1.
+	APISites, SocketSites int
 
 	// Workers is how many run. Default 2.
 	Workers int
+
+	// Env are variables for the daemons, as NAME=VALUE, beside those of this
+	// program, over which they win.
+	Env []string
+
+	// Ready, if it is not nil, is called each time that a daemon is ready,
+	// with its process id and how long its start took. Several calls may come
+	// at once.
+	Ready func(name string, pid int, took time.Duration)
 
 	// FindServer returns the path of the rabbitmq-server script for a broker
 	// of our own. Default node.Find.
@@ -50,7 +64,7 @@ type Config struct {
 
 // DefaultConfig returns what the seed asked for.
 func DefaultConfig(output io.Writer) Config {
-	return Config{FirstPort: 8081, Workers: 2, FindServer: node.Find, Output: output}
+	return Config{FirstPort: 8081, APISites: 2, SocketSites: 1, Workers: 2, FindServer: node.Find, Output: output}
 }
 
 const (
@@ -157,10 +171,10 @@ func (c *Config) check() (server string, err error) {
 			return "", err
 		}
 	}
-	for i := 1; i <= sites; i++ {
+	for i := 1; i <= c.APISites+c.SocketSites; i++ {
 		ln, err := net.Listen("tcp", c.site(i))
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return "", fmt.Errorf("port %d is in use: stop what uses it, or give --first-port PORT with three free ports", c.FirstPort+i-1)
+			return "", fmt.Errorf("port %d is in use: stop what uses it, or give --first-port PORT with %d free ports", c.FirstPort+i-1, c.APISites+c.SocketSites)
 		}
 		if err != nil {
 			return "", fmt.Errorf("cannot listen: %w; give other ports with --first-port", err)
@@ -188,8 +202,6 @@ const (
 	apiBinary    = "revq-api"
 	socketBinary = "revq-socket"
 	workerBinary = "revq-worker"
-
-	sites = 3 // two of the API, one of the socket server
 )
 
 // site returns the address of site i, from 1.
@@ -198,9 +210,18 @@ func (c *Config) site(i int) string {
 }
 
 func (s *Stack) services(urls []string) []service {
-	all := []service{
-		{"api", apiBinary, []string{"--listen", s.cfg.site(1), "--listen", s.cfg.site(2)}, urls},
-		{"socket", socketBinary, []string{"--listen", s.cfg.site(3)}, urls},
+	var all []service
+	api, socket := service{"api", apiBinary, nil, urls}, service{"socket", socketBinary, nil, urls}
+	for i := range s.cfg.APISites {
+		api.args = append(api.args, "--listen", s.cfg.site(i+1))
+	}
+	for i := range s.cfg.SocketSites {
+		socket.args = append(socket.args, "--listen", s.cfg.site(s.cfg.APISites+i+1))
+	}
+	for _, front := range []service{api, socket} {
+		if len(front.args) > 0 {
+			all = append(all, front)
+		}
 	}
 	for i := range s.cfg.Workers {
 		all = append(all, service{fmt.Sprint("worker-", i+1), workerBinary, nil, urls})
@@ -249,7 +270,8 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	cmd := exec.Command(path, d.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// The URL holds a password: others may read command lines.
-	cmd.Env = environment("REVQ_AMQP_URL="+strings.Join(d.urls, ","), "NOTIFY_SOCKET="+notify.path)
+	cmd.Env = environment(slices.Concat(s.cfg.Env, []string{"REVQ_AMQP_URL=" + strings.Join(d.urls, ","), "NOTIFY_SOCKET=" + notify.path})...)
+	began := time.Now()
 	process, err := s.group.Start(cmd)
 	if err != nil {
 		return false, fmt.Errorf("start %s: %w", d.name, err)
@@ -258,6 +280,9 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 		select {
 		case <-notify.ready:
 			notified = true
+			if s.cfg.Ready != nil {
+				s.cfg.Ready(d.name, process.Pid(), time.Since(began))
+			}
 			if first {
 				ready <- struct{}{}
 			}

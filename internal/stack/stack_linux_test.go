@@ -190,7 +190,7 @@ func (p *program) listen() <-chan string {
 	p.t.Helper()
 	received, greeted := make(chan string, 100), make(chan struct{}, 100)
 	l := &client.Listener{
-		URL:      "ws://" + p.site(3),
+		URLs:     []string{"ws://" + p.site(3)},
 		Greeted:  func(client.Message) error { greeted <- struct{}{}; return nil },
 		Received: func(m client.Message) error { received <- m.Text; return nil },
 	}
@@ -289,7 +289,7 @@ func TestCannotStart(t *testing.T) {
 			}
 			err = stack.Run(t.Context(), cfg, neverUp)
 			ln.Close()
-			want := fmt.Sprintf("port %d is in use: stop what uses it, or give --first-port PORT with three free ports", cfg.FirstPort+i)
+			want := fmt.Sprintf("port %d is in use: stop what uses it, or give --first-port PORT with 3 free ports", cfg.FirstPort+i)
 			if err == nil || err.Error() != want {
 				t.Errorf("got %v, want %s", err, want)
 			}

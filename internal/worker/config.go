@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 // Config sets how a worker takes tasks. DefaultConfig gives a usable one.
@@ -32,28 +34,8 @@ func DefaultConfig() Config {
 // Flags returns the command line flags that set c.
 func (c *Config) Flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.IntFlag{
-			Name:        "concurrency",
-			Usage:       "tasks in hand at once",
-			Category:    "job",
-			Sources:     cli.EnvVars("REVQ_CONCURRENCY"),
-			Value:       c.Concurrency,
-			Destination: &c.Concurrency,
-			Validator: func(n int) error {
-				if n < 1 || n > maxConcurrency {
-					return fmt.Errorf("%d tasks at once are not possible: give 1 to %d", n, maxConcurrency)
-				}
-				return nil
-			},
-		},
-		&cli.DurationFlag{
-			Name:        "consumer-timeout",
-			Usage:       "the broker's consumer_timeout, after which it takes a task back",
-			Category:    "broker",
-			Sources:     cli.EnvVars("REVQ_CONSUMER_TIMEOUT"),
-			Value:       c.ConsumerTimeout,
-			Destination: &c.ConsumerTimeout,
-		},
+		command.Number("concurrency", "`TASKS` in hand at once", "job", &c.Concurrency, 1, maxConcurrency),
+		command.Duration("consumer-timeout", "`TIME` after which the broker takes a task back, its consumer_timeout", "broker", &c.ConsumerTimeout, time.Second, 0),
 	}
 }
 

@@ -96,7 +96,7 @@ func (r *rig) work(name string, concurrency int, h worker.Handler) (w *worker.Wo
 	cfg := r.cfg
 	cfg.Name = name
 	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
-	w = worker.New(h, publisher, r.log)
+	w = worker.New(worker.Config{Concurrency: concurrency}, h, publisher, r.log)
 	stopPublisher := r.run(publisher.Run)
 	stopConsumer := r.run(func(ctx context.Context) error {
 		return consumer.Run(ctx, func(ctx context.Context, d *rabbit.Delivery) { w.Handle(ctx, d) })

@@ -47,6 +47,7 @@ const (
 
 // A Worker handles deliveries.
 type Worker struct {
+	cfg     Config
 	handler Handler
 	results Publisher
 	log     *slog.Logger
@@ -56,12 +57,17 @@ type Worker struct {
 
 // New returns a Worker that has tasks handled by h and sends what comes of it
 // to results.
-func New(h Handler, results Publisher, log *slog.Logger) *Worker {
-	return &Worker{handler: h, results: results, log: log}
+func New(cfg Config, h Handler, results Publisher, log *slog.Logger) *Worker {
+	return &Worker{cfg: cfg, handler: h, results: results, log: log}
 }
 
 // Busy returns how many tasks are in hand.
 func (w *Worker) Busy() int { return int(w.busy.Load()) }
+
+// Status says in a few words how much there is to do.
+func (w *Worker) Status() string {
+	return fmt.Sprintf("%d of %d tasks in hand", w.Busy(), w.cfg.Concurrency)
+}
 
 // Handle sees one delivery to its end. ctx ends when the worker is to stop or
 // when the delivery has become void because its session ended: then a task

@@ -88,8 +88,12 @@ type Config struct {
 	// Env is added to Environment.
 	Env []string
 
-	// Sockets are handed over from descriptor 3 on. The test keeps its own copies.
+	// Sockets are handed over from descriptor 3 on, with the program's name
+	// unless Env has other LISTEN_FDNAMES. The test keeps its own copies.
 	Sockets []Socket
+
+	// Watchdog is how soon the daemon is told to give signs of life; 0: not at all.
+	Watchdog time.Duration
 
 	// Attr are attributes of the process, if it needs any.
 	Attr *syscall.SysProcAttr
@@ -112,6 +116,7 @@ func Listen(t testing.TB) (*net.TCPListener, string) {
 // A Daemon is a running program.
 type Daemon struct {
 	name    string
+	notify  *net.UnixAddr
 	process *proc.Process
 	ended   chan struct{} // closed when the program has ended, and all it said is known
 
@@ -148,12 +153,17 @@ func Start(t testing.TB, cfg Config) *Daemon {
 		}
 	})
 	notify := listenNotify(t, filepath.Join(dir, "notify"))
+	d.notify = notify.LocalAddr().(*net.UnixAddr)
 
 	// The shell becomes the program, so that its process id is the one announced.
-	cmd := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`, cfg.Path}, cfg.Args...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$ WATCHDOG_PID=${WATCHDOG_PID-$$}; exec "$0" "$@"`, cfg.Path}, cfg.Args...)...)
 	cmd.Env = Environment("NOTIFY_SOCKET=" + notify.LocalAddr().String())
 	if len(cfg.Sockets) > 0 {
-		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(cfg.Sockets)))
+		names := slices.Repeat([]string{d.name}, len(cfg.Sockets))
+		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(cfg.Sockets)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	}
+	if cfg.Watchdog > 0 {
+		cmd.Env = append(cmd.Env, "WATCHDOG_USEC="+strconv.FormatInt(cfg.Watchdog.Microseconds(), 10))
 	}
 	cmd.Env = append(cmd.Env, cfg.Env...)
 	cmd.Stdout, cmd.Stderr = d, d
@@ -241,6 +251,19 @@ func (d *Daemon) States() []string {
 	return slices.Clone(d.states)
 }
 
+// Notify reports a state in place of the daemon. What the daemon has sent by then comes before it.
+func (d *Daemon) Notify(t testing.TB, state string) {
+	t.Helper()
+	conn, err := net.DialUnix("unixgram", nil, d.notify)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(state)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Pid returns the process id.
 func (d *Daemon) Pid() int { return d.process.Pid() }
 
@@ -262,6 +285,21 @@ func (d *Daemon) WaitState(t testing.TB, prefix string) {
 func (d *Daemon) WaitStates(t testing.TB, n int) {
 	t.Helper()
 	d.wait(t, fmt.Sprintf("reported %d states", n), func() bool { return len(d.states) >= n })
+}
+
+// WaitAgain waits until the daemon has reported, after the first n states, one that begins with prefix. It
+// returns how many it had reported then, with that one.
+func (d *Daemon) WaitAgain(t testing.TB, n int, prefix string) int {
+	t.Helper()
+	d.wait(t, "again reported "+prefix, func() bool {
+		for ; n < len(d.states); n++ {
+			if strings.HasPrefix(d.states[n], prefix) {
+				return true
+			}
+		}
+		return false
+	})
+	return n + 1
 }
 
 // WaitLog waits until the daemon's log contains text.

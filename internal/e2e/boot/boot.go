@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -144,6 +145,35 @@ func (h *Host) awaitBoot(notify *net.UnixConn) error {
 	}
 }
 
+// PID returns what this machine calls the process that has the id inner in the host.
+func (h *Host) PID(t testing.TB, inner string) int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", h.leader))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		status, _ := os.ReadFile(file) // empty for a process that has just ended
+		outer := filepath.Base(filepath.Dir(file))
+		if !strings.Contains(string(status), fmt.Sprintf("\nNSpid:\t%s\t%s\n", outer, inner)) {
+			continue
+		}
+		if in, _ := os.Readlink(filepath.Join("/proc", outer, "ns/pid")); in == namespace {
+			pid, err := strconv.Atoi(outer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("the host has no process %s", inner)
+	return 0
+}
+
 // Path returns where this machine finds a file of the host.
 func (h *Host) Path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.leader, name) }
 
@@ -153,7 +183,7 @@ func (h *Host) Write(t testing.TB, name, content string) {
 	if err := os.MkdirAll(filepath.Dir(h.Path(name)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(h.Path(name), []byte(content), 0o755); err != nil {
+	if err := os.WriteFile(h.Path(name), []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

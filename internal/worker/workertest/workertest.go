@@ -2,10 +2,8 @@
 package workertest
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/rabbit"
@@ -18,14 +16,14 @@ import (
 func FailingWorker() {
 	broker, cfg := rabbit.DefaultConfig("failing-worker"), worker.DefaultConfig()
 	daemon.Main(daemon.Program{
-		Name:  "failing-worker",
-		Usage: "take tasks from the queue, and fail",
-		Flags: slices.Concat(broker.Flags(), broker.PublishFlags(), cfg.Flags()),
-		Check: func() error { return cmp.Or(broker.Check(), cfg.Check(0)) },
+		Name:   "failing-worker",
+		Usage:  "take tasks from the queue, and fail",
+		Flags:  daemon.Flags{broker.Flags(), broker.PublishFlags(), cfg.Flags()},
+		Checks: []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			publisher := rabbit.NewPublisher(broker, d.Log)
 			consumer := rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
-			w := worker.New(failing{}, publisher, d.Log)
+			w := worker.New(cfg, failing{}, publisher, d.Log)
 			d.Ready = consumer.Ready
 			take := func(ctx context.Context, t *rabbit.Delivery) { w.Handle(ctx, t) }
 			return d.Run(ctx, func(ctx context.Context) error { return consumer.Run(ctx, take) }, publisher.Run)

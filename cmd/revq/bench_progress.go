@@ -1,0 +1,54 @@
+//go:build linux
+
+package main
+
+import (
+	"io"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+)
+
+// A benchProgress shows how far `revq bench` is, if that goes to a terminal.
+type benchProgress struct {
+	out  io.Writer // nil for none
+	bar  *progressbar.ProgressBar
+	what string
+}
+
+func newBenchProgress(out io.Writer) *benchProgress {
+	if !isTerminal(out) {
+		out = nil
+	}
+	return &benchProgress{out: out}
+}
+
+// show shows how much of something is done, from 0 to 1.
+func (p *benchProgress) show(what string, done float64) {
+	if p.out == nil {
+		return
+	}
+	const steps = 1000
+	if what != p.what || p.bar == nil {
+		p.end()
+		p.what = what
+		p.bar = progressbar.NewOptions(steps,
+			progressbar.OptionSetWriter(p.out),
+			progressbar.OptionSetDescription(what),
+			progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionSetPredictTime(false),
+			progressbar.OptionClearOnFinish(),
+		)
+		p.bar.RenderBlank() // it waits for some progress otherwise
+	}
+	p.bar.Set(int(done * steps))
+}
+
+// end takes the bar away.
+func (p *benchProgress) end() {
+	if p.bar != nil {
+		p.bar.Finish()
+		p.bar.Clear()
+		p.bar = nil
+	}
+}

@@ -1,0 +1,101 @@
+package bench
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// A Kind is how texts are posted.
+type Kind string
+
+// The kinds that revq's API takes.
+const (
+	Form   Kind = "form"
+	JSON   Kind = "json"
+	Text   Kind = "text"
+	NDJSON Kind = "ndjson" // many in one request
+)
+
+// Kinds are all of them.
+var Kinds = []Kind{Form, JSON, Text, NDJSON}
+
+var mediaTypes = map[Kind]string{
+	Form:   "application/x-www-form-urlencoded",
+	JSON:   "application/json",
+	Text:   "text/plain",
+	NDJSON: "application/x-ndjson",
+}
+
+// appendRequest appends to dst a whole request with texts, of which kinds other than NDJSON take one. The texts
+// consist of letters, digits and characters that look the same in all kinds.
+func appendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []byte {
+	var body strings.Builder
+	for _, text := range texts {
+		switch kind {
+		case Form:
+			body.WriteString("text=" + text)
+		case JSON:
+			body.WriteString(`{"text":"` + text + `"}`)
+		case NDJSON:
+			body.WriteString(`{"text":"` + text + "\"}\n")
+		default:
+			body.WriteString(text)
+		}
+	}
+	path := target.EscapedPath()
+	if path == "" || path == "/" {
+		path = "/queue_reverse_text"
+	}
+	if target.RawQuery != "" {
+		path += "?" + target.RawQuery
+	}
+	return fmt.Appendf(dst, "POST %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: revq-bench\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
+		path, target.Host, mediaTypes[kind], body.Len(), body.String())
+}
+
+// marker is a byte that each text has once, so that it can be counted in what comes out at the other end. No server
+// has it in what it puts around messages.
+const marker = '~'
+
+// marked returns a text of n bytes: letters and a marker.
+func marked(n int) string {
+	const letters = "abcdefghijklmnopqrstuvwxyz"
+	return strings.Repeat(letters, n/len(letters)+1)[:max(n, 1)-1] + string(marker)
+}
+
+// countStatuses adds what an answer says of each text to counts, by HTTP status. A batch's answer has a line for each
+// text.
+func countStatuses(counts map[int]int64, kind Kind, batch, status int, body []byte) {
+	if kind != NDJSON {
+		counts[status]++
+		return
+	}
+	told := 0
+	for line := range bytes.Lines(body) {
+		if bytes.HasPrefix(line, acceptedLine) {
+			counts[http.StatusAccepted]++
+			told++
+			continue
+		}
+		var answer struct {
+			Status int `json:"status"`
+		}
+		if json.Unmarshal(line, &answer) == nil && answer.Status != 0 && answer.Status != http.StatusAccepted {
+			counts[answer.Status]++
+			told++
+		}
+	}
+	if told < batch { // the batch was refused as a whole, or the answer is not as it should be
+		if status == http.StatusAccepted {
+			status = 0
+		}
+		counts[status] += int64(batch - told)
+	}
+}
+
+// acceptedLine begins the line of a text that was accepted.
+var acceptedLine = []byte(`{"status":202,`)

@@ -1,0 +1,93 @@
+package daemon
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
+)
+
+// The flags for TLS, which are also the names of credentials.
+const (
+	certFlag = "tls-cert"
+	keyFlag  = "tls-key"
+)
+
+// reload reads again what may change at run time, or changes nothing.
+func (d *Daemon) reload() error {
+	if d.cert == nil {
+		return d.Reload()
+	}
+	pair, err := d.cert.read()
+	if err != nil {
+		return err
+	}
+	err = d.Reload()
+	if pair == nil {
+		return err
+	}
+	d.cert.current.Store(pair)
+	if err != nil { // the rest may be of a kind that cannot change
+		d.Log.Warn("only the certificate was read again", "error", err)
+	}
+	return nil
+}
+
+// A certificate is what the daemon shows to its clients; without one, it does
+// not speak TLS.
+type certificate struct {
+	certFile, keyFile string
+
+	current atomic.Pointer[tls.Certificate]
+}
+
+func (c *certificate) flags() []cli.Flag {
+	flag := func(name, usage string, destination *string) cli.Flag {
+		value := ""
+		if path := filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), name); filepath.IsAbs(path) {
+			if _, err := os.Stat(path); err == nil {
+				value = path
+			}
+		}
+		return &cli.StringFlag{
+			Name: name, Usage: usage, Category: "daemon", Sources: command.Variable(name),
+			Value: value, HideDefault: true, TakesFile: true, Destination: destination,
+		}
+	}
+	return []cli.Flag{
+		flag(certFlag, "serve TLS with the certificates in `FILE`, the own one first, in PEM; or the credential of this name", &c.certFile),
+		flag(keyFlag, "`FILE` with the private key, in PEM; or the credential of this name", &c.keyFile),
+	}
+}
+
+// read returns what is in the files, nil if none are given.
+func (c *certificate) read() (*tls.Certificate, error) {
+	switch {
+	case c.certFile == "" && c.keyFile == "":
+		return nil, nil
+	case c.certFile == "" || c.keyFile == "":
+		return nil, fmt.Errorf("TLS needs a certificate and its key: give both --%s and --%s", certFlag, keyFlag)
+	}
+	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("load the certificate of --%s and --%s: %w", certFlag, keyFlag, err)
+	}
+	return &pair, nil
+}
+
+// serve returns ln, with TLS if there is a certificate.
+func (c *certificate) serve(ln net.Listener) net.Listener {
+	if c.current.Load() == nil {
+		return ln
+	}
+	return tls.NewListener(ln, &tls.Config{
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil },
+		NextProtos:     []string{"http/1.1"},
+	})
+}

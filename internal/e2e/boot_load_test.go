@@ -1,0 +1,235 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/e2e/boot"
+	"github.com/revq/revq/internal/feed"
+)
+
+// A crowd are clients of a booted host that post without end. Each keeps one connection for as long as the API lets
+// it, and does not try anything again: what fails is counted.
+type crowd struct {
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	accepted []string // ids
+	failed   []string // what went wrong, in full
+	dials    int
+}
+
+// crowdPace is how long a client waits after an answer: some hundred tasks a second, which the workers keep up with.
+const crowdPace = 20 * time.Millisecond
+
+// post starts clients, half of them at each site of the API, whose tasks have ids that begin with prefix.
+func startCrowd(t *testing.T, h *boot.Host, prefix string) *crowd {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &crowd{cancel: cancel}
+	for i := range 8 {
+		client := &poster{host: h, site: apiSites[i%2]}
+		c.running.Go(func() {
+			defer client.close()
+			for n := 0; ctx.Err() == nil; n++ {
+				id := fmt.Sprintf("%s-%d-%d", prefix, i, n)
+				err := client.post(submission(id, "text of "+id))
+				c.mu.Lock()
+				if err == nil {
+					c.accepted = append(c.accepted, id)
+				} else {
+					c.failed = append(c.failed, fmt.Sprintf("%s %s: %v", time.Now().Format("15:04:05.000"), id, err))
+				}
+				c.mu.Unlock()
+				select {
+				case <-time.After(crowdPace):
+				case <-ctx.Done():
+				}
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.dials += client.dials
+		})
+	}
+	t.Cleanup(func() { c.stop() })
+	return c
+}
+
+// count returns how many tasks have been accepted so far.
+func (c *crowd) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.accepted)
+}
+
+// awaitMore waits until more tasks have been accepted than now: the service works.
+func (c *crowd) awaitMore(t *testing.T, n int) {
+	t.Helper()
+	want := c.count() + n
+	await(t, fmt.Sprintf("%d more tasks accepted", n), func() bool { return c.count() >= want })
+}
+
+// stop ends the posts, and returns the ids that were accepted and what has failed.
+func (c *crowd) stop() (accepted, failed []string) {
+	c.cancel()
+	c.running.Wait()
+	return c.accepted, c.failed
+}
+
+// A poster is an HTTP client with one connection, which repeats nothing.
+type poster struct {
+	host  *boot.Host
+	site  string
+	conn  net.Conn
+	r     *bufio.Reader
+	dials int
+}
+
+func (p *poster) close() {
+	if p.conn != nil {
+		p.conn.Close()
+		p.conn = nil
+	}
+}
+
+// post posts a JSON body, and returns an error unless it is answered 202.
+func (p *poster) post(body string) (err error) {
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if p.conn == nil {
+		p.dials++
+		if p.conn, err = p.host.Dial(ctx, "tcp", p.site); err != nil {
+			return err
+		}
+		p.r = bufio.NewReader(p.conn)
+	}
+	if err := p.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(p.conn, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		queuePath, p.site, len(body), body); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(p.r, nil)
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	answer, err := io.ReadAll(res.Body)
+	if err != nil {
+		return fmt.Errorf("read the answer's body: %w", err)
+	}
+	if res.StatusCode != http.StatusAccepted {
+		return fmt.Errorf("answered %d %s", res.StatusCode, answer)
+	}
+	if res.Close {
+		p.close()
+	}
+	return nil
+}
+
+// An ear is `revq listen --json` in a booted host, as the unit ear: it connects again and resumes by itself.
+type ear struct {
+	mu    sync.Mutex
+	times map[string]int // that a result has come, by id
+	other []string       // messages that are not results
+}
+
+func startEar(t *testing.T, h *boot.Host) *ear {
+	t.Helper()
+	e := &ear{times: make(map[string]int)}
+	h.Lines(t, func(line string) {
+		var m feed.Message
+		err := json.Unmarshal([]byte(line), &m)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		switch {
+		case err != nil:
+			e.other = append(e.other, fmt.Sprintf("%s: %v", line, err))
+		case m.Type == feed.TypeResult:
+			e.times[m.ID]++
+		case m.Type != feed.TypeGreeting:
+			e.other = append(e.other, line)
+		}
+	}, "systemd-run", "--quiet", "--pipe", "--collect", "--unit=ear", "revq", "listen", "--json", "--after", "-1")
+	return e
+}
+
+// missing returns which of ids have not come.
+func (e *ear) missing(ids []string) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return e.times[id] > 0 })
+}
+
+// check waits until all results are there, and expects each once and no gap.
+func (e *ear) check(t *testing.T, ids []string) {
+	t.Helper()
+	began := time.Now()
+	for missing := e.missing(ids); len(missing) > 0; missing = e.missing(ids) {
+		if time.Since(began) > patience {
+			t.Fatalf("of %d results %d have not come within %v: %s", len(ids), len(missing), patience, some(missing))
+		}
+		<-time.After(pollEvery)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, n := range e.times {
+		if n > 1 {
+			t.Errorf("the result for %s came %d times", id, n)
+		}
+	}
+	if len(e.other) > 0 {
+		t.Errorf("the listener got more than results: %s", some(e.other))
+	}
+	e.other = nil
+}
+
+// some returns the first of many lines.
+func some(lines []string) string {
+	const most = 5
+	if len(lines) > most {
+		return strings.Join(lines[:most], "\n") + fmt.Sprintf("\nand %d more", len(lines)-most)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// checkNoneFailed ends the posts and expects that all were accepted and have a result.
+func (c *crowd) checkNoneFailed(t *testing.T, e *ear) {
+	t.Helper()
+	accepted, failed := c.stop()
+	if len(failed) > 0 {
+		t.Errorf("of %d requests %d failed:\n%s", len(accepted)+len(failed), len(failed), some(failed))
+	}
+	e.check(t, accepted)
+	t.Logf("%d requests over %d connections, %d failed; every result came once", len(accepted)+len(failed), c.dials, len(failed))
+}
+
+// checkKept ends the posts and expects every task that was accepted to have a result, once; the others may fail.
+func (c *crowd) checkKept(t *testing.T, e *ear) {
+	t.Helper()
+	accepted, failed := c.stop()
+	if len(accepted) == 0 {
+		t.Fatal(errors.New("no task was accepted: " + some(failed)))
+	}
+	e.check(t, accepted)
+	t.Logf("%d requests were accepted and %d not; every result came once", len(accepted), len(failed))
+}

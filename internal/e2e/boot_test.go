@@ -1,0 +1,679 @@
+//go:build linux
+
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/e2e/boot"
+)
+
+var bootRoot = flag.String("boot.root", "/", "directory of the system that TestBoot boots")
+
+// The sites of a booted host, by the numbers of their units.
+var apiSites = []string{"127.0.0.1:8081", "127.0.0.1:8082"}
+
+const (
+	bootSource = "/srv/revq"           // the clone of this repository, in the host
+	bootTarget = "/etc/systemd/system" // where administrators put drop-ins
+
+	// foreign is an address of the host that is neither its loopback address nor the broker's.
+	foreign = "192.0.2.1"
+)
+
+// A bootTest is revq on a booted host.
+type bootTest struct {
+	*boot.Host
+	ear *ear // has been listening since the installation
+}
+
+// revq on a real systemd with Debian's own RabbitMQ, installed and removed with the commands of systemd/README.md.
+// The parts follow one another on the same host.
+func TestBoot(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a host")
+	}
+	t.Parallel()
+	b := &bootTest{Host: boot.Start(t, *bootRoot)}
+	t.Logf("%s; RabbitMQ %s", firstLine(b.Run(t, "systemctl", "--version")), b.Run(t, "rabbitmqctl", "-q", "version"))
+	b.Run(t, "ip", "address", "add", foreign+"/32", "dev", "lo")
+	b.copySource(t)
+	before := b.inventory(t)
+
+	if !t.Run("the documented commands install and start it", b.install) {
+		return
+	}
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"systemd has nothing to say against the units", b.verify},
+		{"the exposure of each service is 1.0 at most", b.exposure},
+		{"the first connection starts a service", b.onDemand},
+		{"a site is open to other hosts", b.otherHosts},
+		{"workers are added and set one by one", b.moreWorkers},
+		{"the status says how a daemon stands", b.status},
+		{"the API restarts 20 times and no request fails", b.restartAPI},
+		{"the socket server restarts and nothing is missed", b.restartSocket},
+		{"an upgrade drops nothing", b.upgrade},
+		{"whatever is killed comes back and nothing is lost", b.kill},
+		{"a crash is no wrong setting", b.crash},
+		{"a worker that hangs is restarted and others do its tasks", b.hang},
+		{"RabbitMQ restarts and nothing is lost", b.restartBroker},
+		{"the daemons start before the broker", b.brokerLate},
+		{"a wrong setting stops a worker", b.wrongWorker},
+		{"a wrong setting leaves the socket open until it is mended", b.wrongAPI},
+		{"memory is limited", b.memory},
+		{"the sandbox forbids the rest", b.sandbox},
+		{"everything stops in time", b.stop},
+		{"nothing tells the secrets", b.secrets},
+	} {
+		t.Run(part.name, part.run)
+	}
+	t.Run("uninstalling leaves nothing", func(t *testing.T) { b.uninstall(t, before) })
+	if t.Failed() {
+		t.Logf("journal:\n%s", b.Run(t, "journalctl", "--no-pager", "--lines=400", "--output=short-precise"))
+	}
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// copySource builds the programs as systemd/README.md says, and puts them into the host with the directory systemd.
+func (b *bootTest) copySource(t *testing.T) {
+	t.Helper()
+	repository, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	clone := b.Path(bootSource)
+	if err := os.MkdirAll(clone, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(filepath.Join(clone, "systemd"), os.DirFS(filepath.Join(repository, "systemd"))); err != nil {
+		t.Fatal(err)
+	}
+	// What the README says to run, but with bin/ in the host.
+	build := strings.Replace(documented(t, "build"), "-o bin/", "-o "+filepath.Join(clone, "bin")+"/", 1)
+	cmd := exec.Command("bash", "-euc", build)
+	cmd.Dir = repository
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", build, err, out)
+	}
+}
+
+// documented returns the commands in systemd/README.md below the mark.
+func documented(t *testing.T, mark string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../systemd/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)<!-- " + mark + " -->\n```sh\n(.*?)```").FindSubmatch(text)
+	if block == nil {
+		t.Fatalf("systemd/README.md has no commands marked %q", mark)
+	}
+	return string(block[1])
+}
+
+// inventory lists all that an installation could leave behind.
+func (b *bootTest) inventory(t *testing.T) string {
+	t.Helper()
+	return b.Shell(t, `find /etc /usr/local /usr/lib/systemd /var/lib /var/cache -xdev -not -path '/var/lib/rabbitmq/*' -not -path '/usr/local/go/*' \
+			\( -type f -printf '%p %m %u %s\n' -o -printf '%p %m %u\n' \) | sort
+		find /run /tmp /var/tmp -iname '*revq*' | sort
+		rabbitmqctl -q list_vhosts; rabbitmqctl -q list_users
+		systemctl list-units --all --plain --no-legend 'revq*'; systemctl list-unit-files --no-legend 'revq*' || :
+		getent passwd; ps -eo comm= | grep revq || :`)
+}
+
+func (b *bootTest) install(t *testing.T) {
+	out := b.Shell(t, "cd "+bootSource+"\n"+documented(t, "install"))
+	t.Log(out)
+	b.ear = startEar(t, b.Host)
+	if got := b.Run(t, "revq", "send", "--wait", "--text", "abcdef"); got != "fedcba" {
+		t.Errorf("revq send --wait printed %q, want fedcba", got)
+	}
+	await(t, "revq listen has the result", func() bool {
+		b.ear.mu.Lock()
+		defer b.ear.mu.Unlock()
+		return len(b.ear.times) == 1
+	})
+	for _, unit := range []string{"revq.target", "revq-api@1.socket", "revq-api@2.socket", "revq-socket@3.socket",
+		"revq-worker@1.service", "revq-worker@2.service", "revq-setup.service"} {
+		if state := b.Property(t, unit, "ActiveState"); state != "active" {
+			t.Errorf("%s is %s, want active", unit, state)
+		}
+	}
+}
+
+var bootUnits = []string{"revq-api@1.service", "revq-socket@3.service", "revq-worker@1.service"}
+
+func (b *bootTest) verify(t *testing.T) {
+	units := append([]string{"verify", "--man=no", "revq.target", "revq.slice", "revq-setup.service", "revq-api@1.socket", "revq-socket@3.socket"}, bootUnits...)
+	out, err := b.Try(t, "systemd-analyze", units...)
+	// It looks at everything that the units need, too: other people's units may be wrong.
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "revq") {
+			t.Error(line)
+		}
+	}
+	if err != nil && t.Failed() {
+		t.Error(err)
+	}
+}
+
+func (b *bootTest) exposure(t *testing.T) {
+	for _, unit := range append([]string{"revq-setup.service"}, bootUnits...) {
+		out := b.Run(t, "systemd-analyze", "security", "--no-pager", unit)
+		found := regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`).FindStringSubmatch(out)
+		if found == nil {
+			t.Fatalf("no exposure level in:\n%s", out)
+		}
+		t.Logf("%s: %s", unit, found[1])
+		if level, err := strconv.ParseFloat(found[1], 64); err != nil || level > 1.0 {
+			t.Errorf("%s has an exposure of %s, want 1.0 at most:\n%s", unit, found[1], out)
+		}
+	}
+}
+
+func (b *bootTest) onDemand(t *testing.T) {
+	for unit, site := range map[string]string{"revq-api@2": apiSites[1]} {
+		if state := b.Property(t, unit+".service", "ActiveState"); state != "inactive" {
+			t.Errorf("%s is %s before the first connection, want inactive", unit, state)
+		}
+		began := time.Now()
+		p := &poster{host: b.Host, site: site}
+		defer p.close()
+		if err := p.post(submission("on-demand", "abc")); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s answered after %v", unit, time.Since(began).Round(time.Millisecond))
+		if state := b.Property(t, unit+".service", "ActiveState"); state != "active" {
+			t.Errorf("%s is %s after it, want active", unit, state)
+		}
+	}
+	b.ear.check(t, []string{"on-demand"})
+}
+
+func (b *bootTest) otherHosts(t *testing.T) {
+	p := &poster{host: b.Host, site: foreign + ":8081"}
+	defer p.close()
+	if err := p.post(submission("from-abroad", "abc")); err != nil {
+		t.Error(err)
+	}
+	b.ear.check(t, []string{"from-abroad"})
+}
+
+func (b *bootTest) moreWorkers(t *testing.T) {
+	b.Write(t, "/etc/revq/revq-worker.env", "REVQ_PAUSE=0s\n")
+	b.Write(t, "/etc/revq/revq-worker@3.env", "REVQ_PAUSE=200ms\nREVQ_MAX_PAUSE=5s\n")
+	b.Shell(t, "systemctl try-restart 'revq-worker@*'; systemctl start revq-worker@{3,4}")
+	for unit, pause := range map[string]string{"revq-worker@1": "0s", "revq-worker@3": "200ms", "revq-worker@4": "0s"} {
+		environment := b.Shell(t, "tr '\\0' '\\n' </proc/$(systemctl show --value -p MainPID "+unit+")/environ")
+		if !slices.Contains(strings.Fields(environment), "REVQ_PAUSE="+pause) {
+			t.Errorf("%s has not REVQ_PAUSE=%s in\n%s", unit, pause, environment)
+		}
+	}
+	b.Run(t, "systemctl", "stop", "revq-worker@3", "revq-worker@4")
+}
+
+func (b *bootTest) status(t *testing.T) {
+	for _, unit := range bootUnits {
+		process := b.Property(t, unit, "MainPID")
+		b.Run(t, "systemctl", "reload", unit)
+		if now := b.Property(t, unit, "MainPID"); now != process {
+			t.Errorf("%s has been restarted by a reload", unit)
+		}
+		text := b.Property(t, unit, "StatusText")
+		t.Logf("%s: %s", unit, text)
+		if !strings.HasPrefix(text, "ready") {
+			t.Errorf("%s has the status %q, want ready", unit, text)
+		}
+	}
+}
+
+func (b *bootTest) restartAPI(t *testing.T) {
+	c := startCrowd(t, b.Host, "api")
+	began := time.Now()
+	for i := range 20 {
+		c.awaitMore(t, 50)
+		b.Run(t, "systemctl", "restart", fmt.Sprintf("revq-api@%d", 1+i%2))
+	}
+	t.Logf("20 restarts in %v", time.Since(began).Round(time.Millisecond))
+	c.checkNoneFailed(t, b.ear)
+}
+
+func (b *bootTest) restartSocket(t *testing.T) {
+	c := startCrowd(t, b.Host, "socket")
+	for range 5 {
+		c.awaitMore(t, 100)
+		b.Run(t, "systemctl", "restart", "revq-socket@3")
+	}
+	c.awaitMore(t, 100)
+	c.checkNoneFailed(t, b.ear)
+}
+
+func (b *bootTest) upgrade(t *testing.T) {
+	passwords := b.Shell(t, "cat /etc/revq/*.amqp-url")
+	c := startCrowd(t, b.Host, "upgrade")
+	c.awaitMore(t, 100)
+	b.Shell(t, "cd "+bootSource+"\n"+documented(t, "upgrade"))
+	c.awaitMore(t, 100)
+	c.checkNoneFailed(t, b.ear)
+	if b.Shell(t, "cat /etc/revq/*.amqp-url") != passwords {
+		t.Error("the upgrade has changed passwords")
+	}
+}
+
+// restarts returns how often systemd has restarted a unit by itself.
+func (b *bootTest) restarts(t *testing.T, unit string) int {
+	t.Helper()
+	n, err := strconv.Atoi(b.Property(t, unit, "NRestarts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// awaitRestart waits until a unit that was restarted n times so far has been restarted again and runs.
+func (b *bootTest) awaitRestart(t *testing.T, unit string, n int) {
+	t.Helper()
+	took := await(t, unit+" is restarted", func() bool {
+		return b.restarts(t, unit) > n && b.Property(t, unit, "ActiveState") == "active"
+	})
+	t.Logf("%s: active again after %v", unit, took.Round(time.Millisecond))
+}
+
+func (b *bootTest) kill(t *testing.T) {
+	c := startCrowd(t, b.Host, "kill")
+	for _, unit := range append([]string{"revq-api@2.service", "revq-worker@2.service"}, bootUnits...) {
+		c.awaitMore(t, 100)
+		n := b.restarts(t, unit)
+		b.Run(t, "systemctl", "kill", "--signal=KILL", unit)
+		b.awaitRestart(t, unit, n)
+	}
+	c.awaitMore(t, 100)
+	c.checkKept(t, b.ear)
+}
+
+func (b *bootTest) crash(t *testing.T) {
+	const unit = "revq-worker@1.service"
+	n := b.restarts(t, unit)
+	b.Run(t, "systemctl", "kill", "--signal=QUIT", unit) // Go takes it for a crash
+	b.awaitRestart(t, unit, n)
+	if log := b.Run(t, "journalctl", "--no-pager", "--output=cat", "--unit="+unit); !strings.Contains(log, "goroutine ") {
+		t.Error("what it was doing is not in the journal")
+	}
+}
+
+func (b *bootTest) hang(t *testing.T) {
+	const unit = "revq-worker@1.service"
+	b.Write(t, bootTarget+"/revq-worker@1.service.d/watchdog.conf", "[Service]\nWatchdogSec=3\n")
+	b.Shell(t, "systemctl daemon-reload; systemctl restart "+unit)
+	n := b.restarts(t, unit)
+	c := startCrowd(t, b.Host, "hang")
+	c.awaitMore(t, 50)
+	b.Run(t, "systemctl", "kill", "--signal=STOP", unit)
+	c.awaitMore(t, 100)
+	b.awaitRestart(t, unit, n)
+	if b.watchdogTimeouts(t) != 1 {
+		t.Error("it was not the watchdog")
+	}
+	c.checkNoneFailed(t, b.ear)
+	b.Shell(t, "rm "+bootTarget+"/revq-worker@1.service.d/watchdog.conf; systemctl daemon-reload; systemctl restart "+unit)
+}
+
+// watchdogTimeouts returns how many daemons have been ended for want of signs of life.
+func (b *bootTest) watchdogTimeouts(t *testing.T) int {
+	t.Helper()
+	return strings.Count(b.Run(t, "journalctl", "--no-pager", "--output=cat"), "Watchdog timeout")
+}
+
+func (b *bootTest) restartBroker(t *testing.T) {
+	c := startCrowd(t, b.Host, "broker")
+	c.awaitMore(t, 100)
+	b.Run(t, "systemctl", "restart", "rabbitmq-server")
+	began := time.Now()
+	c.awaitMore(t, 100)
+	t.Logf("100 tasks accepted within %v of the broker's start", time.Since(began).Round(time.Millisecond))
+	c.checkKept(t, b.ear)
+	for _, unit := range bootUnits {
+		if state := b.Property(t, unit, "ActiveState"); state != "active" {
+			t.Errorf("%s is %s, want active", unit, state)
+		}
+	}
+}
+
+func (b *bootTest) brokerLate(t *testing.T) {
+	b.Run(t, "systemctl", "stop", "rabbitmq-server", "revq.target")
+	b.awaitStopped(t)
+	began := time.Now()
+	b.Run(t, "systemctl", "start", "revq.target")
+	t.Logf("revq.target was reached after %v", time.Since(began).Round(time.Millisecond))
+	p := &poster{host: b.Host, site: apiSites[0]}
+	defer p.close()
+	if err := p.post(submission("too-early", "abc")); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("a text without a broker: %v, want an answer of 503", err)
+	}
+	for unit, want := range map[string]string{"revq-api@1": "active", "revq-worker@1": "activating", "revq-worker@2": "activating"} {
+		if state := b.Property(t, unit+".service", "ActiveState"); state != want {
+			t.Errorf("%s is %s, want %s", unit, state, want)
+		}
+		if text := b.Property(t, unit+".service", "StatusText"); !strings.HasPrefix(text, "waiting") {
+			t.Errorf("%s has the status %q, want what it waits for", unit, text)
+		}
+	}
+	b.Run(t, "systemctl", "start", "rabbitmq-server")
+	took := await(t, "a text is accepted", func() bool { return p.post(submission("in-time", "abc")) == nil })
+	t.Logf("accepted %v after the broker had started", took.Round(time.Millisecond))
+	b.ear.check(t, []string{"in-time"})
+}
+
+func (b *bootTest) wrongWorker(t *testing.T) {
+	const unit = "revq-worker@9.service"
+	b.Write(t, "/etc/revq/revq-worker@9.env", "REVQ_CONCURRENCY=0\n")
+	if out, err := b.Try(t, "systemctl", "start", unit); err == nil {
+		t.Errorf("it started: %s", out)
+	}
+	for name, want := range map[string]string{"ActiveState": "failed", "ExecMainStatus": "2", "NRestarts": "0"} {
+		if got := b.Property(t, unit, name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	if log := b.Run(t, "journalctl", "--no-pager", "--output=cat", "--unit="+unit); !strings.Contains(log, "must be 1 to ") {
+		t.Errorf("the journal does not say what to change:\n%s", log)
+	}
+	b.Shell(t, "rm /etc/revq/revq-worker@9.env; systemctl start "+unit+"; systemctl stop "+unit)
+}
+
+func (b *bootTest) wrongAPI(t *testing.T) {
+	const settings = "/etc/revq/revq-api@9.env"
+	b.Write(t, settings, "REVQ_MAX_TEXT=none\n")
+	b.Run(t, "systemctl", "start", "revq-api@9.socket")
+	p := &poster{host: b.Host, site: "127.0.0.1:8089"}
+	defer p.close()
+	answered := make(chan error, 1)
+	go func() { answered <- p.post(submission("patient", "abc")) }()
+	await(t, "the service fails", func() bool { return b.Property(t, "revq-api@9.service", "ExecMainStatus") == "2" })
+	if err := os.Remove(b.Path(settings)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Errorf("the connection that waited: %v", err)
+	}
+	log := b.Run(t, "journalctl", "--no-pager", "--output=cat", "--unit=revq-api@9.service")
+	if n := strings.Count(log, "REVQ_MAX_TEXT"); n < 1 || n > 2 {
+		t.Errorf("it was started %d times with the wrong setting, want once or twice:\n%s", n, log)
+	}
+	b.ear.check(t, []string{"patient"})
+	b.Run(t, "systemctl", "stop", "revq-api@9.socket")
+}
+
+func (b *bootTest) memory(t *testing.T) {
+	const unit = "revq-api@2.service"
+	b.Write(t, bootTarget+"/revq-api@2.service.d/memory.conf", "[Service]\nMemoryMax=64M\nEnvironment=GOMEMLIMIT=48MiB\n")
+	b.Shell(t, "systemctl daemon-reload; systemctl restart "+unit)
+	if limit := b.Property(t, unit, "MemoryMax"); limit != strconv.Itoa(64<<20) {
+		t.Fatalf("MemoryMax is %s, want 64M", limit)
+	}
+	if !strings.Contains(b.Run(t, "cat", "/sys/fs/cgroup/cgroup.controllers"), "memory") {
+		b.limitFromOutside(t, unit, 64<<20)
+	}
+	n := b.restarts(t, unit)
+	// Each connection has the API hold most of a megabyte.
+	body := strings.Repeat("x", 1<<20-1)
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	ctx, cancel := timeout(t)
+	defer cancel()
+	for range 150 {
+		conn, err := b.Dial(ctx, "tcp", apiSites[1])
+		if err != nil {
+			break
+		}
+		conns = append(conns, conn)
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%s", queuePath, 1<<20, body); err != nil {
+			break // it was killed
+		}
+	}
+	b.awaitRestart(t, unit, n)
+	for i, site := range apiSites {
+		p := &poster{host: b.Host, site: site}
+		defer p.close()
+		if err := p.post(submission(fmt.Sprintf("memory-%d", i), "abc")); err != nil {
+			t.Errorf("%s does not work: %v", site, err)
+		}
+	}
+	b.ear.check(t, []string{"memory-0", "memory-1"})
+	b.Shell(t, "rm "+bootTarget+"/revq-api@2.service.d/memory.conf; systemctl daemon-reload; systemctl restart "+unit)
+}
+
+// limitFromOutside gives a unit the limit that systemd cannot give it: where this machine has the memory controller in
+// a hierarchy of version 1, a container has none.
+func (b *bootTest) limitFromOutside(t *testing.T, unit string, bytes int) {
+	t.Helper()
+	group, err := os.MkdirTemp("/sys/fs/cgroup/memory", "revq-boot-")
+	if err != nil {
+		t.Skipf("this machine gives a container no memory controller of its own: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(group); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, file := range []struct {
+		name  string
+		value int
+	}{{"memory.limit_in_bytes", bytes}, {"cgroup.procs", b.PID(t, b.Property(t, unit, "MainPID"))}} {
+		if err := os.WriteFile(filepath.Join(group, file.name), []byte(strconv.Itoa(file.value)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// probe tries what a service should not be able to do, and what it has to. Each line of its output is a name and yes
+// or no.
+const probe = `#!/bin/bash
+try() { if timeout 5 bash -c "$2" >/dev/null 2>&1; then echo "$1: yes"; else echo "$1: no"; fi; }
+for d in / /etc /usr/local/bin /var/lib /var/tmp /tmp /run /run/lock /dev/shm /home /root /srv; do
+	try "write in $d" "echo x >$d/revq-probe && rm $d/revq-probe"
+done
+try "read the setup user's URL" "cat /etc/revq/setup.amqp-url"
+try "read the credentials of others" "cat /run/credentials/revq-worker@2.service/amqp-url"
+try "read /etc/shadow" "cat /etc/shadow"
+try "look into homes" "ls /home /root"
+try "see other processes" "ls /proc/1/"
+try "see the kernel's settings" "cat /proc/sys/kernel/ostype"
+try "become root in a namespace" "unshare --user --map-root-user true"
+try "mount" "mount -t tmpfs none /mnt && umount /mnt"
+try "change priorities" "nice -n -1 true 2>&1 | (! grep .)"
+try "connect to another address" "exec 3<>/dev/tcp/` + foreign + `/8081"
+try "connect to the broker" "exec 3<>/dev/tcp/127.0.0.1/5672"
+try "read its own URL" "grep -q amqp:// ${CREDENTIALS_DIRECTORY:-/etc/revq/}/*amqp-url"
+`
+
+func (b *bootTest) sandbox(t *testing.T) {
+	b.Write(t, "/srv/probe", probe)
+	b.Run(t, "chmod", "+x", "/srv/probe")
+	free := answers(b.Run(t, "/srv/probe"))
+	for what, answer := range free {
+		if answer != "yes" {
+			t.Errorf("root cannot %s: this shows nothing", what)
+		}
+	}
+	mayDo := []string{"connect to the broker", "read its own URL"}
+	units := []string{"revq-api@7", "revq-socket@6", "revq-worker@7"}
+	for _, unit := range units {
+		b.Write(t, bootTarget+"/"+unit+".service.d/probe.conf", fmt.Sprintf(`[Service]
+Type=oneshot
+Restart=no
+WatchdogSec=0
+ExecStart=
+ExecStart=/srv/probe
+StandardOutput=append:/run/probed-%s
+`, unit))
+	}
+	b.Shell(t, "systemctl daemon-reload; systemctl start "+strings.Join(units, " "))
+	for _, unit := range units {
+		confined := answers(b.Run(t, "cat", "/run/probed-"+unit))
+		if len(confined) != len(free) {
+			t.Errorf("%s: %d answers, want %d: %v", unit, len(confined), len(free), confined)
+		}
+		for what, answer := range confined {
+			if may := slices.Contains(mayDo, what); may != (answer == "yes") {
+				t.Errorf("may %s %s? %s", unit, what, answer)
+			}
+		}
+		b.Shell(t, "systemctl stop '"+unit+".*'; rm -r "+bootTarget+"/"+unit+".service.d /run/probed-"+unit)
+	}
+	b.Run(t, "systemctl", "daemon-reload")
+	b.Run(t, "rm", "/srv/probe")
+	t.Logf("root may do all of the %d things, the services only: %s", len(free), strings.Join(mayDo, ", "))
+}
+
+func answers(out string) map[string]string {
+	found := make(map[string]string)
+	for line := range strings.Lines(out) {
+		what, answer, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		found[what] = answer
+	}
+	return found
+}
+
+// awaitStopped waits until nothing of revq runs.
+func (b *bootTest) awaitStopped(t *testing.T) {
+	t.Helper()
+	await(t, "everything has stopped", func() bool {
+		return b.Run(t, "systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,deactivating,reloading",
+			"revq*.service", "revq*.socket", "revq.target") == ""
+	})
+}
+
+func (b *bootTest) stop(t *testing.T) {
+	// Each worker has its hands full for half a minute, the API has connections that are idle and half a request,
+	// and somebody listens.
+	b.Write(t, "/etc/revq/revq-worker.env", "REVQ_PAUSE=10s\nREVQ_MAX_PAUSE=30s\n")
+	b.Run(t, "systemctl", "restart", "revq-worker@1", "revq-worker@2")
+	var ids []string
+	p := &poster{host: b.Host, site: apiSites[0]}
+	defer p.close()
+	for i := range 30 {
+		ids = append(ids, fmt.Sprintf("stop-%d", i))
+		if err := p.post(submission(ids[i], "abc")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := timeout(t)
+	defer cancel()
+	half, err := b.Dial(ctx, "tcp", apiSites[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	if _, err := io.WriteString(half, "POST "+queuePath+" HTTP/1.1\r\nHost: x\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	b.Run(t, "systemctl", "stop", "revq.target")
+	b.awaitStopped(t)
+	took := time.Since(began)
+	t.Logf("everything stopped within %v", took.Round(time.Millisecond))
+	if took > 15*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+	for _, unit := range bootUnits {
+		if result := b.Property(t, unit, "Result"); result != "success" {
+			t.Errorf("%s ended with %s, want success", unit, result)
+		}
+	}
+	b.Write(t, "/etc/revq/revq-worker.env", "REVQ_PAUSE=0s\n")
+	b.Run(t, "systemctl", "start", "revq.target")
+	b.ear.check(t, ids) // what was given back
+}
+
+func (b *bootTest) secrets(t *testing.T) {
+	for _, role := range []string{"api", "worker", "socket", "setup"} {
+		url, err := os.ReadFile(b.Path("/etc/revq/" + role + ".amqp-url"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(`^amqp://revq-` + role + `:([0-9a-f]{64})@localhost/revq\n$`).FindSubmatch(url)
+		if found == nil {
+			t.Fatalf("the URL of %s is not as expected", role)
+		}
+		b.Write(t, "/run/needle", string(found[1])+"\n")
+		// Everything that is logged, and what everyone can see of units and processes.
+		out := b.Shell(t, `set +e
+			journalctl --no-pager --output=export | grep -caFf /run/needle
+			grep -rlaFf /run/needle /var/log
+			systemctl show --all 'revq*' | grep -caFf /run/needle
+			for p in $(systemctl show --value -p MainPID 'revq-*.service'); do
+				[ $p = 0 ] || grep -laFf /run/needle /proc/$p/cmdline /proc/$p/environ
+			done
+			rm /run/needle`)
+		if out != "0\n0" {
+			t.Errorf("the password of %s is in the journal, in files, or in properties of units (lines in each):\n%s", role, out)
+		}
+	}
+	if n := b.watchdogTimeouts(t); n != 1 {
+		t.Errorf("the journal has %d watchdog timeouts, want the one that was made", n)
+	}
+}
+
+func (b *bootTest) uninstall(t *testing.T, before string) {
+	b.Shell(t, "systemctl enable -q --now revq-worker@5; systemctl stop 'revq-worker@*'; systemctl set-property revq.slice CPUWeight=200")
+	b.Write(t, bootTarget+"/revq-.service.d/mine.conf", "[Service]\nCPUWeight=50\n")
+	b.Run(t, "revq", "send", "--text", "not done yet")
+	uninstall := "cd " + bootSource + "\n" + documented(t, "uninstall")
+	if out, err := b.Try(t, "bash", "-euc", uninstall); err == nil || !strings.Contains(out, "1 tasks or dead letters are still at the broker") {
+		t.Fatalf("with a task that waits: %v, want a refusal\n%s", err, out)
+	}
+	b.Shell(t, "systemctl start revq.target")
+	await(t, "the task is done", func() bool {
+		return b.Shell(t, "rabbitmqctl -q -p revq list_queues name messages | grep tasks | cut -f2") == "0"
+	})
+	b.Run(t, "systemctl", "stop", "ear")
+	t.Log(b.Shell(t, uninstall))
+	if after := b.inventory(t); after != before {
+		t.Errorf("something is left, or missing:\n%s", difference(before, after))
+	}
+}
+
+// difference lists the lines that only one of two texts has.
+func difference(before, after string) string {
+	var lines []string
+	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for _, line := range was {
+		if !slices.Contains(is, line) {
+			lines = append(lines, "- "+line)
+		}
+	}
+	for _, line := range is {
+		if !slices.Contains(was, line) {
+			lines = append(lines, "+ "+line)
+		}
+	}
+	return strings.Join(lines, "\n")
+}

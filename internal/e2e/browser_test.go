@@ -1,0 +1,175 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/proc"
+)
+
+// page listens as any web page can, and reports all that it gets, one after the other.
+const page = `<!doctype html><title>revq</title><script>
+const site = %q
+let last = Promise.resolve()
+function report(source, kind, data) {
+	last = last.then(() => fetch("/report", {method: "POST", body: JSON.stringify({source, kind, data: String(data)})}))
+}
+const events = new EventSource("http://" + site + "/listen_results")
+events.onopen = () => report("events", "open", "")
+events.onerror = () => report("events", "error", "")
+events.onmessage = e => report("events", "result", e.data)
+events.addEventListener("greeting", e => report("events", "greeting", e.data))
+events.addEventListener("gap", e => report("events", "gap", e.data))
+const socket = new WebSocket("ws://" + site + "/listen_results")
+socket.onmessage = e => report("socket", "message", e.data)
+socket.onclose = e => report("socket", "close", e.code)
+</script>`
+
+// A report is what the page got.
+type report struct{ Source, Kind, Data string }
+
+// In a real browser EventSource resumes by itself when the socket server is restarted, misses nothing and gets nothing
+// twice, and is told of a gap.
+func TestBrowser(t *testing.T) {
+	t.Parallel()
+	browser := findBrowser(t)
+	s := start(t)
+	s.startWorker(t, "--pause", "0s")
+
+	reports := make(chan report, 1000)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/report" {
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprintf(w, page, s.socketSite)
+			return
+		}
+		var got report
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+			t.Errorf("report: %v", err)
+		}
+		reports <- got
+	}))
+	t.Cleanup(web.Close)
+	startBrowser(t, browser, web.URL)
+
+	var results []string // ids, as the EventSource got them
+	var seen []report
+	await := func(source, kind string) report {
+		t.Helper()
+		for late := time.After(patience); ; {
+			select {
+			case got := <-reports:
+				seen = append(seen, got)
+				if got.Source == "events" && got.Kind == "result" {
+					results = append(results, parse(t, got.Data).ID)
+				}
+				if got.Source == source && got.Kind == kind {
+					return got
+				}
+			case <-late:
+				t.Fatalf("no %s came to %s within %v; the page got %v", kind, source, patience, seen)
+			}
+		}
+	}
+	awaitResult := func(id string) {
+		t.Helper()
+		for !slices.Contains(results, id) {
+			await("events", "result")
+		}
+	}
+
+	if m := parse(t, await("events", "greeting").Data); m.Text != greeting {
+		t.Errorf("the page was greeted with %q", m.Text)
+	}
+	if !slices.ContainsFunc(seen, func(r report) bool { return r.Source == "socket" }) {
+		await("socket", "message")
+	}
+	ids := names("before", 10)
+	for _, id := range ids {
+		send(t, s.apiSites[0], id, "abcdef")
+	}
+	awaitResult("before-9")
+	for got := ""; got != "fedcba"; {
+		got = await("socket", "message").Data
+	}
+
+	s.socket.Terminate(t)
+	if got := await("socket", "close"); got.Data != "1012" {
+		t.Errorf("the websocket was closed with %s, want 1012", got.Data)
+	}
+	for _, id := range names("meanwhile", 10) {
+		ids = append(ids, id)
+		send(t, s.apiSites[0], id, "abcdef")
+	}
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+	s.socket.WaitReady(t)
+	ids = append(ids, "after")
+	send(t, s.apiSites[0], "after", "abcdef")
+	awaitResult("after")
+	slices.Sort(ids)
+	got := slices.Sorted(slices.Values(results))
+	if !slices.Equal(got, ids) {
+		t.Errorf("the page got the results %v, want each of %v once", got, ids)
+	}
+
+	ctx, cancel := timeout(t)
+	defer cancel()
+	if _, err := s.node.Ctl(ctx, "delete_queue", "-p", s.vhost, "revq.results"); err != nil {
+		t.Fatal(err)
+	}
+	send(t, s.apiSites[0], "anew", "abcdef") // the worker declares the stream again
+	if m := parse(t, await("events", "gap").Data); m.Type != feed.TypeGap || m.Text == "" {
+		t.Errorf("gap %+v", m)
+	}
+	awaitResult("anew")
+}
+
+// findBrowser returns the path of Chromium, and skips the test where there is none.
+func findBrowser(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	switch {
+	case err == nil:
+	case errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "":
+		t.Skip("install chromium to see what a browser does: ", err)
+	default:
+		t.Fatal(err)
+	}
+	return path
+}
+
+// startBrowser opens a page until the test ends, as a user who has never used the browser.
+func startBrowser(t *testing.T, path, url string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "revq-browser-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := proc.NewGroup(dir)
+	if err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	t.Cleanup(func() {
+		if err := group.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+		"--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+		"--user-data-dir="+dir, "--remote-debugging-port=0", url) // without the port it would end when the page is there
+	cmd.Env = append(os.Environ(), "HOME="+dir)
+	if _, err := group.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+}

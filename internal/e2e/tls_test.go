@@ -1,0 +1,78 @@
+//go:build linux
+
+package e2e
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// certify makes files of a certificate for 127.0.0.1 and its key, as systemd hands over credentials.
+func certify(t *testing.T, dir string) {
+	t.Helper()
+	certified := httptest.NewTLSServer(nil) // which has one
+	defer certified.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(certified.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"tls-cert": {Type: "CERTIFICATE", Bytes: certified.Certificate().Raw},
+		"tls-key":  {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// From revq send to revq listen over TLS: the certificate comes from credentials at one daemon, from flags at the other.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, rabbittest.Node(t))
+	dir := t.TempDir()
+	certify(t, dir)
+	cert, key := filepath.Join(dir, "tls-cert"), filepath.Join(dir, "tls-key")
+	s.api = daemontest.Start(t, daemontest.Config{
+		Path: daemontest.Binary(t, "revq-api"), Sockets: s.apiSockets,
+		Env: []string{"REVQ_AMQP_URL=" + s.url, "CREDENTIALS_DIRECTORY=" + dir},
+	})
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--tls-cert", cert, "--tls-key", key)
+	s.api.WaitReady(t)
+	s.socket.WaitReady(t)
+	s.startWorker(t, "--pause", "0s")
+
+	for range 2 {
+		out, said := s.revq(t, "send", "--ca", cert, "--url", "https://"+s.apiSites[1], "--socket-url", "wss://"+s.socketSite, "--wait", "abc", "def")
+		if out != "cba\nfed\n" {
+			t.Errorf("revq send --wait printed %q and said %q", out, said)
+		}
+		for _, d := range []*daemontest.Daemon{s.api, s.socket} { // a certificate that was renewed is taken over
+			d.Signal(t, syscall.SIGHUP)
+			d.WaitLog(t, "reloaded")
+		}
+	}
+	out, said := s.revq(t, "listen", "--ca", cert, "--url", "wss://"+s.socketSite, "--after", "-1", "--count", "4")
+	if lines := strings.Fields(strings.TrimPrefix(out, greeting)); len(lines) != 4 {
+		t.Errorf("revq listen printed %q and said %q, want all four results", out, said)
+	}
+
+	if err := os.WriteFile(cert, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.socket.Signal(t, syscall.SIGHUP)
+	s.socket.WaitLog(t, "load the certificate")
+	other := t.TempDir()
+	certify(t, other)
+	// The certificate in use stays what it was.
+	s.revq(t, "listen", "--ca", filepath.Join(other, "tls-cert"), "--url", "wss://"+s.socketSite, "--after", "-1", "--count", "4")
+}

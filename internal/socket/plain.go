@@ -1,0 +1,272 @@
+package socket
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/revq/revq/internal/liveness"
+)
+
+// recordBytes is how much is written to a plain listener at once, which is the
+// progress that it has to make: what TLS puts into a record.
+const recordBytes = 16 << 10
+
+// A hub serves the listeners whose connections a shard cannot poll, such as
+// those with TLS: each has two goroutines, one that reads and one that writes.
+// What is new, pings, and the look at those that are slow come from the hub's
+// own goroutine.
+type hub struct {
+	cfg    Config
+	onDrop func() // called for each listener that is gone
+	loop   *liveness.Loop
+
+	news  chan struct{} // has room for one
+	awake atomic.Bool
+	over  chan struct{} // closed, by end, when there will be no more listeners
+	end   func()
+
+	serving sync.WaitGroup // goroutines of listeners
+
+	mu       sync.Mutex
+	plains   map[*plain]struct{}
+	stopping bool
+}
+
+// A plain is a listener with goroutines of its own.
+type plain struct {
+	hub *hub
+	raw int // descriptor of the socket below, -1 if there is none
+
+	news   chan struct{} // has room for one: there may be something to write
+	closed chan struct{}
+	close  sync.Once
+
+	mu       sync.Mutex // guards the rest
+	l        *listener
+	pingedAt time.Time // when the last interval began
+}
+
+func newHub(cfg Config, onDrop func()) *hub {
+	h := &hub{
+		cfg: cfg, onDrop: onDrop, loop: liveness.New("the hub of the listeners with TLS", loopLimit),
+		news: make(chan struct{}, 1), over: make(chan struct{}), plains: make(map[*plain]struct{}),
+	}
+	h.end = sync.OnceFunc(func() { close(h.over) })
+	return h
+}
+
+// wake has all listeners look for something new.
+func (h *hub) wake() {
+	if !h.awake.Swap(true) {
+		h.news <- struct{}{} // there is room: the last one was taken before awake was reset
+	}
+}
+
+// join takes l over.
+func (h *hub) join(l *listener) {
+	p := &plain{hub: h, raw: -1, l: l, news: make(chan struct{}, 1), closed: make(chan struct{}), pingedAt: time.Now()}
+	if below, ok := l.conn.(interface{ NetConn() net.Conn }); ok { // as TLS has
+		if fd, err := descriptor(below.NetConn()); err == nil {
+			p.raw = fd
+			prepareSocket(fd, h.cfg.PingInterval)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopping {
+		l.conn.Close()
+		h.onDrop()
+		return
+	}
+	h.plains[p] = struct{}{}
+	h.serving.Go(p.read)
+	h.serving.Go(p.write)
+}
+
+// run wakes, pings and gives up listeners until stop, and until they are gone.
+func (h *hub) run() {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		h.loop.Idle()
+		select {
+		case <-h.news:
+			h.loop.Busy()
+			h.awake.Store(false)
+			for _, p := range h.all() {
+				p.wake()
+			}
+		case now := <-ticker.C:
+			h.loop.Busy()
+			for _, p := range h.all() {
+				p.look(now)
+			}
+		case <-h.over:
+			h.loop.Idle()
+			return
+		}
+	}
+}
+
+func (h *hub) all() []*plain {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*plain, 0, len(h.plains))
+	for p := range h.plains {
+		all = append(all, p)
+	}
+	return all
+}
+
+// shutdown has every listener told why and closed, spread over some time, and
+// returns when they are gone, or soon after abort is closed.
+func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
+	h.mu.Lock()
+	h.stopping = true
+	h.mu.Unlock()
+	all := h.all()
+	pause := min(dismissEach, dismissAll/time.Duration(max(1, len(all))))
+	began := time.Now()
+	for i, p := range all {
+		if ahead := time.Duration(i)*pause - time.Since(began); ahead > dismissTick {
+			select {
+			case <-time.After(ahead):
+			case <-abort:
+			}
+		}
+		p.mu.Lock()
+		p.l.dismiss(why)
+		p.mu.Unlock()
+		p.wake()
+	}
+	gone := make(chan struct{})
+	go func() {
+		h.serving.Wait()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+	case <-abort:
+		for _, p := range h.all() {
+			p.drop()
+		}
+		<-gone
+	}
+	h.end()
+}
+
+func (p *plain) wake() {
+	select {
+	case p.news <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// drop closes the connection and forgets the listener.
+func (p *plain) drop() {
+	p.close.Do(func() {
+		close(p.closed)
+		p.hub.mu.Lock()
+		delete(p.hub.plains, p)
+		p.hub.mu.Unlock()
+		if below, ok := p.l.conn.(interface{ NetConn() net.Conn }); ok {
+			below.NetConn().Close() // TLS would say goodbye first, and wait until it can
+		}
+		p.l.conn.Close()
+		p.hub.onDrop()
+	})
+}
+
+// read takes in what the listener sends.
+func (p *plain) read() {
+	defer p.drop()
+	var parser inbound
+	for b := make([]byte, 512); ; {
+		n, err := p.l.conn.Read(b)
+		if n > 0 {
+			p.mu.Lock()
+			gone := p.l.receive(b[:n], &p.hub.cfg, &parser)
+			p.mu.Unlock()
+			if gone {
+				return
+			}
+			p.wake()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// write sends what the listener has not got yet, and waits for more.
+func (p *plain) write() {
+	for {
+		p.mu.Lock()
+		b, fromLog := p.l.next()
+		if len(b) > 0 {
+			p.l.blockedSince = time.Now()
+		}
+		p.mu.Unlock()
+		if len(b) == 0 {
+			select {
+			case <-p.news:
+				continue
+			case <-p.closed:
+				return
+			}
+		}
+		n, err := p.l.conn.Write(b[:min(len(b), recordBytes)]) // which look ends if it takes too long
+		p.mu.Lock()
+		p.l.blockedSince = time.Time{}
+		last := err == nil && p.l.wrote(b, n, fromLog)
+		if last {
+			p.l.leftAt = time.Now()
+		}
+		p.mu.Unlock()
+		if err != nil {
+			p.drop()
+			return
+		}
+		if last {
+			if c, ok := p.l.conn.(interface{ CloseWrite() error }); ok {
+				_ = c.CloseWrite() // fails if the listener has closed already
+			}
+			return // the reader waits for the end, and look sees that it does not wait for long
+		}
+	}
+}
+
+// look pings the listener if it is time to, and gives up one that takes
+// nothing, or does not go.
+func (p *plain) look(now time.Time) {
+	if !p.settled(now) {
+		p.drop()
+		return
+	}
+	p.wake()
+}
+
+// settled returns false if the listener is to be dropped.
+func (p *plain) settled(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, cfg := p.l, &p.hub.cfg
+	switch {
+	case !l.leftAt.IsZero():
+		return now.Sub(l.leftAt) <= closeGrace
+	case !l.blockedSince.IsZero() && now.Sub(l.blockedSince) > cfg.WriteTimeout:
+		if l.slow || p.raw < 0 { // even for a farewell there is no room
+			return false
+		}
+		l.slow = true
+		l.dismiss(byeTooSlow)
+		l.blockedSince = now.Add(closeGrace - cfg.WriteTimeout) // it has a moment for that
+		makeRoom(p.raw)
+	case now.Sub(p.pingedAt) >= cfg.PingInterval:
+		p.pingedAt = now
+		return l.ping(now, cfg.PingInterval)
+	}
+	return true
+}
