@@ -26,7 +26,7 @@ buildGoModule (finalAttrs: {
   };
 
   # After a change of go.mod or go.sum: nix/check vendor --fix
-  vendorHash = "sha256-SAIokvAMqUQ2YPKH8+lVMcHh4coxzKH4pJtYbKFpTYY=";
+  vendorHash = "sha256-MsVHnTjlz5Ol3bn2yMP3N1d6TOx6Zx7sT8I5R+ZDCFo=";
 
   # The dependencies are fetched when go.sum changes, not with each version.
   goSum = ../go.sum;
