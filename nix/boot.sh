@@ -51,7 +51,7 @@ through() {
 apis='1 2 4' sockets='3 5'
 for i in $apis; do await 40 active revq-api@$i.socket; done
 for i in $sockets; do await 40 active revq-socket@$i.socket; done
-for i in 1 2 3 4; do await 40 active revq-worker@$i.service; done
+for i in 1 2 3 4; do await 60 active revq-worker@$i.service; done
 active rabbitmq-revq.service && active revq-setup.service || fail "the broker was not set up"
 ok "three API sites, two socket sites and four workers come up"
 
