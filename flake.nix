@@ -57,6 +57,52 @@
         }
       );
 
+      nixosModules.default =
+        { lib, pkgs, ... }:
+        {
+          imports = [ ./nix/module.nix ];
+          # The same package as that of the module itself, with the commit in its version.
+          services.revq.package = lib.mkDefault (self.overlays.default pkgs pkgs).revq;
+        };
+
+      # What `nix flake check` evaluates the module with; see nix/README.md for a configuration to begin with.
+      nixosConfigurations.example = lib.nixosSystem {
+        modules = [
+          self.nixosModules.default
+          {
+            nixpkgs.hostPlatform = "x86_64-linux";
+            boot.loader.grub.enable = false;
+            fileSystems."/" = {
+              device = "/dev/disk/by-label/nixos";
+              fsType = "ext4";
+            };
+            system.stateVersion = lib.trivial.release;
+            services.revq.enable = true;
+            services.revq.rabbitmq.enable = true;
+          }
+        ];
+      };
+
+      checks = eachSystem (
+        pkgs: revq:
+        {
+          package = revq;
+          format = pkgs.runCommand "revq-nix-format" { nativeBuildInputs = [ pkgs.nixfmt ]; } ''
+            nixfmt --check ${self}/flake.nix ${self}/nix/*.nix ${self}/nix/tests/*.nix
+            touch $out
+          '';
+        }
+        // lib.mapAttrs' (
+          file: _:
+          lib.nameValuePair (lib.removeSuffix ".nix" file) (
+            pkgs.testers.runNixOSTest {
+              imports = [ (./nix/tests + "/${file}") ];
+              defaults = self.nixosModules.default;
+            }
+          )
+        ) (builtins.readDir ./nix/tests)
+      );
+
       devShells = eachSystem (
         pkgs: revq: {
           default = pkgs.mkShell {

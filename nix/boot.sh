@@ -117,6 +117,11 @@ for i in 1 2 3 4; do await 60 active revq-worker@$i.service; done
 through
 ok "new secrets take the place of the old ones, and texts go through"
 
+before=$(pid revq-worker@1)
+systemctl reload 'revq-*@*.service' || fail "reload"
+[ "$before" = "$(pid revq-worker@1)" ] || fail "a reload restarts"
+ok "systemctl reload works without /bin/kill"
+
 worker1=$(pid revq-worker@1) api1=$(pid revq-api@1) socket3=$(pid revq-socket@3) broker=$(pid rabbitmq)
 ln -sfn "$smaller" /etc/systemd/system.new && mv -T /etc/systemd/system.new /etc/systemd/system
 systemctl daemon-reload

@@ -347,7 +347,7 @@ in
         default = "127.0.0.1";
         example = "192.0.2.17";
         description = ''
-          Address that RabbitMQ listens on (port 5672), for revq on other hosts. AMQP is not encrypted like this: stay in a
+          Address that RabbitMQ listens on (port 5672) besides `127.0.0.1`, for revq on other hosts. AMQP is not encrypted like this: stay in a
           private network, or configure TLS with {option}`services.rabbitmq.configItems`. The firewall is not opened.
         '';
       };
@@ -453,6 +453,14 @@ in
           ${if lib.isString cfg.rabbitmq.memoryLimit then "vm_memory_high_watermark.absolute" else "vm_memory_high_watermark.relative"} =
             mkDefault (toString cfg.rabbitmq.memoryLimit);
           "disk_free_limit.absolute" = mkDefault cfg.rabbitmq.diskFreeLimit;
+          # revq on this host comes by the loopback interface all the same.
+          "listeners.tcp.2" = mkIf (
+            !lib.elem cfg.rabbitmq.listenAddress [
+              "127.0.0.1"
+              "0.0.0.0"
+              "::"
+            ]
+          ) (mkDefault "127.0.0.1:${toString rabbitmq.port}");
           # The user guest, whose password everyone knows, can do nothing until it is removed.
           "default_user_tags.administrator" = mkDefault "false";
           "default_permissions.configure" = mkDefault "^$";

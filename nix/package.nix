@@ -20,7 +20,10 @@ buildGoModule (finalAttrs: {
       ../go.mod
       ../go.sum
       ../cmd
-      (lib.fileset.fileFilter (file: !file.hasExt "md") ../internal)
+      (lib.fileset.difference (lib.fileset.fileFilter (file: !file.hasExt "md") ../internal)
+        # other servers to compare with: a Go module of its own
+        (lib.fileset.maybeMissing ../internal/bench/compare)
+      )
       (lib.fileset.fileFilter (file: !file.hasExt "md") ../systemd)
     ];
   };
@@ -52,9 +55,16 @@ buildGoModule (finalAttrs: {
     install -D -m 444 -t $units systemd/revq*.{service,socket,target,slice}
     install -D -m 444 -t $units/revq-.service.d systemd/revq-.service.d/*.conf
     substituteInPlace $units/*.service --replace-quiet /usr/local/bin/ $out/bin/
+    # NixOS has /bin/sh, which is not to be relied on, and nothing else in /bin.
+    substituteInPlace $units/*@.service --replace-fail '/bin/kill -HUP $MAINPID' "${runtimeShell} -c 'kill -HUP \$MAINPID'"
     substituteInPlace $units/revq-{api,socket}@.service \
       --replace-fail /bin/sh ${runtimeShell} \
       --replace-fail 'exec sleep' 'exec ${lib.getExe' coreutils "sleep"}'
+
+    if grep -nE '[= ](/bin|/usr)/' $units/*; then
+      echo "units name programs that NixOS does not have, see above" >&2
+      exit 1
+    fi
 
     # Makes revq's users at a RabbitMQ: install broker
     install -D -m 555 -t $out/libexec/revq systemd/install
