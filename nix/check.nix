@@ -1,0 +1,110 @@
+# What nix/check asks Nix for. The package set may be another one than nixpkgs' own, as long as it can build.
+{
+  nixpkgs,
+  pkgs ? import nixpkgs { },
+}:
+let
+  inherit (pkgs) lib;
+
+  configurations = import ./configurations.nix;
+
+  # Tests run where the package itself is checked.
+  package = (pkgs.callPackage ./package.nix { }).overrideAttrs { doCheck = false; };
+
+  evaluate =
+    configuration:
+    import (nixpkgs + "/nixos/lib/eval-config.nix") {
+      system = null;
+      modules = [
+        ./module.nix
+        configuration
+        {
+          boot.loader.grub.enable = false;
+          fileSystems."/".device = "/dev/disk/by-label/nixos";
+          fileSystems."/".fsType = "ext4";
+          system.stateVersion = lib.trivial.release;
+          nixpkgs.pkgs = pkgs;
+          services.revq.package = lib.mkDefault package;
+        }
+      ];
+    };
+
+  # NixOS looks at types only where a value is used.
+  force =
+    value:
+    if lib.isDerivation value then
+      true
+    else if lib.isAttrs value then
+      lib.all force (lib.attrValues value)
+    else if lib.isList value then
+      lib.all force value
+    else
+      builtins.seq value true;
+
+  checked =
+    configuration:
+    let
+      inherit (evaluate configuration) config;
+      failed = lib.filter (a: !a.assertion) config.assertions;
+    in
+    assert force config.services.revq;
+    if failed != [ ] then throw (lib.concatMapStringsSep "\n" (a: a.message) failed) else config;
+
+  # Not all of NixOS: what revq and its broker add to the units of a host.
+  ours = lib.filterAttrs (
+    name: _:
+    lib.any (prefix: lib.hasPrefix prefix name) [
+      "revq"
+      "rabbitmq"
+      "epmd"
+      "stop-former-revq"
+    ]
+  );
+in
+{
+  inherit package;
+  wrongNames = lib.concatLines (lib.attrNames configurations.wrong);
+  wrongError = lib.mapAttrs (_: wrong: wrong.error) configurations.wrong;
+  wrong = lib.mapAttrs (_: wrong: (checked wrong.config).systemd.units."revq.target".text) configurations.wrong;
+
+  # The directory that NixOS makes /etc/systemd/system of.
+  units = lib.mapAttrs (
+    _: configuration:
+    let
+      config = checked configuration;
+      utils = import (nixpkgs + "/nixos/lib/utils.nix") { inherit lib config pkgs; };
+    in
+    utils.systemdUtils.lib.generateUnits {
+      type = "system";
+      units = ours config.systemd.units;
+      upstreamUnits = [ ];
+      upstreamWants = [ ];
+      packages = lib.filter (p: lib.hasPrefix "revq" (lib.getName p)) config.systemd.packages;
+    }
+  ) configurations.right;
+
+  # The module's options for flags: a line "PROGRAM FLAG DEFAULT" for each, as the module states them.
+  flags =
+    let
+      options = (evaluate { }).options.services.revq;
+      lines =
+        program: settings:
+        lib.mapAttrsToList (
+          flag: option: "${program} ${flag} ${lib.head (builtins.match ".*`(.*)`.*" option.defaultText.text)}\n"
+        ) (removeAttrs (settings.type.getSubOptions [ ]) [ "_module" ]);
+      daemon = program: settings: lines program settings ++ lines program options.settings;
+    in
+    lib.concatStrings (
+      daemon "revq-api" options.api.settings
+      ++ daemon "revq-socket" options.socket.settings
+      ++ daemon "revq-worker" options.worker.settings
+      ++ lines "revq-setup" options.setup.settings
+    );
+
+  # The page about the options, as NixOS makes its manual.
+  optionsJSON =
+    (pkgs.nixosOptionsDoc {
+      options.services.revq = (evaluate { }).options.services.revq;
+      transformOptions = option: option // { declarations = [ ]; };
+    }).optionsJSON;
+}

@@ -1,0 +1,175 @@
+# Configurations of services.revq that nix/check evaluates: those that are right, and those that are wrong, each with
+# words that its error must hold.
+{
+  right = {
+    default = {
+      services.revq.enable = true;
+      services.revq.rabbitmq.enable = true;
+    };
+
+    # More of everything, and some settings of each kind.
+    large =
+      { lib, ... }:
+      {
+        services.revq = {
+          enable = true;
+          openFirewall = true;
+          listenAddresses = [
+            "127.0.0.1"
+            "[::1]"
+          ];
+          settings.log-format = "json";
+          api.sites = [
+            1
+            2
+            4
+          ];
+          api.settings.max-text = 1000;
+          socket.sites = [
+            3
+            5
+          ];
+          socket.settings.allow-origin = [
+            "https://a.example"
+            "https://b.example/%41"
+          ];
+          worker.instances = 4;
+          worker.settings = {
+            concurrency = 20;
+            pause = "10ms";
+          };
+          setup.settings.results-max-age = "7D";
+          rabbitmq = {
+            enable = true;
+            memoryLimit = "256MiB";
+            diskFreeLimit = "50MB";
+          };
+        };
+        # What only one worker has.
+        systemd.services."revq-worker@2" = {
+          overrideStrategy = "asDropin";
+          enableDefaultPath = false;
+          environment.REVQ_PAUSE = "0s";
+        };
+      };
+
+    # The same host with less, and one setting changed.
+    smaller =
+      { lib, ... }:
+      {
+        imports = [ (import ./configurations.nix).right.large ];
+        services.revq = {
+          api.sites = lib.mkForce [
+            1
+            2
+          ];
+          worker.instances = lib.mkForce 2;
+          worker.settings.concurrency = lib.mkForce 5;
+        };
+      };
+
+    # Only the fronts; the broker and the workers are on another host.
+    fronts = {
+      services.revq = {
+        enable = true;
+        worker.instances = 0;
+        api.amqpUrlFile = "/run/secrets/revq-api";
+        socket.amqpUrlFile = "/run/secrets/revq-socket";
+        brokerAddresses = [ "192.0.2.17" ];
+      };
+    };
+
+    # One user for everything, as at a hosted broker.
+    hosted = {
+      services.revq = {
+        enable = true;
+        amqpUrlFile = "/run/secrets/revq";
+        setup.enable = true;
+        brokerAddresses = [ "any" ];
+      };
+    };
+  };
+
+  wrong =
+    let
+      revq = settings: {
+        services.revq = {
+          enable = true;
+          rabbitmq.enable = true;
+        }
+        // settings;
+      };
+    in
+    {
+      "an option that does not exist" = {
+        config = revq { workers = 2; };
+        error = "services.revq.workers' does not exist";
+      };
+      "a flag that does not exist" = {
+        config = revq { worker.settings.paus = "10ms"; };
+        error = "services.revq.worker.settings.paus' does not exist";
+      };
+      "a wrong type" = {
+        config = revq { worker.instances = "two"; };
+        error = "not of type .integer between 0 and 99";
+      };
+      "a duration without a unit" = {
+        config = revq { worker.settings.pause = "10"; };
+        error = "not of type .null or duration such as 500ms";
+      };
+      "digit 12" = {
+        config = revq { api.sites = [ 12 ]; };
+        error = "not of type .integer between 1 and 9";
+      };
+      "sites that collide" = {
+        config = revq {
+          api.sites = [
+            1
+            3
+          ];
+        };
+        error = "site 3 (port 8083) is there more than once";
+      };
+      "a site twice" = {
+        config = revq {
+          api.sites = [
+            1
+            1
+          ];
+        };
+        error = "site 1 (port 8081) is there more than once";
+      };
+      "a secret in the store" = {
+        config.services.revq = {
+          enable = true;
+          amqpUrlFile = "/nix/store/00000000000000000000000000000000-url";
+          brokerAddresses = [ "any" ];
+        };
+        error = "would put the broker's password into the Nix store";
+      };
+      "a secret that would be copied to the store" = {
+        config.services.revq = {
+          enable = true;
+          api.amqpUrlFile = ./configurations.nix;
+          amqpUrlFile = "/run/secrets/revq";
+          brokerAddresses = [ "any" ];
+        };
+        error = "services.revq.api.amqpUrlFile would put";
+      };
+      "no broker" = {
+        config.services.revq.enable = true;
+        error = "does not know its broker";
+      };
+      "two brokers" = {
+        config = revq { amqpUrlFile = "/run/secrets/revq"; };
+        error = "leave one of them out";
+      };
+      "a broker that cannot be reached" = {
+        config.services.revq = {
+          enable = true;
+          amqpUrlFile = "/run/secrets/revq";
+        };
+        error = "services.revq.brokerAddresses has to name";
+      };
+    };
+}

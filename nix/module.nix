@@ -1,0 +1,522 @@
+# services.revq. The units are the package's; this adds only what is a host's own choice: which instances there are,
+# where the broker is, and what is set. Works with and without flakes.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib)
+    mkDefault
+    mkEnableOption
+    mkIf
+    mkMerge
+    mkOption
+    types
+    ;
+
+  cfg = config.services.revq;
+
+  # What `rabbitmq.enable` makes: URLs with secrets, read by root and systemd alone.
+  secrets = "/var/lib/revq";
+
+  ### Settings
+
+  noun = description: type: type // {
+    inherit description;
+    descriptionClass = "noun";
+  };
+  duration = noun "duration such as 500ms, 10s or 1m30s" (
+    types.strMatching "([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+"
+  );
+  inherit (types.ints) positive unsigned;
+
+  # The programs' flags, as options: the type, the program's own default (as its --help shows it), and what it is for.
+  # `nix/check` compares them with the programs.
+  flags = {
+    common = {
+      log-format = flag (types.enum [ "text" "json" ]) "text" "How log lines look.";
+      log-level = flag (types.enum [ "debug" "info" "warn" "error" ]) "info" "Least level of what is logged.";
+      stop-timeout = flag duration "20s" "How long work in hand may take once the daemon is told to stop. The units wait for 30 s.";
+    };
+    api = {
+      confirm-timeout = flag duration "1.5s" "How long a text may wait for the broker's confirmation before it is answered 503.";
+      idle-timeout = flag duration "1m0s" "How long a connection without requests is kept.";
+      max-batch = flag positive 1048576 "Largest NDJSON body taken, in bytes.";
+      max-connections = flag positive 4096 "Most connections to each site. The unit's `LimitNOFILE` (16384) and `MemoryMax` have to allow for them.";
+      max-in-flight = flag positive 4096 "Most tasks that wait for the broker's confirmation at once; more are answered 429.";
+      max-text = flag positive 65536 "Longest text taken, in bytes.";
+      read-timeout = flag duration "10s" "How long a whole request may take to arrive.";
+      write-timeout = flag duration "10s" "How long an answer may take to be received.";
+    };
+    socket = {
+      allow-origin = flag (types.listOf types.str) [ ] "Web origins whose pages may listen besides those of this host's own name, as `https://example.org`; `*` for all.";
+      handshake-timeout = flag duration "10s" "How long the request to listen may take.";
+      keep-bytes = flag positive 33554432 "Bytes of results kept in memory for slow listeners, for each format.";
+      max-listeners = flag positive 100000 "Most listeners at once. The unit's `LimitNOFILE` (131072) and `MemoryMax` have to allow for them.";
+      max-resuming = flag positive 16 "Most listeners at once that catch up from the broker.";
+      ping-interval = flag duration "30s" "How often a listener has to give a sign of life.";
+      write-timeout = flag duration "30s" "How long a listener may take nothing before it is closed.";
+    };
+    worker = {
+      concurrency = flag positive 10 "Tasks in hand at once, in each worker.";
+      confirm-timeout = flag duration "10s" "How long a result may wait for the broker's confirmation.";
+      consumer-timeout = flag duration "30m0s" "The broker's `consumer_timeout`, after which it takes a task back. Pauses have to stay below half of it.";
+      max-pause = flag duration "1m0s" "Longest pause for one text.";
+      pause = flag duration "100ms" "Pause for each character of a text; `0s` for none.";
+    };
+    setup = {
+      delivery-limit = flag unsigned 5 "A task that has failed so often, and then once more, goes to the dead letters.";
+      max-tasks = flag positive 1000000 "How many tasks may wait; more are answered 503.";
+      results-max-age = flag (noun "age such as 24h or 7D" (types.strMatching "[0-9]+[smhDMY]")) "24h" "How long results are kept for listeners that resume.";
+      results-max-bytes = flag positive 1073741824 "How many bytes of them, whatever their age.";
+      results-segment-bytes = flag positive 16777216 "In pieces of how many bytes old results are dropped.";
+    };
+  };
+
+  flag = type: own: description: { inherit type own description; };
+
+  settings =
+    who: flags:
+    mkOption {
+      description = "Flags of ${who}, under their own names. Those that are not given keep the program's defaults.";
+      default = { };
+      type = types.submodule {
+        options = lib.mapAttrs (
+          _: f:
+          mkOption {
+            type = types.nullOr f.type;
+            default = null;
+            defaultText = lib.literalMD "the program's own: `${if f.own == [ ] then "[ ]" else toString f.own}`";
+            inherit (f) description;
+          }
+        ) flags;
+      };
+    };
+
+  # The variables that stand for flags: --max-text is REVQ_MAX_TEXT.
+  environment =
+    settings:
+    lib.mapAttrsToList (
+      name: value:
+      let
+        variable = "REVQ_" + lib.toUpper (lib.replaceString "-" "_" name);
+        text = if lib.isList value then lib.concatStringsSep "," value else toString value;
+      in
+      # As systemd reads it: quoted, and % is a specifier.
+      lib.replaceString "%" "%%" (builtins.toJSON "${variable}=${text}")
+    ) (lib.filterAttrs (_: value: value != null) settings);
+
+  ### The roles, as the units have them
+
+  site = types.ints.between 1 9;
+  port = site: 8080 + site;
+
+  amqpUrlFile =
+    more:
+    mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/revq-amqp-url";
+      description = ''
+        File on the host with the broker's URL, `amqp://USER:PASSWORD@HOST:PORT/VHOST` (or `amqps://`); several nodes of
+        a cluster are separated by commas. systemd reads it and hands it to the service alone, so that only root needs
+        to be able to read it. It is read when a service starts. ${more}
+      '';
+    };
+
+  ownUrlFile = role: amqpUrlFile "That of ${role}; {option}`services.revq.amqpUrlFile` if it has no own.";
+
+  urlFileOf =
+    role:
+    if cfg.rabbitmq.enable then
+      "${secrets}/${role}.amqp-url"
+    else if cfg.${role}.amqpUrlFile != null then
+      cfg.${role}.amqpUrlFile
+    else
+      cfg.amqpUrlFile;
+
+  # The roles that this host has, and the unit of each.
+  roles =
+    lib.optionalAttrs (cfg.api.sites != [ ]) { api = "revq-api@"; }
+    // lib.optionalAttrs (cfg.socket.sites != [ ]) { socket = "revq-socket@"; }
+    // lib.optionalAttrs (cfg.worker.instances > 0) { worker = "revq-worker@"; }
+    // lib.optionalAttrs cfg.setup.enable { setup = "revq-setup"; };
+
+  instances =
+    map (i: "revq-api@${toString i}.socket") cfg.api.sites
+    ++ map (i: "revq-socket@${toString i}.socket") cfg.socket.sites
+    ++ map (i: "revq-worker@${toString i}.service") (lib.range 1 cfg.worker.instances);
+
+  ### What is added to the units
+
+  # Drop-ins under a name of their own. NixOS calls all of its drop-ins overrides.conf, and one of an instance would hide
+  # that of the template; like this, `systemd.services."revq-worker@2"` is free for what only that worker has.
+  dropIn =
+    unit: sections:
+    lib.nameValuePair "lib/systemd/system/${unit}.d/20-nixos.conf" (
+      pkgs.writeText "20-nixos.conf" (lib.generators.toINI { listsAsDuplicateKeys = true; } sections)
+    );
+
+  service =
+    role: unit:
+    dropIn "${unit}.service" {
+      Unit = lib.optionalAttrs cfg.rabbitmq.enable { After = users; };
+      Service = {
+        Environment = environment ((lib.optionalAttrs (role != "setup") cfg.settings) // cfg.${role}.settings);
+        LoadCredential = "amqp-url:${urlFileOf role}";
+        IPAddressAllow = cfg.brokerAddresses;
+        # An upgrade restarts it at once, rather than to stop it first: connections wait in the socket meanwhile.
+        X-StopIfChanged = "false";
+      };
+    };
+
+  socket =
+    unit:
+    dropIn "${unit}.socket" {
+      Socket.ListenStream = [ "" ] ++ map (address: "${address}:808%i") cfg.listenAddresses;
+    };
+
+  hostUnits = pkgs.linkFarm "revq-host-units" (
+    lib.mapAttrs' service roles
+    // lib.optionalAttrs (cfg.listenAddresses != [ ]) (
+      lib.listToAttrs (
+        map socket [
+          "revq-api@"
+          "revq-socket@"
+        ]
+      )
+    )
+  );
+
+  ### The broker on this host
+
+  # Not called revq-…: units of that name have revq's sandbox.
+  users = "rabbitmq-revq.service";
+  rabbitmq = config.services.rabbitmq;
+  rabbitmqEnvironment = config.systemd.services.rabbitmq.environment;
+
+  administration = {
+    path = [ rabbitmq.package ];
+    environment = {
+      HOME = rabbitmq.dataDir; # Erlang's cookie
+      inherit (rabbitmqEnvironment) RABBITMQ_NODENAME;
+    };
+    serviceConfig = {
+      Type = "oneshot";
+      StateDirectory = "revq";
+      StateDirectoryMode = "0700";
+      UMask = "0077";
+      TimeoutStartSec = 180;
+      CapabilityBoundingSet = "CAP_DAC_READ_SEARCH"; # the cookie
+      NoNewPrivileges = true;
+      ProtectSystem = "strict";
+      ProtectHome = true;
+      PrivateTmp = true;
+      PrivateDevices = true;
+      ProtectKernelTunables = true;
+      ProtectKernelModules = true;
+      ProtectKernelLogs = true;
+      ProtectControlGroups = true;
+      ProtectClock = true;
+      RestrictNamespaces = true;
+      RestrictRealtime = true;
+      RestrictSUIDSGID = true;
+      LockPersonality = true;
+      SystemCallArchitectures = "native";
+      IPAddressDeny = "any";
+      IPAddressAllow = "localhost";
+    };
+  };
+
+  makeUsers = "${cfg.package}/libexec/revq/install broker --to";
+in
+{
+  options.services.revq = {
+    enable = mkEnableOption "revq, a task queue over RabbitMQ whose results are pushed to listeners";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.callPackage ./package.nix { };
+      defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
+      description = "The revq package: programs and units.";
+    };
+
+    amqpUrlFile = amqpUrlFile "For a broker elsewhere; with {option}`services.revq.rabbitmq.enable` there is no need of it.";
+
+    brokerAddresses = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [
+        "192.0.2.17"
+        "2001:db8::/64"
+      ];
+      description = ''
+        IP addresses or networks that revq's daemons may talk to, besides this host's own (systemd's `IPAddressAllow`): the
+        nodes of a broker elsewhere, and the DNS server if its URL has a name that {file}`/etc/hosts` does not know. `any`
+        lifts the barrier. It is not for clients: those come through the socket units.
+      '';
+    };
+
+    listenAddresses = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [
+        "127.0.0.1"
+        "[::1]"
+      ];
+      description = ''
+        Addresses that the sites listen on; none stands for all. A change takes effect with
+        `systemctl restart 'revq-*.socket'`, which ends the connections: NixOS does not restart sockets by itself.
+      '';
+    };
+
+    openFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Whether to open the ports of all sites in the firewall. revq knows no authentication of clients.";
+    };
+
+    settings = settings "all daemons" flags.common;
+
+    api = {
+      sites = mkOption {
+        type = types.listOf site;
+        default = [
+          1
+          2
+        ];
+        description = "Sites of the API: site `i` is port 808`i`. The digits are the host's: no two daemons can have the same.";
+      };
+      amqpUrlFile = ownUrlFile "the API";
+      settings = settings "`revq-api`" flags.api;
+    };
+
+    socket = {
+      sites = mkOption {
+        type = types.listOf site;
+        default = [ 3 ];
+        description = "Sites of the socket server: site `i` is port 808`i`.";
+      };
+      amqpUrlFile = ownUrlFile "the socket server";
+      settings = settings "`revq-socket`" flags.socket;
+    };
+
+    worker = {
+      instances = mkOption {
+        type = types.ints.between 0 99;
+        default = 2;
+        description = "How many workers there are: `revq-worker@1` and so on.";
+      };
+      amqpUrlFile = ownUrlFile "the workers";
+      settings = settings "`revq-worker`" flags.worker;
+    };
+
+    setup = {
+      enable = mkOption {
+        type = types.bool;
+        default = cfg.rabbitmq.enable || cfg.setup.amqpUrlFile != null;
+        defaultText = lib.literalMD "`true` with {option}`services.revq.rabbitmq.enable`, or if {option}`services.revq.setup.amqpUrlFile` is set";
+        description = ''
+          Whether this host declares the exchange and the queues at the broker, once each time it starts (`revq setup`). What
+          exists stays as it is, also if other sizes are set: then `revq-setup.service` fails and says how to change them.
+        '';
+      };
+      amqpUrlFile = amqpUrlFile "That of a user who may configure, write and read `^revq`.";
+      settings = settings "`revq setup`" flags.setup;
+    };
+
+    rabbitmq = {
+      enable = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether to run the broker on this host: RabbitMQ with the virtual host `revq`, a user with the least permissions for
+          each role, no `guest`, on the loopback interface. Its secrets are made on the host at the first start, in
+          {file}`${secrets}`; `systemctl start rabbitmq-revq-rotate` makes new ones, without an interruption.
+
+          The node is called `rabbit@localhost`, whatever the host is called. A RabbitMQ that has run on this host before,
+          as `rabbit@''${networking.hostName}`, keeps its data if
+          {option}`systemd.services.rabbitmq.environment.RABBITMQ_NODENAME` says so.
+        '';
+      };
+
+      listenAddress = mkOption {
+        type = types.str;
+        default = "127.0.0.1";
+        example = "192.0.2.17";
+        description = ''
+          Address that RabbitMQ listens on (port 5672) besides `127.0.0.1`, for revq on other hosts. AMQP is not encrypted like this: stay in a
+          private network, or configure TLS with {option}`services.rabbitmq.configItems`. The firewall is not opened.
+        '';
+      };
+
+      memoryLimit = mkOption {
+        type = types.either (types.numbers.between 0 1) (
+          noun "size such as 512MiB or 2GiB" (types.strMatching "[0-9]+(kB|MB|GB|KiB|MiB|GiB)")
+        );
+        default = 0.4;
+        example = "2GiB";
+        description = "Memory, or part of the host's memory, from which on RabbitMQ takes no more (publishers get 503).";
+      };
+
+      diskFreeLimit = mkOption {
+        type = noun "size such as 512MiB or 2GiB" (types.strMatching "[0-9]+(kB|MB|GB|KiB|MiB|GiB)");
+        default = "2GiB";
+        description = "Free space on RabbitMQ's disk below which it takes no more (publishers get 503).";
+      };
+    };
+  };
+
+  config = mkIf cfg.enable (mkMerge [
+    {
+      assertions =
+        let
+          sites = cfg.api.sites ++ cfg.socket.sites;
+          twice = lib.unique (lib.filter (i: lib.count (j: i == j) sites > 1) sites);
+          urlFiles = lib.filterAttrs (_: file: file != null) {
+            "amqpUrlFile" = cfg.amqpUrlFile;
+            "api.amqpUrlFile" = cfg.api.amqpUrlFile;
+            "socket.amqpUrlFile" = cfg.socket.amqpUrlFile;
+            "worker.amqpUrlFile" = cfg.worker.amqpUrlFile;
+            "setup.amqpUrlFile" = cfg.setup.amqpUrlFile;
+          };
+        in
+        map (i: {
+          assertion = false;
+          message = "services.revq: site ${toString i} (port ${toString (port i)}) is there more than once: each digit belongs to one entry of api.sites or socket.sites.";
+        }) twice
+        ++ lib.mapAttrsToList (option: file: {
+          assertion = lib.isString file && !lib.hasPrefix builtins.storeDir file;
+          message = "services.revq.${option} would put the broker's password into the Nix store, which everyone can read: give the place where the file is on the host, in quotes, as \"/run/secrets/revq-amqp-url\".";
+        }) urlFiles
+        ++ [
+          {
+            assertion = cfg.rabbitmq.enable -> urlFiles == { };
+            message = "services.revq: rabbitmq.enable is for a broker on this host, and ${lib.concatStringsSep ", " (lib.attrNames urlFiles)} for one elsewhere: leave one of them out.";
+          }
+          {
+            assertion = cfg.rabbitmq.enable || lib.all (role: urlFileOf role != null) (lib.attrNames roles);
+            message = "services.revq does not know its broker: set rabbitmq.enable = true for one on this host, or amqpUrlFile (or that of ${lib.concatStringsSep ", " (lib.attrNames roles)}) to a file with the URL of one elsewhere.";
+          }
+          {
+            assertion = !cfg.rabbitmq.enable && urlFiles != { } -> cfg.brokerAddresses != [ ];
+            message = "services.revq.brokerAddresses has to name the addresses of the broker, since the daemons may talk to no others: as [ \"192.0.2.17\" ], [ \"localhost\" ] for one on this host, or [ \"any\" ].";
+          }
+        ];
+
+      environment.systemPackages = [ cfg.package ];
+
+      systemd.packages = [
+        cfg.package
+        hostUnits
+      ];
+
+      systemd.targets.revq = {
+        overrideStrategy = "asDropin";
+        wantedBy = [ "multi-user.target" ];
+        wants = instances ++ lib.optional cfg.setup.enable "revq-setup.service";
+      };
+
+      # Templates of instances that are no longer wanted still exist, so that NixOS would let them run on.
+      systemd.services.stop-former-revq = {
+        description = "Stop of revq's instances that are no longer configured";
+        wantedBy = [ "revq.target" ];
+        after = [ "revq.target" ];
+        enableDefaultPath = false;
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+        };
+        path = [ config.systemd.package ];
+        script = ''
+          wanted=' ${lib.concatStringsSep " " instances} '
+          systemctl list-units --plain --no-legend 'revq-api@*.socket' 'revq-socket@*.socket' 'revq-worker@*.service' |
+            while read -r unit _; do
+              case $wanted in
+              *" $unit "*) ;;
+              *) systemctl stop "$unit" "''${unit%.*}.service" ;;
+              esac
+            done
+        '';
+      };
+
+      networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall (map port (cfg.api.sites ++ cfg.socket.sites));
+    }
+
+    (mkIf cfg.rabbitmq.enable {
+      services.rabbitmq = {
+        enable = true;
+        listenAddress = mkDefault cfg.rabbitmq.listenAddress;
+        configItems = {
+          ${if lib.isString cfg.rabbitmq.memoryLimit then "vm_memory_high_watermark.absolute" else "vm_memory_high_watermark.relative"} =
+            mkDefault (toString cfg.rabbitmq.memoryLimit);
+          "disk_free_limit.absolute" = mkDefault cfg.rabbitmq.diskFreeLimit;
+          # revq on this host comes by the loopback interface all the same.
+          "listeners.tcp.2" = mkIf (
+            !lib.elem cfg.rabbitmq.listenAddress [
+              "127.0.0.1"
+              "0.0.0.0"
+              "::"
+            ]
+          ) (mkDefault "127.0.0.1:${toString rabbitmq.port}");
+          # The user guest, whose password everyone knows, can do nothing until it is removed.
+          "default_user_tags.administrator" = mkDefault "false";
+          "default_permissions.configure" = mkDefault "^$";
+          "default_permissions.read" = mkDefault "^$";
+          "default_permissions.write" = mkDefault "^$";
+        };
+      };
+
+      # Erlang's own ports would listen on all interfaces.
+      services.epmd.listenStream = mkDefault "127.0.0.1:4369";
+      systemd.services.rabbitmq.environment = {
+        RABBITMQ_NODENAME = mkDefault "rabbit@localhost";
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = mkDefault "-kernel inet_dist_use_interface {127,0,0,1}";
+      };
+      environment.variables = { inherit (rabbitmqEnvironment) RABBITMQ_NODENAME; };
+
+      systemd.services.rabbitmq-revq = mkMerge [
+        administration
+        {
+          description = "revq's users at RabbitMQ";
+          # Nothing here requires RabbitMQ: each new attempt would start it, too, until systemd has enough of that.
+          wantedBy = [ "revq.target" ];
+          after = [ "rabbitmq.service" ];
+          startLimitIntervalSec = 0;
+          serviceConfig = {
+            RemainAfterExit = true;
+            Restart = "on-failure";
+            RestartSec = 5;
+          };
+          script = ''
+            ${makeUsers} ${secrets}
+            rabbitmqctl -q delete_user guest || test $? = 67 # there is none
+          '';
+        }
+      ];
+
+      systemd.services.rabbitmq-revq-rotate = mkMerge [
+        administration
+        {
+          description = "New secrets for revq's users at RabbitMQ";
+          requires = [ "rabbitmq.service" ];
+          after = [
+            "rabbitmq.service"
+            users
+          ];
+          path = [ config.systemd.package ];
+          # What is connected stays connected, and comes back with the new secret.
+          script = ''
+            rm -rf ${secrets}/new
+            ${makeUsers} ${secrets}/new
+            mv -f ${secrets}/new/* ${secrets}
+            rmdir ${secrets}/new
+            systemctl try-restart 'revq-*@*.service'
+          '';
+        }
+      ];
+    })
+  ]);
+}

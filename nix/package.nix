@@ -1,0 +1,88 @@
+# revq's programs and unit files. Stands alone: pkgs.callPackage ./nix/package.nix { }
+{
+  lib,
+  stdenv,
+  buildGoModule,
+  coreutils,
+  installShellFiles,
+  runtimeShell,
+  # As Go itself would write it: 0.0.0-TIME-COMMIT. The flake knows both.
+  version ? "0.0.0",
+}:
+
+buildGoModule (finalAttrs: {
+  pname = "revq";
+  inherit version;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../go.mod
+      ../go.sum
+      ../cmd
+      (lib.fileset.difference (lib.fileset.fileFilter (file: !file.hasExt "md") ../internal)
+        # other servers to compare with: a Go module of its own
+        (lib.fileset.maybeMissing ../internal/bench/compare)
+      )
+      (lib.fileset.fileFilter (file: !file.hasExt "md") ../systemd)
+    ];
+  };
+
+  # After a change of go.mod or go.sum: nix/check vendor --fix
+  vendorHash = "sha256-MsVHnTjlz5Ol3bn2yMP3N1d6TOx6Zx7sT8I5R+ZDCFo=";
+
+  # The dependencies are fetched when go.sum changes, not with each version.
+  goSum = ../go.sum;
+  overrideModAttrs = _: previous: {
+    name = lib.replaceString "-${finalAttrs.version}" "" previous.name;
+  };
+
+  env.CGO_ENABLED = 0;
+
+  ldflags = [
+    "-s"
+    "-w"
+    "-X github.com/revq/revq/internal/command.version=v${finalAttrs.version}"
+  ];
+
+  # There is no RabbitMQ in the build: what needs one skips itself.
+  checkFlags = [ "-short" ];
+
+  nativeBuildInputs = [ installShellFiles ];
+
+  postInstall = ''
+    units=$out/lib/systemd/system
+    install -D -m 444 -t $units systemd/revq*.{service,socket,target,slice}
+    install -D -m 444 -t $units/revq-.service.d systemd/revq-.service.d/*.conf
+    substituteInPlace $units/*.service --replace-quiet /usr/local/bin/ $out/bin/
+    # NixOS has /bin/sh, which is not to be relied on, and nothing else in /bin.
+    substituteInPlace $units/*@.service --replace-fail '/bin/kill -HUP $MAINPID' "${runtimeShell} -c 'kill -HUP \$MAINPID'"
+    substituteInPlace $units/revq-{api,socket}@.service \
+      --replace-fail /bin/sh ${runtimeShell} \
+      --replace-fail 'exec sleep' 'exec ${lib.getExe' coreutils "sleep"}'
+
+    if grep -nE '[= ](/bin|/usr)/' $units/*; then
+      echo "units name programs that NixOS does not have, see above" >&2
+      exit 1
+    fi
+
+    # Makes revq's users at a RabbitMQ: install broker
+    install -D -m 555 -t $out/libexec/revq systemd/install
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    for program in $out/bin/*; do
+      installShellCompletion --cmd "''${program##*/}" \
+        --bash <("$program" completion bash) \
+        --fish <("$program" completion fish) \
+        --zsh <("$program" completion zsh)
+    done
+  '';
+
+  meta = {
+    description = "Task queue over RabbitMQ whose results are pushed to listeners";
+    homepage = "https://github.com/revq/revq";
+    license = lib.licenses.mit;
+    mainProgram = "revq";
+    platforms = lib.platforms.linux;
+  };
+})
