@@ -652,7 +652,7 @@ func (b *bootTest) secrets(t *testing.T) {
 		// Everything that is logged, and what everyone can see of units and processes.
 		out := b.Shell(t, `set +e
 			journalctl --no-pager --output=export | grep -caFf /run/needle
-			grep -rlaFf /run/needle /var/log
+			grep -rlaFf /run/needle /var/log /tmp /var/tmp
 			systemctl show --all 'revq*' | grep -caFf /run/needle
 			for p in $(systemctl show --value -p MainPID 'revq-*.service'); do
 				[ $p = 0 ] || grep -laFf /run/needle /proc/$p/cmdline /proc/$p/environ

@@ -141,7 +141,7 @@ func require(t testing.TB, tools, files []string) {
 }
 
 // packages of Debian are what a host needs.
-var packages = []string{"systemd", "rabbitmq-server", "iproute2", "procps"}
+var packages = []string{"systemd", "dbus", "rabbitmq-server", "iproute2", "procps"}
 
 // debootstrapTimeout bounds the download and installation of a Debian. Measured: 1 to 2 minutes.
 const debootstrapTimeout = 8 * time.Minute
