@@ -71,8 +71,8 @@ func (d *Delivery) Requeue() error {
 	return d.loans.end(d, func() error { return d.d.Nack(false, true) })
 }
 
-// Run consumes until ctx ends. It calls handle for each delivery, in a
-// goroutine of its own; the context given to handle ends when Run's does, or
+// Run consumes until ctx ends. It calls handle for each delivery, all at the
+// same time; the context given to handle ends when Run's does, or
 // when the session ends that brought the delivery. When ctx has ended, Run
 // takes no more tasks, waits until every handle has returned, and returns.
 func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) error {
@@ -81,9 +81,26 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	c.link.run(ctx, func(s *session) error {
+		// Goroutines are kept for the next deliveries: a new one would have to
+		// grow its stack each time, a tenth of what a short task costs.
+		next := make(chan *Delivery)
+		noMore := sync.OnceFunc(func() { close(next) })
+		defer noMore()
 		return c.consume(ctx, s, func(ctx context.Context, d *Delivery) {
-			handlers.Go(func() { handle(ctx, d) })
-		}, handlers.Wait)
+			select {
+			case next <- d:
+			default: // none is free
+				handlers.Go(func() {
+					handle(ctx, d)
+					for d := range next {
+						handle(ctx, d)
+					}
+				})
+			}
+		}, func() {
+			noMore()
+			handlers.Wait()
+		})
 	})
 	return nil
 }
