@@ -17,7 +17,7 @@ echo host >root/etc/hostname
 printf '%s\n' '127.0.0.1 localhost' '::1 localhost' '127.0.1.1 host' >root/etc/hosts
 
 # A control group for all of it: that is how nothing of it is left. Only version 2 filters addresses.
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 group=/sys/fs/cgroup/$2
 mkdir "$group"
 
