@@ -101,10 +101,26 @@ in
       ++ lines "revq-setup" options.setup.settings
     );
 
-  # The page about the options, as NixOS makes its manual.
-  optionsJSON =
+  # The Python of each test, with the types of what the test driver gives it.
+  testScripts = lib.mapAttrs' (
+    file: _:
+    lib.nameValuePair (lib.removeSuffix ".nix" file) (
+      let
+        test =
+          (pkgs.testers.runNixOSTest {
+            imports = [ (./tests + "/${file}") ];
+            defaults = ./module.nix;
+          }).config;
+      in
+      lib.concatMapStrings (machine: "${machine} = create_fake_qemu_machine()\n") (lib.attrNames test.nodes)
+      + test.testScriptString
+    )
+  ) (builtins.readDir ./tests);
+
+  # The page about the options, as NixOS makes that of its manual.
+  options =
     (pkgs.nixosOptionsDoc {
       options.services.revq = (evaluate { }).options.services.revq;
       transformOptions = option: option // { declarations = [ ]; };
-    }).optionsJSON;
+    }).optionsCommonMark;
 }
