@@ -100,8 +100,8 @@ func TestBrowser(t *testing.T) {
 		send(t, s.apiSites[0], id, "abcdef")
 	}
 	awaitResult("before-9")
-	for got := ""; got != "fedcba"; {
-		got = await("socket", "message").Data
+	for !slices.ContainsFunc(seen, func(r report) bool { return r.Source == "socket" && r.Data == "fedcba" }) {
+		await("socket", "message")
 	}
 
 	s.socket.Terminate(t)

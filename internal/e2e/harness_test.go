@@ -240,6 +240,7 @@ func checkUnavailable(t *testing.T, addr string) error {
 // A listener is connected once: it does not come back by itself.
 type listener struct {
 	conn     *websocket.Conn
+	format   string
 	greeted  feed.Message // with JSON
 	messages chan string
 	err      error // of reading; set before messages is closed
@@ -254,13 +255,21 @@ func (s *system) listen(t *testing.T, format string) *listener {
 // listenAfter is listen behind a mark, if it is not empty.
 func (s *system) listenAfter(t *testing.T, format, after string) *listener {
 	t.Helper()
+	l := s.connect(t, format, after)
+	l.greet(t)
+	return l
+}
+
+// connect is listenAfter, but for the greeting: one that resumes gets it once the server knows where to go on.
+func (s *system) connect(t *testing.T, format, after string) *listener {
+	t.Helper()
 	ctx, cancel := timeout(t)
 	defer cancel()
 	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+"/listen_results?format="+format+"&after="+after, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &listener{conn: conn, messages: make(chan string, 100_000)}
+	l := &listener{conn: conn, format: format, messages: make(chan string, 100_000)}
 	t.Cleanup(func() { conn.Close() })
 	go func() {
 		defer close(l.messages)
@@ -273,15 +282,20 @@ func (s *system) listenAfter(t *testing.T, format, after string) *listener {
 			l.messages <- string(message)
 		}
 	}()
+	return l
+}
+
+// greet takes the greeting.
+func (l *listener) greet(t *testing.T) {
+	t.Helper()
 	first := l.next(t)
-	if format == "json" {
+	if l.format == "json" {
 		l.greeted = parse(t, first)
 		first = l.greeted.Text
 	}
 	if first != greeting {
 		t.Fatalf("greeted with %q, want %q", first, greeting)
 	}
-	return l
 }
 
 // events connects as a browser's EventSource does, which has come to after if it is not empty. It returns a function

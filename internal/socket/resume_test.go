@@ -48,11 +48,15 @@ func (s *source) Ready() error {
 
 // add appends results from, … to-1 under their numbers as offsets.
 func (s *source) add(from, to int) {
+	for i := from; i < to; i++ {
+		s.addResult(int64(i), result(i))
+	}
+}
+
+func (s *source) addResult(offset int64, r task.Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := from; i < to; i++ {
-		s.stream = append(s.stream, entry{int64(i), result(i)})
-	}
+	s.stream = append(s.stream, entry{offset, r})
 	if s.grown != nil {
 		close(s.grown)
 		s.grown = nil

@@ -194,21 +194,52 @@ func TestJSONFrames(t *testing.T) {
 	expect(feed.Message{Type: "result", Offset: 3, ID: "id3", Text: "text 3"})
 }
 
-func TestAStalledListenerHoldsUpNobodyAndIsTold(t *testing.T) {
+func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
 	_, b := setup(t, DefaultConfig(), feed.Config{MaxBytes: 1 << 20, Window: 10})
-	stalled, _ := b.raw(t) // reads nothing
+	stalled := b.jsonListener(t, "-1") // reads nothing
 	c := b.listen(t, "")
 	big := strings.Repeat("x", 60_000)
-	for i := range 1000 { // 60 MB: more than any socket buffer takes
-		b.feed.Append(int64(i), task.Result{ID: fmt.Sprint(i), Text: big})
+	const results = 1000 // 60 MB: more than any socket buffer takes
+	for i := range results {
+		r := task.Result{ID: fmt.Sprint("id", i), Text: big}
+		b.source.addResult(int64(i), r)
+		b.feed.Append(int64(i), r)
 		if _, m, err := c.ReadMessage(); err != nil || len(m) != len(big) {
 			t.Fatalf("result %d: %d bytes, %v", i, len(m), err)
 		}
 	}
 	// The stalled one now reads what was written to it, and then its end.
-	if n, err := io.Copy(io.Discard, stalled); n > 50<<20 || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the stalled listener got %d bytes, %v; want to be closed", n, err)
+	last := feed.Mark{Offset: -1}
+	var err error
+	for err == nil {
+		last, err = nextMark(stalled, last)
 	}
+	if !websocket.IsCloseError(err, closePolicy) || last.Offset > results*3/4 {
+		t.Fatalf("the stalled listener came to %v, and then: %v; want to be closed with 1008", last, err)
+	}
+	// Where it goes on, nothing is missing.
+	again := b.jsonListener(t, last.String())
+	for last.Offset < results-1 {
+		if last, err = nextMark(again, last); err != nil {
+			t.Fatalf("resumed, and came to %v: %v", last, err)
+		}
+	}
+	b.feed.Append(results, result(results)) // and it is with the others again
+	if last, err = nextMark(again, last); err != nil {
+		t.Errorf("came to %v: %v", last, err)
+	}
+}
+
+// nextMark reads a JSON message, and returns where its listener then stands. It has to be the result behind last.
+func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
+	var m feed.Message
+	if err := c.ReadJSON(&m); err != nil {
+		return last, err
+	}
+	if m.Type != feed.TypeResult || m.Offset != last.Offset+1 {
+		return last, fmt.Errorf("a %s at %d came behind %d", m.Type, m.Offset, last.Offset)
+	}
+	return feed.Mark{Offset: m.Offset, ID: m.ID}, nil
 }
 
 func TestAListenerThatTakesNothingIsClosed(t *testing.T) {

@@ -46,19 +46,12 @@ type Host struct {
 }
 
 // Start boots what is below the directory root, and waits until everything that is enabled in there runs, which is
-// RabbitMQ. The test is skipped where mounting is not permitted. What the host needs has to be installed where the
-// variable CI is set; elsewhere the test is skipped without.
+// RabbitMQ. The test is skipped where mounting is not permitted. What it needs has to be installed where the variable CI
+// is set; elsewhere the test is skipped without.
 func Start(t testing.TB, root string) *Host {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to boot a container")
-	}
-	require(t, root)
-	try := exec.Command("mount", "-t", "tmpfs", "tmpfs", "/mnt")
-	try.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	if out, err := try.CombinedOutput(); err != nil {
-		t.Skipf("cannot mount anything here, which a container needs: %v %s", err, out)
-	}
+	require(t, []string{"systemd-nspawn", "nsenter"},
+		[]string{filepath.Join(root, "lib/systemd/systemd"), filepath.Join(root, "lib/systemd/system/rabbitmq-server.service")})
 
 	dir, err := os.MkdirTemp("", "revq-boot-")
 	if err != nil {
@@ -98,34 +91,96 @@ func Start(t testing.TB, root string) *Host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(h.network) })
+	// systemd 257 says READY=1 before everything runs, 252 afterwards.
+	if state, _ := h.Try(t, "systemctl", "is-system-running", "--wait"); state != "running" && state != "degraded" {
+		t.Fatalf("boot %s: the system is %q, want running", root, state)
+	}
 	return h
 }
 
-// require skips the test, or fails it, unless everything is installed.
-func require(t testing.TB, root string) {
+// permitted tries the mounts that a container needs, in a mount namespace of its own, with which they go.
+const permitted = `
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/lower /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+group=$(mktemp -d /sys/fs/cgroup/revq-boot-XXXXXX)
+rmdir "$group"`
+
+// require skips the test where containers are not permitted. Where only packages are missing, the test fails if the
+// variable CI is set, and is skipped otherwise.
+func require(t testing.TB, tools, files []string) {
 	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to boot a container")
+	}
+	try := exec.Command("sh", "-euc", permitted)
+	try.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := try.CombinedOutput(); err != nil {
+		t.Skipf("cannot mount here what a container needs: %v\n%s", err, out)
+	}
 	var missing []string
-	for _, tool := range []string{"systemd-nspawn", "nsenter", "mount"} {
+	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			missing = append(missing, tool)
 		}
 	}
-	for _, file := range []string{"/lib/systemd/systemd", "/lib/systemd/system/rabbitmq-server.service"} {
-		if _, err := os.Stat(filepath.Join(root, file)); err != nil {
-			missing = append(missing, filepath.Join(root, file))
+	for _, file := range files {
+		if _, err := os.Stat(file); err != nil {
+			missing = append(missing, file)
 		}
 	}
 	if len(missing) == 0 {
 		return
 	}
-	reason := fmt.Sprintf("there is no %s: apt-get install systemd systemd-container rabbitmq-server util-linux", strings.Join(missing, ", "))
+	reason := fmt.Sprintf("there is no %s: apt-get install %s systemd-container debootstrap", strings.Join(missing, ", "), strings.Join(packages, " "))
 	if os.Getenv("CI") == "" {
 		t.Skip(reason)
 	}
 	t.Fatal(reason)
 }
 
-// awaitBoot reads what nspawn says until the host is up.
+// packages of Debian are what a host needs.
+var packages = []string{"systemd", "dbus", "rabbitmq-server", "iproute2", "procps"}
+
+// debootstrapTimeout bounds the download and installation of a Debian. Measured: 1 to 2 minutes.
+const debootstrapTimeout = 8 * time.Minute
+
+// Debian returns the directory of a release of Debian, such as trixie, with what a host needs. It is made for the first
+// test that asks for it, and kept in the user's cache.
+func Debian(t testing.TB, release string) string {
+	t.Helper()
+	require(t, []string{"debootstrap"}, nil)
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "revq", "debian-"+release)
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unfinished, err := os.MkdirTemp(filepath.Dir(dir), "unfinished-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(unfinished)
+	ctx, cancel := context.WithTimeout(t.Context(), debootstrapTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+strings.Join(packages, ","), release, unfinished)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // what it mounts goes with it
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("debootstrap %s: %v\n%s", release, err, out)
+	}
+	if err := errors.Join(os.Chmod(unfinished, 0o755), os.Rename(unfinished, dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// awaitBoot reads what nspawn says until systemd is up.
 func (h *Host) awaitBoot(notify *net.UnixConn) error {
 	if err := notify.SetReadDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err

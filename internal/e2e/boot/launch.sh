@@ -13,6 +13,8 @@ mount -t overlay -o "lowerdir=$1,upperdir=upper,workdir=work" overlay root
 rm -rf root/etc/systemd/system root/var/lib/rabbitmq/mnesia root/var/log/journal root/etc/revq
 mkdir -p root/etc/systemd/system/multi-user.target.wants
 ln -s /lib/systemd/system/rabbitmq-server.service root/etc/systemd/system/multi-user.target.wants/
+echo host >root/etc/hostname
+printf '%s\n' '127.0.0.1 localhost' '::1 localhost' '127.0.1.1 host' >root/etc/hosts
 
 # A control group for all of it: that is how nothing of it is left. Only version 2 filters addresses.
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
