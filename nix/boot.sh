@@ -30,9 +30,10 @@ pid() { systemctl show -P MainPID "$1"; }
 # through sends a text to each API site and sees all of them at each socket site.
 through() {
 	for site in $sockets; do
+		rm -f $work/$site # with the greeting of the last time
 		$revq listen --count "$(echo $apis | wc -w)" --url "ws://localhost:808$site/listen_results" >$work/$site 2>$work/$site.log &
 		listeners="${listeners:-} $!"
-		await 20 grep -q Salut $work/$site $work/$site.log
+		await 20 grep -q Salut $work/$site
 	done
 	for site in $apis; do
 		[ "$($revq send --url "http://localhost:808$site" --text "abcdef$site")" = "Got it" ] || fail "site $site did not take a text"

@@ -65,7 +65,9 @@ in
   inherit package;
   wrongNames = lib.concatLines (lib.attrNames configurations.wrong);
   wrongError = lib.mapAttrs (_: wrong: wrong.error) configurations.wrong;
-  wrong = lib.mapAttrs (_: wrong: (checked wrong.config).systemd.units."revq.target".text) configurations.wrong;
+  wrong = lib.mapAttrs (
+    _: wrong: (checked wrong.config).systemd.units."revq.target".text
+  ) configurations.wrong;
 
   # The directory that NixOS makes /etc/systemd/system of.
   units = lib.mapAttrs (
@@ -90,7 +92,8 @@ in
       lines =
         program: settings:
         lib.mapAttrsToList (
-          flag: option: "${program} ${flag} ${lib.head (builtins.match ".*`(.*)`.*" option.defaultText.text)}\n"
+          flag: option:
+          "${program} ${flag} ${lib.head (builtins.match ".*`(.*)`.*" option.defaultText.text)}\n"
         ) (removeAttrs (settings.type.getSubOptions [ ]) [ "_module" ]);
       daemon = program: settings: lines program settings ++ lines program options.settings;
     in
@@ -112,7 +115,9 @@ in
             defaults = ./module.nix;
           }).config;
       in
-      lib.concatMapStrings (machine: "${machine} = create_fake_qemu_machine()\n") (lib.attrNames test.nodes)
+      lib.concatMapStrings (machine: "${machine} = create_fake_qemu_machine()\n") (
+        lib.attrNames test.nodes
+      )
       + test.testScriptString
     )
   ) (builtins.readDir ./tests);

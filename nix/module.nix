@@ -23,10 +23,13 @@ let
 
   ### Settings
 
-  noun = description: type: type // {
-    inherit description;
-    descriptionClass = "noun";
-  };
+  noun =
+    description: type:
+    type
+    // {
+      inherit description;
+      descriptionClass = "noun";
+    };
   duration = noun "duration such as 500ms, 10s or 1m30s" (
     types.strMatching "([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+"
   );
@@ -36,25 +39,47 @@ let
   # `nix/check` compares them with the programs.
   flags = {
     common = {
-      log-format = flag (types.enum [ "text" "json" ]) "text" "How log lines look.";
-      log-level = flag (types.enum [ "debug" "info" "warn" "error" ]) "info" "Least level of what is logged.";
-      stop-timeout = flag duration "20s" "How long work in hand may take once the daemon is told to stop. The units wait for 30 s.";
+      log-format = flag (types.enum [
+        "text"
+        "json"
+      ]) "text" "How log lines look.";
+      log-level = flag (types.enum [
+        "debug"
+        "info"
+        "warn"
+        "error"
+      ]) "info" "Least level of what is logged.";
+      stop-timeout =
+        flag duration "20s"
+          "How long work in hand may take once the daemon is told to stop. The units wait for 30 s.";
     };
     api = {
-      confirm-timeout = flag duration "1.5s" "How long a text may wait for the broker's confirmation before it is answered 503.";
+      confirm-timeout =
+        flag duration "1.5s"
+          "How long a text may wait for the broker's confirmation before it is answered 503.";
       idle-timeout = flag duration "1m0s" "How long a connection without requests is kept.";
       max-batch = flag positive 1048576 "Largest NDJSON body taken, in bytes.";
-      max-connections = flag positive 4096 "Most connections to each site. The unit's `LimitNOFILE` (16384) and `MemoryMax` have to allow for them.";
-      max-in-flight = flag positive 4096 "Most tasks that wait for the broker's confirmation at once; more are answered 429.";
+      max-connections =
+        flag positive 4096
+          "Most connections to each site. The unit's `LimitNOFILE` (16384) and `MemoryMax` have to allow for them.";
+      max-in-flight =
+        flag positive 4096
+          "Most tasks that wait for the broker's confirmation at once; more are answered 429.";
       max-text = flag positive 65536 "Longest text taken, in bytes.";
       read-timeout = flag duration "10s" "How long a whole request may take to arrive.";
       write-timeout = flag duration "10s" "How long an answer may take to be received.";
     };
     socket = {
-      allow-origin = flag (types.listOf types.str) [ ] "Web origins whose pages may listen besides those of this host's own name, as `https://example.org`; `*` for all.";
+      allow-origin =
+        flag (types.listOf types.str) [ ]
+          "Web origins whose pages may listen besides those of this host's own name, as `https://example.org`; `*` for all.";
       handshake-timeout = flag duration "10s" "How long the request to listen may take.";
-      keep-bytes = flag positive 33554432 "Bytes of results kept in memory for slow listeners, for each format.";
-      max-listeners = flag positive 100000 "Most listeners at once. The unit's `LimitNOFILE` (131072) and `MemoryMax` have to allow for them.";
+      keep-bytes =
+        flag positive 33554432
+          "Bytes of results kept in memory for slow listeners, for each format.";
+      max-listeners =
+        flag positive 100000
+          "Most listeners at once. The unit's `LimitNOFILE` (131072) and `MemoryMax` have to allow for them.";
       max-resuming = flag positive 16 "Most listeners at once that catch up from the broker.";
       ping-interval = flag duration "30s" "How often a listener has to give a sign of life.";
       write-timeout = flag duration "30s" "How long a listener may take nothing before it is closed.";
@@ -62,16 +87,24 @@ let
     worker = {
       concurrency = flag positive 10 "Tasks in hand at once, in each worker.";
       confirm-timeout = flag duration "10s" "How long a result may wait for the broker's confirmation.";
-      consumer-timeout = flag duration "30m0s" "The broker's `consumer_timeout`, after which it takes a task back. Pauses have to stay below half of it.";
+      consumer-timeout =
+        flag duration "30m0s"
+          "The broker's `consumer_timeout`, after which it takes a task back. Pauses have to stay below half of it.";
       max-pause = flag duration "1m0s" "Longest pause for one text.";
       pause = flag duration "100ms" "Pause for each character of a text; `0s` for none.";
     };
     setup = {
-      delivery-limit = flag unsigned 5 "A task that has failed so often, and then once more, goes to the dead letters.";
+      delivery-limit =
+        flag unsigned 5
+          "A task that has failed so often, and then once more, goes to the dead letters.";
       max-tasks = flag positive 1000000 "How many tasks may wait; more are answered 503.";
-      results-max-age = flag (noun "age such as 24h or 7D" (types.strMatching "[0-9]+[smhDMY]")) "24h" "How long results are kept for listeners that resume.";
+      results-max-age = flag (noun "age such as 24h or 7D" (
+        types.strMatching "[0-9]+[smhDMY]"
+      )) "24h" "How long results are kept for listeners that resume.";
       results-max-bytes = flag positive 1073741824 "How many bytes of them, whatever their age.";
-      results-segment-bytes = flag positive 16777216 "In pieces of how many bytes old results are dropped.";
+      results-segment-bytes =
+        flag positive 16777216
+          "In pieces of how many bytes old results are dropped.";
     };
   };
 
@@ -88,7 +121,9 @@ let
           mkOption {
             type = types.nullOr f.type;
             default = null;
-            defaultText = lib.literalMD "the program's own: `${if f.own == [ ] then "[ ]" else toString f.own}`";
+            defaultText = lib.literalMD "the program's own: `${
+              if f.own == [ ] then "[ ]" else toString f.own
+            }`";
             inherit (f) description;
           }
         ) flags;
@@ -126,7 +161,8 @@ let
       '';
     };
 
-  ownUrlFile = role: amqpUrlFile "That of ${role}; {option}`services.revq.amqpUrlFile` if it has no own.";
+  ownUrlFile =
+    role: amqpUrlFile "That of ${role}; {option}`services.revq.amqpUrlFile` if it has no own.";
 
   urlFileOf =
     role:
@@ -164,7 +200,9 @@ let
     dropIn "${unit}.service" {
       Unit = lib.optionalAttrs cfg.rabbitmq.enable { After = users; };
       Service = {
-        Environment = environment ((lib.optionalAttrs (role != "setup") cfg.settings) // cfg.${role}.settings);
+        Environment = environment (
+          (lib.optionalAttrs (role != "setup") cfg.settings) // cfg.${role}.settings
+        );
         LoadCredential = "amqp-url:${urlFileOf role}";
         IPAddressAllow = cfg.brokerAddresses;
         # An upgrade restarts it at once, rather than to stop it first: connections wait in the socket meanwhile.
@@ -209,7 +247,10 @@ let
       StateDirectoryMode = "0700";
       UMask = "0077";
       TimeoutStartSec = 180;
-      CapabilityBoundingSet = "CAP_DAC_READ_SEARCH"; # the cookie
+      CapabilityBoundingSet = [
+        "CAP_DAC_READ_SEARCH" # Erlang's cookie
+        "CAP_CHOWN" # install gives the file with the users to RabbitMQ
+      ];
       NoNewPrivileges = true;
       ProtectSystem = "strict";
       ProtectHome = true;
@@ -442,7 +483,9 @@ in
         '';
       };
 
-      networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall (map port (cfg.api.sites ++ cfg.socket.sites));
+      networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall (
+        map port (cfg.api.sites ++ cfg.socket.sites)
+      );
     }
 
     (mkIf cfg.rabbitmq.enable {
@@ -450,7 +493,12 @@ in
         enable = true;
         listenAddress = mkDefault cfg.rabbitmq.listenAddress;
         configItems = {
-          ${if lib.isString cfg.rabbitmq.memoryLimit then "vm_memory_high_watermark.absolute" else "vm_memory_high_watermark.relative"} =
+          ${
+            if lib.isString cfg.rabbitmq.memoryLimit then
+              "vm_memory_high_watermark.absolute"
+            else
+              "vm_memory_high_watermark.relative"
+          } =
             mkDefault (toString cfg.rabbitmq.memoryLimit);
           "disk_free_limit.absolute" = mkDefault cfg.rabbitmq.diskFreeLimit;
           # revq on this host comes by the loopback interface all the same.
