@@ -2,6 +2,7 @@ package socket
 
 import (
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,6 +128,7 @@ func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
 	h.stopping = true
 	h.mu.Unlock()
 	all := h.all()
+	awaitSent(all, abort)
 	pause := min(dismissEach, dismissAll/time.Duration(max(1, len(all))))
 	began := time.Now()
 	for i, p := range all {
@@ -155,6 +157,39 @@ func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
 		<-gone
 	}
 	h.end()
+}
+
+// lastWrites is how long those who take it may still be sent what was appended
+// before the end. Under load there is always something more.
+const lastWrites = 500 * time.Millisecond
+
+// awaitSent waits until everything is written to all, for lastWrites at most.
+func awaitSent(all []*plain, abort <-chan struct{}) {
+	behind := slices.Clone(all)
+	late := time.After(lastWrites)
+	ticker := time.NewTicker(dismissTick)
+	defer ticker.Stop()
+	for {
+		behind = slices.DeleteFunc(behind, (*plain).isSent)
+		if len(behind) == 0 {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-late:
+			return
+		case <-abort:
+			return
+		}
+	}
+}
+
+// isSent returns true if nothing is left to write, nor being written.
+func (p *plain) isSent() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, _ := p.l.next()
+	return len(b) == 0
 }
 
 func (p *plain) wake() {
