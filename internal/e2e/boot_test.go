@@ -139,8 +139,13 @@ func documented(t *testing.T, mark string) string {
 // inventory lists all that an installation could leave behind.
 func (b *bootTest) inventory(t *testing.T) string {
 	t.Helper()
-	return b.Shell(t, `find /etc /usr/local /usr/lib/systemd /var/lib /var/cache/private -xdev -not -path '/var/lib/rabbitmq/*' -not -path '/usr/local/go/*' \
-			-not -path '/var/lib/apt/*' -not -path '/var/lib/dpkg/*' \( -type f -printf '%p %m %u %s\n' -o -printf '%p %m %u\n' \) | sort
+	var lines []string
+	for _, file := range b.Written(t) {
+		if !strings.HasPrefix(file, "/var/lib/rabbitmq/") && !strings.HasPrefix(file, "/var/log/") {
+			lines = append(lines, file)
+		}
+	}
+	return strings.Join(lines, "\n") + "\n" + b.Shell(t, `
 		find /run /tmp /var/tmp -iname '*revq*' | sort
 		rabbitmqctl -q list_vhosts; rabbitmqctl -q list_users
 		systemctl list-units --all --plain --no-legend 'revq*'; systemctl list-unit-files --no-legend 'revq*' || :

@@ -11,6 +11,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -43,6 +44,8 @@ type Host struct {
 	leader  int // process id of its systemd, as this machine sees it
 	network int // descriptor of its network namespace
 	console *console
+	root    string // what it was booted from
+	upper   string // where this machine finds what it has written
 }
 
 // Start boots what is below the directory root, and waits until everything that is enabled in there runs, which is
@@ -57,7 +60,7 @@ func Start(t testing.TB, root string) *Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &Host{name: filepath.Base(dir), console: new(console)}
+	h := &Host{name: filepath.Base(dir), console: new(console), root: root}
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
@@ -74,6 +77,7 @@ func Start(t testing.TB, root string) *Host {
 	if err := launcher.Start(); err != nil {
 		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
 	}
+	h.upper = fmt.Sprintf("/proc/%d/root%s/memory/upper", launcher.Process.Pid, dir)
 	t.Cleanup(func() {
 		alive.Close()
 		if err := launcher.Wait(); err != nil {
@@ -231,6 +235,29 @@ func (h *Host) PID(t testing.TB, inner string) int {
 
 // Path returns where this machine finds a file of the host.
 func (h *Host) Path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.leader, name) }
+
+// Written returns the names of the files that the host has made, changed or removed, and of the directories that it has
+// made. What it was booted from may change meanwhile: that is not in there.
+func (h *Host) Written(t testing.TB) []string {
+	t.Helper()
+	var names []string
+	err := fs.WalkDir(os.DirFS(h.upper), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the host goes on
+			return err
+		}
+		if entry != nil && entry.IsDir() {
+			if _, err := os.Lstat(filepath.Join(h.root, name)); err == nil {
+				return nil
+			}
+		}
+		names = append(names, "/"+name)
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("list what the host has written: %v", err)
+	}
+	return names
+}
 
 // Write writes a file of the host, and makes its directory.
 func (h *Host) Write(t testing.TB, name, content string) {
