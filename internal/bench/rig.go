@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -101,7 +98,7 @@ func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 			return nil, err
 		}
 	}
-	port, err := freePorts(layout.APISites + layout.SocketSites)
+	port, err := stack.FreePorts(layout.APISites + layout.SocketSites)
 	if err != nil {
 		return nil, err
 	}
@@ -176,25 +173,6 @@ func (r *Rig) empty(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// freePorts returns the first of n ports in a row that nothing listens on, below those that the system gives to
-// outgoing connections.
-func freePorts(n int) (int, error) {
-	const least, most = 10_000, 32_767
-search:
-	for range 100 {
-		first := least + rand.IntN(most-least-n)
-		for port := first; port < first+n; port++ {
-			ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-			if err != nil {
-				continue search
-			}
-			ln.Close()
-		}
-		return first, nil
-	}
-	return 0, fmt.Errorf("no %d free ports in a row were found", n)
 }
 
 // A tail keeps the end of what is written to it: the daemons' logs, for when one fails.

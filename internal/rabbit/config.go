@@ -50,7 +50,7 @@ type Config struct {
 	ConfirmTimeout time.Duration
 
 	// PublishConnections is how many connections messages are published over.
-	// Default 4: a broker works on one connection's messages, and on the
+	// Default 4, 1 for workers: a broker works on one connection's messages, and on the
 	// confirmations of one channel, in one process each, and holds back what
 	// comes faster.
 	PublishConnections int
@@ -86,9 +86,12 @@ func DefaultConfig(name string) Config {
 }
 
 // Patient returns c for a publisher for which nobody waits, and where trying
-// again makes a second result: confirmations have 10 s.
+// again makes a second result: confirmations have 10 s. It uses one connection:
+// several workers have several between them, and the stream takes more in at
+// once of what comes over one.
 func (c Config) Patient() Config {
 	c.ConfirmTimeout = 10 * time.Second
+	c.PublishConnections = 1
 	return c
 }
 

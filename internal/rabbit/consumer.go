@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 	"log/slog"
@@ -37,11 +38,10 @@ type Delivery struct {
 	d       amqp.Delivery
 	task    task.Task
 	invalid error
-}
 
-func newDelivery(d amqp.Delivery) *Delivery {
-	t, err := decodeTask(d)
-	return &Delivery{d: d, task: t, invalid: err}
+	loans *loans
+	place *list.Element // among the loans
+	done  bool          // and to be acknowledged
 }
 
 // Task returns the task, and an error if the message is not a proper one.
@@ -50,22 +50,29 @@ func (d *Delivery) Task() (task.Task, error) { return d.task, d.invalid }
 // Attempt counts the deliveries of this task, from 1.
 func (d *Delivery) Attempt() int64 { return intHeader(d.d.Headers, deliveryCountHeader) + 1 }
 
-// Ack tells the broker that the task is done.
-func (d *Delivery) Ack() error { return d.d.Ack(false) }
+// Ack tells the broker that the task is done. It may leave that to another
+// handler's Ack that has not returned yet, and returns nil then.
+func (d *Delivery) Ack() error { return d.loans.ack(d) }
 
 // Reject tells the broker that this attempt failed. The task is delivered
 // again, until it has reached the delivery limit and goes to the dead letters.
-func (d *Delivery) Reject() error { return d.d.Reject(true) }
+func (d *Delivery) Reject() error {
+	return d.loans.end(d, func() error { return d.d.Reject(true) })
+}
 
 // Refuse sends the task to the dead letters at once.
-func (d *Delivery) Refuse() error { return d.d.Reject(false) }
+func (d *Delivery) Refuse() error {
+	return d.loans.end(d, func() error { return d.d.Reject(false) })
+}
 
 // Requeue gives the task back through no fault of its own. RabbitMQ 4.3 and
 // later do not count that as an attempt, earlier versions do.
-func (d *Delivery) Requeue() error { return d.d.Nack(false, true) }
+func (d *Delivery) Requeue() error {
+	return d.loans.end(d, func() error { return d.d.Nack(false, true) })
+}
 
-// Run consumes until ctx ends. It calls handle for each delivery, in a
-// goroutine of its own; the context given to handle ends when Run's does, or
+// Run consumes until ctx ends. It calls handle for each delivery, all at the
+// same time; the context given to handle ends when Run's does, or
 // when the session ends that brought the delivery. When ctx has ended, Run
 // takes no more tasks, waits until every handle has returned, and returns.
 func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) error {
@@ -74,20 +81,38 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	c.link.run(ctx, func(s *session) error {
-		return c.consume(ctx, s, func(ctx context.Context, d amqp.Delivery) {
-			handlers.Go(func() { handle(ctx, newDelivery(d)) })
-		}, handlers.Wait)
+		// Goroutines are kept for the next deliveries: a new one would have to
+		// grow its stack each time, a tenth of what a short task costs.
+		next := make(chan *Delivery)
+		noMore := sync.OnceFunc(func() { close(next) })
+		defer noMore()
+		return c.consume(ctx, s, func(ctx context.Context, d *Delivery) {
+			select {
+			case next <- d:
+			default: // none is free
+				handlers.Go(func() {
+					handle(ctx, d)
+					for d := range next {
+						handle(ctx, d)
+					}
+				})
+			}
+		}, func() {
+			noMore()
+			handlers.Wait()
+		})
 	})
 	return nil
 }
 
-func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, amqp.Delivery), wait func()) error {
+func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, *Delivery), wait func()) error {
 	const tag = "revq-worker"
 	deliveries, err := s.consume(ctx, s.ch, TasksQueue, tag, c.prefetch, nil)
 	if err != nil {
 		return err
 	}
 	c.link.up()
+	loans := &loans{ch: s.ch}
 
 	// A stop is for handlers only once the broker sends no more: what they
 	// give back would come again at once, as one more attempt.
@@ -103,7 +128,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			if !ok {
 				return s.why(nil)
 			}
-			begin(handleCtx, d)
+			begin(handleCtx, loans.begin(d))
 		case <-s.ctx.Done():
 			return nil
 		case <-ctx.Done():
@@ -117,7 +142,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			cancel(context.Cause(ctx))
 			// What came before the broker knew goes back at once, too.
 			for d := range deliveries {
-				begin(handleCtx, d)
+				begin(handleCtx, loans.begin(d))
 			}
 			s.loop.Idle()
 			wait() // their answers go through this session

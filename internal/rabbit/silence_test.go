@@ -31,8 +31,14 @@ func TestSilenceIsNotTheEnd(t *testing.T) {
 		last := inOrder(t, f.results, 0, 10, -1)
 		receive(t, "end of what was there", f.live)
 		proxy.hang.Store(int64(hang))
+		before := p.lanes[0].pipe.Load()
 		rabbittest.CloseConnections(t, r.node, r.url)
-		r.ready(p.Ready)
+		eventually(t, "connected again", func() error {
+			if p.lanes[0].pipe.Load() == before {
+				return errors.New("the connection has not been missed yet")
+			}
+			return p.Ready()
+		})
 		publishResults(t, p, 10, 20)
 		inOrder(t, f.results, 10, 20, last)
 		if proxy.hang.Load() != 0 {

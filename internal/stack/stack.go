@@ -174,7 +174,7 @@ func (c *Config) check() (server string, err error) {
 	for i := 1; i <= c.APISites+c.SocketSites; i++ {
 		ln, err := net.Listen("tcp", c.site(i))
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return "", fmt.Errorf("port %d is in use: stop what uses it, or give --first-port PORT with %d free ports", c.FirstPort+i-1, c.APISites+c.SocketSites)
+			return "", fmt.Errorf("port %d %w: stop what uses it, or give --first-port PORT with %d free ports", c.FirstPort+i-1, ErrInUse, c.APISites+c.SocketSites)
 		}
 		if err != nil {
 			return "", fmt.Errorf("cannot listen: %w; give other ports with --first-port", err)

@@ -76,23 +76,22 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
 	t, err := d.Task()
-	log := w.log.With("task", t.ID, "attempt", d.Attempt())
 	if err != nil {
-		log.Error("refused a task that cannot be handled", "error", err)
-		settle(log, "refuse", d.Refuse)
+		w.about(t, d).Error("refused a task that cannot be handled", "error", err)
+		w.settled(t, d, "refuse", d.Refuse())
 		return
 	}
 	text, err := w.attempt(ctx, t)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		settle(log, "give back", d.Requeue)
+		w.settled(t, d, "give back", d.Requeue())
 	case err != nil:
-		log.Error("an attempt failed", "error", err)
-		settle(log, "reject", d.Reject)
-	case w.publish(ctx, log, task.Result{ID: t.ID, Text: text, Accepted: t.Accepted, Done: time.Now()}):
-		settle(log, "acknowledge", d.Ack)
+		w.about(t, d).Error("an attempt failed", "error", err)
+		w.settled(t, d, "reject", d.Reject())
+	case w.publish(ctx, t, d, text):
+		w.settled(t, d, "acknowledge", d.Ack())
 	default:
-		settle(log, "give back", d.Requeue)
+		w.settled(t, d, "give back", d.Requeue())
 	}
 }
 
@@ -106,16 +105,17 @@ func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err err
 	return w.handler.Handle(ctx, t)
 }
 
-// publish sends r until the broker has confirmed it, or ctx ends. An attempt
-// under way when ctx ends is waited for: the work is done, and the publisher
-// answers soon.
-func (w *Worker) publish(ctx context.Context, log *slog.Logger, r task.Result) bool {
+// publish sends the result of t until the broker has confirmed it, or ctx ends.
+// An attempt under way when ctx ends is waited for: the work is done, and the
+// publisher answers soon.
+func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text string) bool {
+	r := task.Result{ID: t.ID, Text: text, Accepted: t.Accepted, Done: time.Now()}
 	for wait := publishRetryMin; ; wait = min(2*wait, publishRetryMax) {
 		err := <-w.results.PublishResult(r)
 		if err == nil {
 			return true
 		}
-		log.Warn("a result was not published; will try again", "error", err, "wait", wait)
+		w.about(t, d).Warn("a result was not published; will try again", "error", err, "wait", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -124,11 +124,16 @@ func (w *Worker) publish(ctx context.Context, log *slog.Logger, r task.Result) b
 	}
 }
 
-// settle ends the loan of a task. An error means that the session has ended,
-// and then the broker gives the task to another worker by itself. If its
-// result is out already, the listeners' servers drop the second one.
-func settle(log *slog.Logger, what string, do func() error) {
-	if err := do(); err != nil {
-		log.Warn("could not "+what+" a task; the broker will deliver it again", "error", err)
+// settled looks at how the loan of a task ended. An error means that the session
+// has ended, and then the broker gives the task to another worker by itself. If
+// its result is out already, the listeners' servers drop the second one.
+func (w *Worker) settled(t task.Task, d Delivery, what string, err error) {
+	if err != nil {
+		w.about(t, d).Warn("could not "+what+" a task; the broker will deliver it again", "error", err)
 	}
+}
+
+// about returns the log for what is worth telling of a task. Of most there is nothing.
+func (w *Worker) about(t task.Task, d Delivery) *slog.Logger {
+	return w.log.With("task", t.ID, "attempt", d.Attempt())
 }

@@ -103,7 +103,7 @@ const permitted = `
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/lower /mnt/upper /mnt/work /mnt/root
 mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 group=$(mktemp -d /sys/fs/cgroup/revq-boot-XXXXXX)
 rmdir "$group"`
 

@@ -17,18 +17,16 @@ echo host >root/etc/hostname
 printf '%s\n' '127.0.0.1 localhost' '::1 localhost' '127.0.1.1 host' >root/etc/hosts
 
 # A control group for all of it: that is how nothing of it is left. Only version 2 filters addresses.
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 group=/sys/fs/cgroup/$2
 mkdir "$group"
 
-# Where systemd runs the machine, it wants to know of containers; where it does not, there is nobody to tell.
-[ -d /run/systemd/system ] || set -- "$@" --keep-unit
 root=$1 name=$2 dir=$3
-shift 3
 (
 	echo 0 >"$group/cgroup.procs"
+	# Where systemd runs this machine, too, --keep-unit leaves the container in our control group, not in a scope.
 	# systemd in the container needs bpf to filter addresses, which nspawn does not allow by itself.
-	NOTIFY_SOCKET=$dir/notify exec systemd-nspawn --quiet --register=no "$@" --notify-ready=yes --private-network \
+	NOTIFY_SOCKET=$dir/notify exec systemd-nspawn --quiet --register=no --keep-unit --notify-ready=yes --private-network \
 		--capability=CAP_BPF --system-call-filter=bpf --machine="$name" --directory=root --boot systemd.log_color=0
 ) </dev/null &
 

@@ -5,13 +5,11 @@ package stacktest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -70,24 +68,14 @@ func Programs(t testing.TB) string {
 	return built.dir
 }
 
-// Ports returns the first of n ports of 127.0.0.1 in a row that nothing listens on. They are below those
-// that the system gives to outgoing connections.
+// Ports returns the first of n ports of 127.0.0.1 in a row that nothing listens on.
 func Ports(t testing.TB, n int) int {
 	t.Helper()
-search:
-	for range 100 {
-		first := 10_000 + rand.IntN(32_767-10_000-n)
-		for port := first; port < first+n; port++ {
-			ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-			if err != nil {
-				continue search
-			}
-			ln.Close()
-		}
-		return first
+	first, err := stack.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("no %d free ports in a row", n)
-	return 0
+	return first
 }
 
 // A Stack is revq, running within the test.
@@ -107,6 +95,20 @@ type Stack struct {
 func Start(t testing.TB, urls ...string) *Stack {
 	t.Helper()
 	Programs(t)
+	for range 4 { // another test may have taken the ports meanwhile
+		s, err := start(t, urls)
+		if err == nil {
+			return s
+		}
+		if !errors.Is(err, stack.ErrInUse) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("the ports that were free were taken again and again")
+	return nil
+}
+
+func start(t testing.TB, urls []string) (*Stack, error) {
 	port := Ports(t, 3)
 	s := &Stack{
 		API:    fmt.Sprintf("http://127.0.0.1:%d", port),
@@ -124,6 +126,12 @@ func Start(t testing.TB, urls ...string) *Stack {
 		s.err = stack.Run(ctx, cfg, func() { close(up) })
 		close(s.done)
 	}()
+	select {
+	case <-up:
+	case <-s.done:
+		cancel()
+		return nil, fmt.Errorf("%w; its output:\n%s", s.err, s.Output)
+	}
 	t.Cleanup(func() {
 		if err := s.Stop(); err != nil {
 			t.Error(err)
@@ -135,12 +143,7 @@ func Start(t testing.TB, urls ...string) *Stack {
 			t.Logf("output of the stack:\n%s", s.Output)
 		}
 	})
-	select {
-	case <-up:
-	case <-s.done:
-		t.Fatal(s.err)
-	}
-	return s
+	return s, nil
 }
 
 // Stop stops everything and returns the error of stack.Run. Further calls return the same.
