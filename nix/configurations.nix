@@ -79,6 +79,16 @@
       };
     };
 
+    # TLS at the sites.
+    tls = {
+      services.revq = {
+        enable = true;
+        rabbitmq.enable = true;
+        tls.certFile = "/var/lib/acme/example.org/fullchain.pem";
+        tls.keyFile = "/var/lib/acme/example.org/key.pem";
+      };
+    };
+
     # One user for everything, as at a hosted broker.
     hosted = {
       services.revq = {
@@ -155,6 +165,17 @@
           brokerAddresses = [ "any" ];
         };
         error = "services.revq.api.amqpUrlFile would put";
+      };
+      "a private key in the store" = {
+        config = revq {
+          tls.certFile = "/run/cert.pem";
+          tls.keyFile = "/nix/store/00000000000000000000000000000000-key.pem";
+        };
+        error = "would put the private key into the Nix store";
+      };
+      "a certificate without its key" = {
+        config = revq { tls.certFile = "/run/cert.pem"; };
+        error = "needs both certFile and keyFile";
       };
       "no broker" = {
         config.services.revq.enable = true;

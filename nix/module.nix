@@ -66,6 +66,7 @@ let
         flag positive 4096
           "Most tasks that wait for the broker's confirmation at once; more are answered 429.";
       max-text = flag positive 65536 "Longest text taken, in bytes.";
+      publish-connections = flag positive 4 "Connections to the broker that it publishes over.";
       read-timeout = flag duration "10s" "How long a whole request may take to arrive.";
       write-timeout = flag duration "10s" "How long an answer may take to be received.";
     };
@@ -92,6 +93,7 @@ let
           "The broker's `consumer_timeout`, after which it takes a task back. Pauses have to stay below half of it.";
       max-pause = flag duration "1m0s" "Longest pause for one text.";
       pause = flag duration "100ms" "Pause for each character of a text; `0s` for none.";
+      publish-connections = flag positive 4 "Connections to the broker that it publishes over.";
     };
     setup = {
       delivery-limit =
@@ -185,6 +187,8 @@ let
     ++ map (i: "revq-socket@${toString i}.socket") cfg.socket.sites
     ++ map (i: "revq-worker@${toString i}.service") (lib.range 1 cfg.worker.instances);
 
+  hasTLS = cfg.tls.certFile != null && cfg.tls.keyFile != null;
+
   ### What is added to the units
 
   # Drop-ins under a name of their own. NixOS calls all of its drop-ins overrides.conf, and one of an instance would hide
@@ -203,7 +207,13 @@ let
         Environment = environment (
           (lib.optionalAttrs (role != "setup") cfg.settings) // cfg.${role}.settings
         );
-        LoadCredential = "amqp-url:${urlFileOf role}";
+        LoadCredential = [
+          "amqp-url:${urlFileOf role}"
+        ]
+        ++ lib.optionals (hasTLS && (role == "api" || role == "socket")) [
+          "tls-cert:${cfg.tls.certFile}"
+          "tls-key:${cfg.tls.keyFile}"
+        ];
         IPAddressAllow = cfg.brokerAddresses;
         # An upgrade restarts it at once, rather than to stop it first: connections wait in the socket meanwhile.
         X-StopIfChanged = "false";
@@ -317,6 +327,25 @@ in
       type = types.bool;
       default = false;
       description = "Whether to open the ports of all sites in the firewall. revq knows no authentication of clients.";
+    };
+
+    tls = {
+      certFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = "/var/lib/acme/example.org/fullchain.pem";
+        description = ''
+          File on the host with the certificates, the own one first, in PEM. With it, the API and the socket server serve
+          nothing but TLS, at all sites. systemd reads it when a service starts: restart them when it was renewed, as with
+          `security.acme.certs.NAME.postRun = "systemctl try-restart 'revq-api@*' 'revq-socket@*'"`.
+        '';
+      };
+      keyFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = "/var/lib/acme/example.org/key.pem";
+        description = "File on the host with the private key, in PEM. Only root needs to be able to read it.";
+      };
     };
 
     settings = settings "all daemons" flags.common;
@@ -433,6 +462,16 @@ in
           message = "services.revq.${option} would put the broker's password into the Nix store, which everyone can read: give the place where the file is on the host, in quotes, as \"/run/secrets/revq-amqp-url\".";
         }) urlFiles
         ++ [
+          {
+            assertion = (cfg.tls.certFile == null) == (cfg.tls.keyFile == null);
+            message = "services.revq.tls needs both certFile and keyFile, or neither of them.";
+          }
+          {
+            assertion =
+              cfg.tls.keyFile == null
+              || lib.isString cfg.tls.keyFile && !lib.hasPrefix builtins.storeDir cfg.tls.keyFile;
+            message = "services.revq.tls.keyFile would put the private key into the Nix store, which everyone can read: give the place where the file is on the host, in quotes.";
+          }
           {
             assertion = cfg.rabbitmq.enable -> urlFiles == { };
             message = "services.revq: rabbitmq.enable is for a broker on this host, and ${lib.concatStringsSep ", " (lib.attrNames urlFiles)} for one elsewhere: leave one of them out.";
