@@ -6,6 +6,7 @@ import (
 	"time"
 )
 
+// The clock is that of the bubble: to sleep sets it forward, and takes no time.
 func TestLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New("the loop", time.Minute)

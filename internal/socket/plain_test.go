@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -154,31 +153,8 @@ func TestPingsWithTLS(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.PingInterval = time.Second
 	s, _, site := setupTLS(t, cfg, feed.DefaultConfig())
-	c := site.listen(t, "") // answers pings while it reads
-	pings := make(chan struct{}, 10)
-	answer := c.PingHandler()
-	c.SetPingHandler(func(data string) error {
-		pings <- struct{}{}
-		return answer(data)
-	})
-	go c.ReadMessage()
 	mute, r := site.raw(t)
-	if op, _ := readFrame(t, r); op != 0x9 {
-		t.Errorf("frame %d, want a ping", op)
-	}
-	if _, err := io.Copy(io.Discard, mute); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("the listener that does not answer: %v, want to be closed", err)
-	}
-	for range 3 {
-		select {
-		case <-pings:
-		case <-time.After(patience):
-			t.Fatal("no ping came")
-		}
-	}
-	if n := s.Listeners(); n != 1 {
-		t.Errorf("%d listeners, want the one that answers", n)
-	}
+	onlyWhoAnswersStays(t, s, site.listen(t, ""), mute, r, io.ErrUnexpectedEOF)
 }
 
 // A listener that takes nothing for too long is closed, holds up nobody, and finds the reason when it reads again.
