@@ -166,7 +166,9 @@ func TestAbort(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := startDaemon(t, name, daemontest.Config{})
-			d.WaitLog(t, "no session with the broker") // so that its loop is on the way
+			// So that what is looked for below is on the way.
+			d.WaitState(t, "STATUS=waiting: the broker is not connected")
+			d.WaitLog(t, "no session with the broker")
 			d.Signal(t, syscall.SIGABRT)
 			if status := d.Wait(t); status != -1 {
 				t.Errorf("status %d, want the end by a signal", status)
