@@ -270,7 +270,7 @@ func (f *follower) missing(accepted map[string]string) (ids []string) {
 func (r *trial) streamOffsets(ctx context.Context) (map[string][]int64, error) {
 	at := make(map[string][]int64)
 	end := errors.New("the end")
-	err := rabbit.NewReader(r.brokerConfig(), 0, slog.New(slog.DiscardHandler)).History(ctx, 0, func(offset int64, result task.Result) error {
+	err := rabbit.NewReader(r.brokerConfig(), 0, slog.New(slog.DiscardHandler)).History(ctx, 0, 0, func(offset int64, result task.Result) error {
 		at[result.ID] = append(at[result.ID], offset)
 		if result.ID == "the-end" {
 			return end

@@ -32,9 +32,10 @@ type Config struct {
 	// workers that died between publishing and acknowledging, within seconds.
 	Window int
 
-	// Backlog is how many results of the past are read at the start, so that
-	// listeners can resume at once and repetitions of them are known. Default
-	// 10,000, which takes a fraction of a second.
+	// Backlog is how many results of the past are read at the start, at least,
+	// so that listeners can resume at once and repetitions of them are known.
+	// Default 10,000, which takes a fraction of a second also where there
+	// turn out to be fifty times as many.
 	Backlog int
 }
 

@@ -23,7 +23,7 @@ const (
 )
 
 func encodeTask(t task.Task) amqp.Publishing {
-	return message(t.ID, t.Text, t.Accepted, amqp.Table{acceptedHeader: t.Accepted.UnixMicro()})
+	return message(t.ID, []byte(t.Text), t.Accepted, amqp.Table{acceptedHeader: t.Accepted.UnixMicro()})
 }
 
 func encodeResult(r task.Result) amqp.Publishing {
@@ -31,10 +31,10 @@ func encodeResult(r task.Result) amqp.Publishing {
 	if !r.Accepted.IsZero() {
 		headers[acceptedHeader] = r.Accepted.UnixMicro()
 	}
-	return message(r.ID, r.Text, r.Done, headers)
+	return message(r.ID, []byte(r.Text), r.Done, headers)
 }
 
-func message(id, text string, when time.Time, headers amqp.Table) amqp.Publishing {
+func message(id string, body []byte, when time.Time, headers amqp.Table) amqp.Publishing {
 	return amqp.Publishing{
 		Headers:      headers,
 		ContentType:  "text/plain; charset=utf-8",
@@ -42,7 +42,7 @@ func message(id, text string, when time.Time, headers amqp.Table) amqp.Publishin
 		MessageId:    id,
 		Timestamp:    when,
 		AppId:        "revq",
-		Body:         []byte(text),
+		Body:         body,
 	}
 }
 
@@ -66,10 +66,14 @@ func decodeResult(d amqp.Delivery) (task.Result, error) {
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 		Done:     timeHeader(d.Headers, doneHeader),
 	}
+	return r, checkResult(r)
+}
+
+func checkResult(r task.Result) error {
 	if err := task.CheckID(r.ID); err != nil {
-		return r, err
+		return err
 	}
-	return r, task.CheckText(r.Text, task.MaxText)
+	return task.CheckText(r.Text, task.MaxText)
 }
 
 // timeHeader returns the zero time where there is no such header.

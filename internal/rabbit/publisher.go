@@ -30,8 +30,9 @@ var (
 // Messages are dealt out to the connections in turn, so they may overtake each
 // other; one whose caller waits for its answer is queued before the next.
 type Publisher struct {
-	lanes []*lane
-	turn  atomic.Uint32
+	lanes   []*lane
+	turn    atomic.Uint32
+	results bundler
 }
 
 // A lane is one of a Publisher's connections.
@@ -43,6 +44,8 @@ type lane struct {
 // NewPublisher returns a Publisher that is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections)}
+	p.results.maxWaiting = cfg.MaxUnconfirmed
+	p.results.publish = func(m amqp.Publishing) <-chan error { return p.publish(resultsKey, m) }
 	cfg.MaxUnconfirmed = max(1, cfg.MaxUnconfirmed/len(p.lanes))
 	for i := range p.lanes {
 		role := "publisher"
@@ -131,10 +134,10 @@ func (p *Publisher) PublishTask(t task.Task) <-chan error {
 	return p.publish(tasksKey, encodeTask(t))
 }
 
-// PublishResult sends r to the listeners, and answers as PublishTask does.
-func (p *Publisher) PublishResult(r task.Result) <-chan error {
-	return p.publish(resultsKey, encodeResult(r))
-}
+// PublishResult sends r to the listeners, and answers as PublishTask does, but
+// within twice the ConfirmTimeout: r may have to wait for the confirmation of
+// others, to share a message with those that wait, too.
+func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results.add(r) }
 
 func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
 	pub := &publication{key: key, message: m, answer: make(chan error, 1)}

@@ -44,8 +44,9 @@ var errNotEmpty = errors.New("the stream of results began with old ones, though 
 
 // A Follower takes in what a Reader reads. Its methods are called one at a time.
 type Follower interface {
-	// Append takes the next result. Offsets grow, but not always by one: the
-	// broker uses some for itself.
+	// Append takes the next result. Offsets grow, but not always by one: most
+	// messages have fewer results than there are places, and the broker uses
+	// some offsets for itself.
 	Append(offset int64, r task.Result)
 
 	// AppendGap says that results are missing here, and that offsets may
@@ -71,12 +72,13 @@ type Reader struct {
 	begun  bool
 	empty  bool   // nothing seemed to be in the stream at first, nor has come since
 	newest int64  // near the end of the stream as it was at first
-	from   int64  // where to begin, if nothing was received yet
+	from   int64  // the message to begin with, if nothing was received yet
 	last   int64  // offset of the last result; -1: nothing was received yet
 	lastID string // and its id
 }
 
-// NewReader returns a Reader that begins with up to backlog results of the past.
+// NewReader returns a Reader that begins with the last backlog messages of the
+// past, each of which has one result or more.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", log)
 	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), started: time.Now(), live: make(chan struct{}), last: -1}
@@ -120,14 +122,14 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		if err != nil {
 			return err
 		}
-		r.begun, r.empty, r.newest, r.from = true, newest < 0, newest, max(0, newest-r.backlog)
+		r.begun, r.empty, r.newest, r.from = true, newest < 0, firstOf(newest), max(0, newest-r.backlog)
 	}
 	// What was received last is asked for again: if it is there, and is the
 	// same, then nothing is missing.
 	from := r.from
 	meeting := r.last >= 0
 	if meeting {
-		from = r.last
+		from = messageOf(r.last)
 	}
 	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-socket", readerPrefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
@@ -145,6 +147,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	}
 	defer idle.Stop()
 	unacked, alive := 0, false
+	var entries []entry // of one message
 	for {
 		s.loop.Idle()
 		select {
@@ -153,18 +156,21 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			if !ok {
 				return s.why(nil)
 			}
-			m, err := decodeEntry(d)
-			if err != nil {
+			if entries, err = decodeEntries(entries[:0], d); err != nil {
 				return err
 			}
+			next := entries
 			if meeting {
-				if m.offset != r.last || m.id != r.lastID {
-					return errMissing
+				if next, err = r.meet(entries); err != nil {
+					return err
 				}
 				meeting = false
 				r.link.up()
-			} else if err := r.pass(m, f); err != nil {
-				return err
+			}
+			for _, e := range next {
+				if err := r.pass(e, f); err != nil {
+					return err
+				}
 			}
 			alive = false
 			if unacked++; unacked == readerAckEvery {
@@ -198,6 +204,17 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			return nil
 		}
 	}
+}
+
+// meet returns the entries that follow the last one received, of the message
+// that it was in.
+func (r *Reader) meet(entries []entry) ([]entry, error) {
+	for i, e := range entries {
+		if e.offset == r.last && e.id == r.lastID {
+			return entries[i+1:], nil
+		}
+	}
+	return nil, errMissing
 }
 
 func (r *Reader) pass(m entry, f Follower) error {
@@ -236,36 +253,39 @@ func (r *Reader) setLive(f Follower) {
 	})
 }
 
-// History calls each with the results from an offset on, and goes on with new
-// ones, until ctx ends or each returns an error, which it returns. What is not
-// kept any more is left out. Where nothing comes for seconds though the broker
-// answers, it calls end, and returns its error if any. It uses a connection of
-// its own.
-func (r *Reader) History(ctx context.Context, from int64, each func(offset int64, result task.Result) error, end func() error) error {
+// History calls each with all results from at least before of them in front of
+// an offset on, and goes on with new ones, until ctx ends or each returns an
+// error, which it returns. What is not kept any more is left out. Where nothing
+// comes for seconds though the broker answers, it calls end, and returns its
+// error if any. It uses a connection of its own.
+func (r *Reader) History(ctx context.Context, offset, before int64, each func(offset int64, result task.Result) error, end func() error) error {
 	s, err := openAny(ctx, r.cfg, "history")
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	from := max(0, messageOf(offset)-before) // each message has a result, or more
 	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-history", readerPrefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
 		return err
 	}
 	idle := time.NewTimer(silence)
 	defer idle.Stop()
+	var entries []entry // of one message
 	for n, alive := 0, false; ; {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
 				return s.why(nil)
 			}
-			m, err := decodeEntry(d)
-			if err != nil {
+			if entries, err = decodeEntries(entries[:0], d); err != nil {
 				return err
 			}
-			if m.invalid == nil {
-				if err := each(m.offset, m.result); err != nil {
-					return err
+			for _, e := range entries {
+				if e.invalid == nil {
+					if err := each(e.offset, e.result); err != nil {
+						return err
+					}
 				}
 			}
 			alive = false
@@ -300,8 +320,8 @@ func (s *session) alive(ctx context.Context, ch *amqp.Channel) error {
 	return nil
 }
 
-// newest returns an offset near the end of the stream, -1 if it is empty: the
-// stream finds its end no closer than a chunk.
+// newest returns the broker's offset of a message near the end of the stream,
+// -1 if it is empty: the stream finds its end no closer than a chunk.
 func (s *session) newest(ctx context.Context) (offset int64, err error) {
 	err = s.onChannel(func(ch *amqp.Channel) error {
 		deliveries, err := s.consume(ctx, ch, ResultsQueue, "revq-newest", 1, amqp.Table{offsetHeader: "last"})
@@ -314,8 +334,7 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 				if !ok {
 					return s.why(errors.New("the channel was closed"))
 				}
-				m, err := decodeEntry(d)
-				offset = m.offset
+				offset, err = brokerOffset(d)
 				return err
 			case <-time.After(quiet):
 				if alive {
@@ -333,7 +352,18 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 	return offset, err
 }
 
-// An entry is a message of the stream.
+// firstOf returns the offset of the first result in a message, of which the
+// broker's offset is given, and messageOf the opposite, for any result in it.
+// Both leave -1, the beginning, as it is.
+func firstOf(message int64) int64 { return max(-1, message*places) }
+func messageOf(offset int64) int64 {
+	if offset < 0 {
+		return -1
+	}
+	return offset / places
+}
+
+// An entry is a result in the stream.
 type entry struct {
 	offset  int64
 	id      string
@@ -341,11 +371,32 @@ type entry struct {
 	invalid error // why it is not a proper result; nil if it is
 }
 
-func decodeEntry(d amqp.Delivery) (entry, error) {
+// decodeEntries appends the results that a message holds, at least one. A
+// message that cannot be read is one invalid result.
+func decodeEntries(entries []entry, d amqp.Delivery) ([]entry, error) {
+	message, err := brokerOffset(d)
+	if err != nil {
+		return nil, err
+	}
+	offset := firstOf(message)
+	if d.ContentType != bundleType {
+		result, err := decodeResult(d)
+		return append(entries, entry{offset, d.MessageId, result, err}), nil
+	}
+	results, err := decodeBundle(d.Body)
+	if err != nil {
+		return append(entries, entry{offset: offset, id: d.MessageId, invalid: err}), nil
+	}
+	for i, r := range results {
+		entries = append(entries, entry{offset + int64(i), r.ID, r, checkResult(r)})
+	}
+	return entries, nil
+}
+
+func brokerOffset(d amqp.Delivery) (int64, error) {
 	offset, ok := d.Headers[offsetHeader].(int64)
 	if !ok {
-		return entry{}, errors.New("a result came without an offset: is " + ResultsQueue + " a stream?")
+		return 0, errors.New("a result came without an offset: is " + ResultsQueue + " a stream?")
 	}
-	result, err := decodeResult(d)
-	return entry{offset, d.MessageId, result, err}, nil
+	return offset, nil
 }

@@ -304,25 +304,59 @@ func TestHistory(t *testing.T) {
 	publishResults(t, p, 0, n)
 	reader := NewReader(r.cfg, 0, r.log)
 	enough := errors.New("enough")
-	for _, from := range []int64{0, n / 2, n} { // the last is still to come
-		next := from
-		done := make(chan error, 1)
-		go func() {
-			done <- reader.History(t.Context(), from, func(offset int64, got task.Result) error {
-				if offset != next || got.ID != result(int(next)).ID {
-					return fmt.Errorf("got %s at %d, want %d", got.ID, offset, next)
-				}
-				if next++; next > n {
-					return enough
-				}
-				return nil
-			}, func() error { return errors.New("called the end of what has no end") })
-		}()
-		if from == 0 {
-			publishResults(t, p, n, n+1)
+	noEnd := func() error { return errors.New("called the end of what has no end") }
+	var offsets []int64
+	err := reader.History(t.Context(), 0, 0, func(offset int64, got task.Result) error {
+		if i := len(offsets); got.ID != result(i).ID || i > 0 && offset <= offsets[i-1] {
+			return fmt.Errorf("got %s at %d after %v", got.ID, offset, offsets[max(0, i-1):])
 		}
-		if err := receive(t, "end", done); err != enough {
-			t.Error(err)
+		if offsets = append(offsets, offset); len(offsets) == n {
+			return enough
 		}
+		return nil
+	}, noEnd)
+	if err != enough {
+		t.Fatal(err)
+	}
+	if offsets[n-1] >= places*(n-1) {
+		t.Fatalf("the last of %d results has the offset %d: none of them shared a message", n, offsets[n-1])
+	}
+	for _, tc := range []struct{ from, before int }{{0, 0}, {0, 10}, {n / 2, 0}, {n / 2, 100}, {n/2 + 1, 1}, {n - 1, n / 4}, {n - 1, 2 * n}} {
+		next := -1
+		err := reader.History(t.Context(), offsets[tc.from], int64(tc.before), func(offset int64, got task.Result) error {
+			if next < 0 { // it may begin with others of the same message, or before
+				for next = 0; offsets[next] != offset; next++ {
+				}
+				if next > max(0, tc.from-tc.before) {
+					return fmt.Errorf("begins with result %d", next)
+				}
+			}
+			if got.ID != result(next).ID {
+				return fmt.Errorf("got %s, want %d", got.ID, next)
+			}
+			if next++; next == n {
+				return enough
+			}
+			return nil
+		}, noEnd)
+		if err != enough {
+			t.Errorf("from %d, %d before: %v", tc.from, tc.before, err)
+		}
+	}
+	// From the end on: what is still to come.
+	came := make(chan string, 1)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- reader.History(t.Context(), offsets[n-1]+places, 0, func(_ int64, got task.Result) error {
+			came <- got.ID
+			return enough
+		}, func() error { return nil })
+	}()
+	publishResults(t, p, n, n+1)
+	if got := receive(t, "result", came); got != result(n).ID {
+		t.Errorf("got %s", got)
+	}
+	if err := receive(t, "end", ended); err != enough {
+		t.Error(err)
 	}
 }

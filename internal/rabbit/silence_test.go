@@ -58,7 +58,7 @@ func TestSilenceIsNotTheEnd(t *testing.T) {
 		proxy := r.proxy()
 		proxy.hang.Store(int64(hang))
 		found, missed := errors.New("found"), errors.New("missed")
-		err := NewReader(r.cfg, 0, r.log).History(t.Context(), 0,
+		err := NewReader(r.cfg, 0, r.log).History(t.Context(), 0, 0,
 			func(int64, task.Result) error { return found }, func() error { return missed })
 		if err != found || proxy.hang.Load() != 0 {
 			t.Errorf("History = %v, want %v after a while", err, found)
@@ -70,7 +70,7 @@ func TestSilenceIsNotTheEnd(t *testing.T) {
 		r := setup(t).declared()
 		end := errors.New("the end")
 		began := time.Now()
-		err := NewReader(r.cfg, 0, r.log).History(t.Context(), 0,
+		err := NewReader(r.cfg, 0, r.log).History(t.Context(), 0, 0,
 			func(int64, task.Result) error { return nil }, func() error { return end })
 		if took := time.Since(began); err != end || took < 2*silence {
 			t.Errorf("History of nothing = %v after %v, want %v after %v", err, took, end, 2*silence)

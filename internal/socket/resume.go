@@ -142,7 +142,7 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
 	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(2*lookBack)
 	c.met = after.Offset < 0 // the beginning is always there
-	return c.s.source.History(ctx, max(0, after.Offset-lookBack), c.take, c.end)
+	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.end)
 }
 
 // end is called at the end of the stream.

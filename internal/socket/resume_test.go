@@ -63,7 +63,7 @@ func (s *source) addResult(offset int64, r task.Result) {
 	}
 }
 
-func (s *source) History(ctx context.Context, from int64, each func(int64, task.Result) error, end func() error) error {
+func (s *source) History(ctx context.Context, offset, before int64, each func(int64, task.Result) error, end func() error) error {
 	s.mu.Lock()
 	s.history++
 	s.mu.Unlock()
@@ -77,7 +77,7 @@ func (s *source) History(ctx context.Context, from int64, each func(int64, task.
 		s.mu.Unlock()
 		for _, e := range part {
 			i++
-			if e.offset >= from {
+			if e.offset >= offset-before {
 				if err := each(e.offset, e.result); err != nil {
 					return err
 				}

@@ -74,12 +74,12 @@ type Source interface {
 	// Ready returns nil while results can arrive, otherwise why not.
 	Ready() error
 
-	// History calls each with the results from an offset on, and goes on with
-	// new ones, until ctx ends or each returns an error, which it returns.
-	// What is not kept any more is left out. It calls end, and returns its
-	// error if any, where it is known that nothing more is there for now;
-	// that nothing comes is not enough.
-	History(ctx context.Context, from int64, each func(offset int64, r task.Result) error, end func() error) error
+	// History calls each with all results from at least before of them in
+	// front of an offset on, and goes on with new ones, until ctx ends or each
+	// returns an error, which it returns. What is not kept any more is left
+	// out. It calls end, and returns its error if any, where it is known that
+	// nothing more is there for now; that nothing comes is not enough.
+	History(ctx context.Context, offset, before int64, each func(offset int64, r task.Result) error, end func() error) error
 }
 
 // New returns a server of what is appended to f from source. Shutdown must be
