@@ -10,7 +10,6 @@ package feed
 import (
 	"cmp"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -329,14 +328,6 @@ func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
 	default:
 		return AppendFrame(dst, OpText, []byte(m.Text))
 	}
-}
-
-func encode(m Message) []byte {
-	b, err := json.Marshal(m)
-	if err != nil {
-		panic(err) // strings, numbers and times can always be encoded
-	}
-	return b
 }
 
 // A Window remembers the newest ids.
