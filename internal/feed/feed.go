@@ -113,11 +113,14 @@ func ParseMark(text string) (Mark, error) {
 	return Mark{offset, id}, nil
 }
 
-func (m Mark) String() string {
-	if m.ID == "" {
-		return strconv.FormatInt(m.Offset, 10)
+func (m Mark) String() string { return string(m.append(nil)) }
+
+func (m Mark) append(dst []byte) []byte {
+	dst = strconv.AppendInt(dst, m.Offset, 10)
+	if m.ID != "" {
+		dst = append(append(dst, '/'), m.ID...)
 	}
-	return strconv.FormatInt(m.Offset, 10) + "/" + m.ID
+	return dst
 }
 
 // A record is where a result stands in the logs.
@@ -136,7 +139,8 @@ type Feed struct {
 	records []record // of the results that a log holds, the oldest first
 	seen    *Window
 	wakes   []func()
-	scratch []byte
+	data    []byte // scratch: of the newest message
+	frame   []byte // scratch
 }
 
 // New returns an empty feed. What is appended before GoLive is taken for the
@@ -187,10 +191,10 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	f.last = Mark{offset, r.ID}
 	rec := record{offset: offset, id: id}
 	m := resultMessage(offset, r)
-	data := encode(m)
+	f.data = appendJSON(f.data[:0], m)
 	for format := range formats {
-		f.scratch = appendMessage(f.scratch[:0], format, m, data)
-		f.logs[format].append(f.scratch)
+		f.frame = appendMessage(f.frame[:0], format, m, f.data)
+		f.logs[format].append(f.frame)
 		rec.ends[format] = f.logs[format].End()
 	}
 	f.records = append(f.records, rec)
@@ -203,8 +207,8 @@ func (f *Feed) AppendGap(reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for format := range formats {
-		f.scratch = AppendGap(f.scratch[:0], format, f.last, reason)
-		f.logs[format].append(f.scratch)
+		f.frame = AppendGap(f.frame[:0], format, f.last, reason)
+		f.logs[format].append(f.frame)
 	}
 	// Offsets from before may mean other results from now on.
 	f.records = nil
