@@ -11,11 +11,6 @@ import (
 // text, as long as these need no escapes.
 const messageOverhead = 192
 
-// encode returns m as JSON.
-func encode(m Message) []byte {
-	return appendJSON(make([]byte, 0, messageOverhead+len(m.ID)+len(m.Text)), m)
-}
-
 // appendJSON appends m as encoding/json would, which takes longer and
 // allocates for each result. A time that RFC 3339 has no way to write, with a
 // year of five digits, is left out: who enqueues a task can put one there.

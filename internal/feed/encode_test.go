@@ -44,7 +44,7 @@ func TestMessagesAreEncodedAsByEncodingJSON(t *testing.T) {
 func TestATimeThatCannotBeWrittenIsLeftOut(t *testing.T) {
 	r := task.Result{ID: "a", Text: "a", Accepted: time.UnixMicro(math.MaxInt64), Done: time.UnixMicro(math.MinInt64)}
 	want := `{"type":"result","offset":1,"id":"a","text":"a"}`
-	if got := encode(resultMessage(1, r)); string(got) != want {
+	if got := appendJSON(nil, resultMessage(1, r)); string(got) != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

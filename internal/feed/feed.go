@@ -296,13 +296,12 @@ func (f *Feed) Join(format Format) (Position, Mark) {
 // AppendGreeting appends the first frame of a listener that stands behind m.
 func AppendGreeting(dst []byte, format Format, m Mark, text string) []byte {
 	greeting := Message{Type: TypeGreeting, Offset: m.Offset, ID: m.ID, Text: text}
-	return appendMessage(dst, format, greeting, encode(greeting))
+	return appendOne(dst, format, greeting)
 }
 
 // AppendResult appends the frame of a result.
 func AppendResult(dst []byte, format Format, offset int64, r task.Result) []byte {
-	m := resultMessage(offset, r)
-	return appendMessage(dst, format, m, encode(m))
+	return appendOne(dst, format, resultMessage(offset, r))
 }
 
 func resultMessage(offset int64, r task.Result) Message {
@@ -320,7 +319,16 @@ func AppendGap(dst []byte, format Format, m Mark, reason string) []byte {
 		return AppendClose(dst, CloseGap, "results are missing: "+reason)
 	}
 	gap := Message{Type: TypeGap, Offset: m.Offset, ID: m.ID, Text: reason}
-	return appendMessage(dst, format, gap, encode(gap))
+	return appendOne(dst, format, gap)
+}
+
+// appendOne appends m as a frame, to be used for one format only.
+func appendOne(dst []byte, format Format, m Message) []byte {
+	var data []byte
+	if format != Text {
+		data = appendJSON(make([]byte, 0, messageOverhead+len(m.ID)+len(m.Text)), m)
+	}
+	return appendMessage(dst, format, m, data)
 }
 
 // appendMessage appends m, of which data is the encoding, as a frame.
