@@ -136,7 +136,8 @@ type Feed struct {
 
 	mu      sync.Mutex
 	last    Mark     // of the newest result
-	records []record // of the results that a log holds, the oldest first
+	records []record // the oldest first
+	gone    int      // how many of records are of results that no log holds any more
 	seen    *Window
 	wakes   []func()
 	data    []byte // scratch: of the newest message
@@ -192,13 +193,13 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	rec := record{offset: offset, id: id}
 	m := resultMessage(offset, r)
 	f.data = appendJSON(f.data[:0], m)
+	var starts [formats]Position
 	for format := range formats {
 		f.frame = appendMessage(f.frame[:0], format, m, f.data)
-		f.logs[format].append(f.frame)
-		rec.ends[format] = f.logs[format].End()
+		starts[format], rec.ends[format] = f.logs[format].append(f.frame)
 	}
 	f.records = append(f.records, rec)
-	f.trim()
+	f.trim(starts)
 	f.wake()
 }
 
@@ -211,23 +212,27 @@ func (f *Feed) AppendGap(reason string) {
 		f.logs[format].append(f.frame)
 	}
 	// Offsets from before may mean other results from now on.
-	f.records = nil
+	f.records, f.gone = nil, 0
 	f.last = Mark{Offset: -1}
 	f.wake()
 }
 
-// trim forgets the records of results that no log holds any more.
-func (f *Feed) trim() {
-	gone := 0
-	for gone < len(f.records) && !f.held(f.records[gone]) {
-		gone++
+// trim forgets the records of results that no log holds any more, given where
+// the logs start. A quarter of all goes at once: the array is then filled
+// again and again, and those that stay are seldom moved.
+func (f *Feed) trim(starts [formats]Position) {
+	for f.gone < len(f.records) && !f.records[f.gone].held(starts) {
+		f.gone++
 	}
-	f.records = f.records[gone:]
+	if f.gone > len(f.records)/4 {
+		f.records = slices.Delete(f.records, 0, f.gone)
+		f.gone = 0
+	}
 }
 
-func (f *Feed) held(r record) bool {
-	for format, l := range f.logs {
-		if r.ends[format] >= l.start() {
+func (r record) held(starts [formats]Position) bool {
+	for format, start := range starts {
+		if r.ends[format] >= start {
 			return true
 		}
 	}
@@ -256,18 +261,19 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	case f.last.Offset < 0 && l.Live() != Pending: // nothing yet, and nothing is asked for
 		return l.End(), Here
 	}
-	i, found := slices.BinarySearchFunc(f.records, m.Offset, func(r record, offset int64) int {
+	records := f.records[f.gone:]
+	i, found := slices.BinarySearchFunc(records, m.Offset, func(r record, offset int64) int {
 		return cmp.Compare(r.offset, offset)
 	})
 	switch {
-	case found && m.ID != "" && f.records[i].id != digestOf(m.ID):
+	case found && m.ID != "" && records[i].id != digestOf(m.ID):
 		return 0, Foreign
 	case found:
 		i++ // i is the first record behind the mark
 	case i == 0:
 		return 0, Older
 	}
-	pos := f.records[i-1].ends[format]
+	pos := records[i-1].ends[format]
 	if pos < l.start() {
 		return 0, Older
 	}
