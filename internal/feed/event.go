@@ -14,21 +14,26 @@ const eventOverhead = task.MaxIDLength + 64
 // in an HTTP chunk of its own. A browser's EventSource gives the mark back as
 // Last-Event-ID when it connects again.
 func appendEvent(dst []byte, m Message, data []byte) []byte {
-	event := make([]byte, 0, len(data)+eventOverhead)
+	head := make([]byte, 0, eventOverhead)
 	if m.Type != TypeResult { // results are what EventSource calls messages
-		event = append(append(append(event, "event: "...), m.Type...), '\n')
+		head = append(append(append(head, "event: "...), m.Type...), '\n')
 	}
 	if m.Type != TypeGap && m.Offset >= 0 {
-		event = append(append(append(event, "id: "...), Mark{m.Offset, m.ID}.String()...), '\n')
+		head = append(Mark{m.Offset, m.ID}.append(append(head, "id: "...)), '\n')
 	}
+	head = append(head, "data: "...)
+	const end = "\n\n"
 	// JSON has no line breaks but escaped ones.
-	event = append(append(append(event, "data: "...), data...), "\n\n"...)
-	return AppendChunk(dst, event)
+	dst = appendChunkSize(dst, len(head)+len(data)+len(end))
+	return append(append(append(dst, head...), data...), end+"\r\n"...)
 }
 
 // AppendChunk appends data as a chunk of an HTTP/1.1 body (RFC 9112, section
 // 7.1); an empty one ends the body.
 func AppendChunk(dst, data []byte) []byte {
-	dst = append(strconv.AppendInt(dst, int64(len(data)), 16), "\r\n"...)
-	return append(append(dst, data...), "\r\n"...)
+	return append(append(appendChunkSize(dst, len(data)), data...), "\r\n"...)
+}
+
+func appendChunkSize(dst []byte, n int) []byte {
+	return append(strconv.AppendInt(dst, int64(n), 16), "\r\n"...)
 }

@@ -112,7 +112,7 @@ func TestFind(t *testing.T) {
 		})
 	}
 	if n := len(f.records); n > 8 {
-		t.Errorf("%d records are kept of results that no log holds", n)
+		t.Errorf("%d records are kept, of which %d are of results that no log holds", n, f.gone)
 	}
 	if _, verdict := New(DefaultConfig()).Find(Text, Mark{Offset: -1}); verdict != Older {
 		t.Errorf("an empty feed says %v to the beginning, want Older: the stream may know more", verdict)

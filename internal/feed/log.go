@@ -90,7 +90,8 @@ func (l *Log) Read(from Position) ([]byte, error) {
 }
 
 // append adds one frame, and releases the oldest segments if the log is full.
-func (l *Log) append(frame []byte) {
+// It returns where the log then starts and ends.
+func (l *Log) append(frame []byte) (start, end Position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	last := &l.segments[len(l.segments)-1]
@@ -108,4 +109,5 @@ func (l *Log) append(frame []byte) {
 		l.segments[0].frames = nil // the array of segments lives on for a while
 		l.segments = l.segments[1:]
 	}
+	return l.segments[0].start, last.end()
 }

@@ -1,0 +1,76 @@
+package feed
+
+import (
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// messageOverhead is room for everything in an encoded Message but its id and
+// text, as long as these need no escapes.
+const messageOverhead = 192
+
+// appendJSON appends m as encoding/json would, which takes longer and
+// allocates for each result. A time that RFC 3339 has no way to write, with a
+// year of five digits, is left out: who enqueues a task can put one there.
+func appendJSON(dst []byte, m Message) []byte {
+	dst = appendString(append(dst, `{"type":`...), m.Type)
+	dst = strconv.AppendInt(append(dst, `,"offset":`...), m.Offset, 10)
+	if m.ID != "" {
+		dst = appendString(append(dst, `,"id":`...), m.ID)
+	}
+	dst = appendString(append(dst, `,"text":`...), m.Text)
+	dst = appendTime(dst, `,"accepted":"`, m.Accepted)
+	dst = appendTime(dst, `,"done":"`, m.Done)
+	return append(dst, '}')
+}
+
+func appendTime(dst []byte, name string, t time.Time) []byte {
+	if t.IsZero() {
+		return dst
+	}
+	with, err := t.AppendText(append(dst, name...))
+	if err != nil {
+		return dst
+	}
+	return append(with, '"')
+}
+
+// plain has the ASCII characters that stand for themselves in JSON, and also
+// in HTML.
+var plain = func() (set [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		set[c] = !strings.ContainsRune(`"\<>&`, c)
+	}
+	return set
+}()
+
+// appendString appends s as a JSON string, with the escapes of encoding/json:
+// all that JSON asks for, what has a meaning in HTML, and the two line breaks
+// that JavaScript did not have in its strings. What is not UTF-8 becomes U+FFFD.
+func appendString(dst []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	begin := 0 // of what is to be appended as it is
+	for i := 0; i < len(s); {
+		if plain[s[i]] {
+			i++
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if size > 1 && r != '\u2028' && r != '\u2029' {
+			i += size
+			continue
+		}
+		dst = append(append(dst, s[begin:i]...), '\\')
+		if at := strings.IndexRune("\"\\\b\f\n\r\t", r); at >= 0 {
+			dst = append(dst, `"\bfnrt`[at])
+		} else {
+			dst = append(dst, 'u', hex[r>>12&0xf], hex[r>>8&0xf], hex[r>>4&0xf], hex[r&0xf])
+		}
+		i += size
+		begin = i
+	}
+	return append(append(dst, s[begin:]...), '"')
+}
