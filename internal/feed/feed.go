@@ -138,7 +138,7 @@ type Feed struct {
 	mu      sync.Mutex
 	last    Mark     // of the newest result
 	records []record // the oldest first
-	gone    int      // how many of records are of results that no log holds any more
+	gone    int      // how many of records are of results that a log does not hold any more
 	seen    *Window
 	wakes   []func()
 	data    []byte // scratch: of the newest message
@@ -218,8 +218,9 @@ func (f *Feed) AppendGap(reason string) {
 	f.wake()
 }
 
-// trim forgets the records of results that no log holds any more, given where
-// the logs start. A quarter of all goes at once: the array is then filled
+// trim forgets the records of results that not all logs hold any more, given
+// where the logs start: short texts are kept by the million in their own
+// log, and who resumes that far back can have them from the broker. A quarter of all goes at once: the array is then filled
 // again and again, and those that stay are seldom moved.
 func (f *Feed) trim(starts [formats]Position) {
 	for f.gone < len(f.records) && !f.records[f.gone].held(starts) {
@@ -233,11 +234,11 @@ func (f *Feed) trim(starts [formats]Position) {
 
 func (r record) held(starts [formats]Position) bool {
 	for format, start := range starts {
-		if r.ends[format] >= start {
-			return true
+		if r.ends[format] < start {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // A Verdict is what Find says about a mark.
@@ -274,11 +275,7 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	case i == 0:
 		return 0, Older
 	}
-	pos := records[i-1].ends[format]
-	if pos < l.start() {
-		return 0, Older
-	}
-	return pos, Here
+	return records[i-1].ends[format], Here
 }
 
 // Last returns the mark of the newest result; its offset is -1 if there is none.

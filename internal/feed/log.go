@@ -57,13 +57,6 @@ func newLog(maxBytes int) *Log {
 // feed was being filled: Pending as long as that goes on.
 func (l *Log) Live() Position { return Position(l.live.Load()) }
 
-// start returns the position of the oldest frame that is kept.
-func (l *Log) start() Position {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.segments[0].start
-}
-
 // End returns the position behind the newest frame.
 func (l *Log) End() Position {
 	l.mu.RLock()
