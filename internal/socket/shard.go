@@ -1,14 +1,10 @@
 package socket
 
 import (
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,13 +29,10 @@ const (
 	// loopLimit is far beyond what one round takes, which is a write to each
 	// of 100,000 listeners at most.
 	loopLimit = time.Minute
-
-	// pollBatch is how many events one poll takes in.
-	pollBatch = 256
 )
 
-// A shard serves a part of the listeners with one goroutine: it polls their
-// sockets for what they send, and writes to each what has been appended to its
+// A shard serves a part of the listeners with one goroutine: it reads what they
+// send when its poller says so, and writes to each what has been appended to its
 // log since the last time. Everything it does to a socket is non-blocking.
 type shard struct {
 	cfg    Config
@@ -47,15 +40,14 @@ type shard struct {
 	onDrop func() // called for each listener that is gone
 	loop   *liveness.Loop
 
-	epoll int // file descriptors
-	event int // written to wake the goroutine
-	awake atomic.Bool
+	poller *poller
+	news   chan struct{} // has room for one: there may be something to look for
 
 	mu      sync.Mutex
 	joining []*listener // to be taken over by the goroutine
 	stop    *farewell   // closes all listeners, and then ends the goroutine
 	aborted bool        // ends it without waiting for them
-	ended   bool        // the goroutine is gone, the descriptors are closed
+	ended   bool        // the goroutine is gone
 
 	// The rest belongs to the goroutine.
 	listeners []*listener
@@ -72,38 +64,23 @@ type shard struct {
 }
 
 func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	poller, err := newPoller()
 	if err != nil {
-		return nil, fmt.Errorf("create an epoll instance: %w", err)
+		return nil, err
 	}
-	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		unix.Close(epoll)
-		return nil, fmt.Errorf("create an event descriptor: %w", err)
-	}
-	s := &shard{cfg: cfg, log: log, onDrop: onDrop, loop: liveness.New("a shard of the listeners", loopLimit), epoll: epoll, event: event, byFD: make(map[int]*listener)}
-	if err := s.poll(unix.EPOLL_CTL_ADD, event, unix.EPOLLIN); err != nil {
-		unix.Close(epoll)
-		unix.Close(event)
-		return nil, fmt.Errorf("poll the event descriptor: %w", err)
-	}
-	return s, nil
+	return &shard{
+		cfg: cfg, log: log, onDrop: onDrop, loop: liveness.New("a shard of the listeners", loopLimit),
+		poller: poller, news: make(chan struct{}, 1), byFD: make(map[int]*listener),
+	}, nil
 }
 
-// wake makes the goroutine look for something new. It costs next to nothing
-// while the goroutine has not done so since the last time.
+// wake makes the goroutine look for something new. It never blocks, and costs
+// next to nothing while the goroutine has not done so since the last time.
 func (s *shard) wake() {
-	if s.awake.Swap(true) {
-		return
+	select {
+	case s.news <- struct{}{}:
+	default: // it will look anyway
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ended {
-		return // and the descriptor may be something else by now
-	}
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
-	unix.Write(s.event, one[:]) // fails only when the event is pending anyway
 }
 
 // join hands l over to the shard.
@@ -147,35 +124,34 @@ func (s *shard) abort() {
 func (s *shard) run() {
 	defer s.loop.Idle()
 	defer s.release()
-	events := make([]unix.EpollEvent, pollBatch)
 	s.now = time.Now()
 	s.round = s.now
-	for nextTick := s.now.Add(tick); ; {
-		timeout := nextTick.Sub(s.now)
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		var dismissal <-chan time.Time
 		if len(s.toDismiss) > 0 {
-			timeout = min(timeout, dismissTick)
+			dismissal = time.After(dismissTick)
 		}
 		s.loop.Busy() // waiting included, which ends with the next tick
-		n, err := unix.EpollWait(s.epoll, events, int(timeout.Milliseconds())+1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments can do that
-		}
-		s.now = time.Now()
-		woken := false
-		for _, e := range events[:max(n, 0)] {
-			if int(e.Fd) == s.event {
-				woken = true
-			} else {
+		select {
+		case events := <-s.poller.ready:
+			s.now = time.Now()
+			for _, e := range events {
 				s.handle(int(e.Fd), e.Events)
 			}
-		}
-		if woken && !s.lookAround() {
-			return
-		}
-		if !s.now.Before(nextTick) {
-			nextTick = s.now.Add(tick)
+			s.poller.handled <- struct{}{}
+		case <-s.news:
+			s.now = time.Now()
+			if !s.lookAround() {
+				return
+			}
+		case <-ticker.C:
+			s.now = time.Now()
 			s.expire()
 			s.ping()
+		case <-dismissal:
+			s.now = time.Now()
 		}
 		if !s.stopping.IsZero() {
 			s.dismissDue()
@@ -186,7 +162,9 @@ func (s *shard) run() {
 	}
 }
 
-// handle sees to one listener's socket.
+// handle sees to one listener's socket. What is said about it may be about one
+// that had its number before, if that was closed since the poll: it is ready for
+// less then, which does no harm.
 func (s *shard) handle(fd int, events uint32) {
 	l, ok := s.byFD[fd]
 	if !ok {
@@ -194,7 +172,7 @@ func (s *shard) handle(fd int, events uint32) {
 	}
 	if events&unix.EPOLLOUT != 0 {
 		l.blockedSince = time.Time{}
-		s.poll(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
+		s.poller.control(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
 		s.send(l)
 	}
 	if events&^unix.EPOLLOUT != 0 && s.byFD[fd] == l {
@@ -205,9 +183,6 @@ func (s *shard) handle(fd int, events uint32) {
 // lookAround does what the shard was woken for. It returns false if the shard
 // is to end at once.
 func (s *shard) lookAround() bool {
-	var count [8]byte
-	unix.Read(s.event, count[:])
-	s.awake.Store(false) // what comes from here on wakes again
 	s.mu.Lock()
 	joining, stop, aborted := s.joining, s.stop, s.aborted
 	s.joining = nil
@@ -249,7 +224,7 @@ func (s *shard) dismissDue() {
 func (s *shard) backwards() iter.Seq2[int, *listener] { return slices.Backward(s.listeners) }
 
 func (s *shard) admit(l *listener) {
-	if err := s.poll(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN); err != nil {
+	if err := s.poller.control(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN); err != nil {
 		s.log.Error("could not poll a listener's socket; closed it", "error", err)
 		s.turnAway(l)
 		return
@@ -287,7 +262,7 @@ func (s *shard) send(l *listener) {
 			continue
 		case err == unix.EAGAIN:
 			l.blockedSince = s.now
-			s.poll(unix.EPOLL_CTL_MOD, l.fd, unix.EPOLLIN|unix.EPOLLOUT)
+			s.poller.control(unix.EPOLL_CTL_MOD, l.fd, unix.EPOLLIN|unix.EPOLLOUT)
 			return
 		case err != nil:
 			s.drop(l)
@@ -358,21 +333,16 @@ func (s *shard) ping() {
 	}
 }
 
-func (s *shard) poll(operation, fd int, events uint32) error {
-	return unix.EpollCtl(s.epoll, operation, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
-}
-
 // release ends all that is left.
 func (s *shard) release() {
 	for _, l := range s.backwards() {
 		s.drop(l)
 	}
+	s.poller.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
 	for _, l := range s.joining {
 		s.turnAway(l)
 	}
-	unix.Close(s.epoll)
-	unix.Close(s.event)
 }
