@@ -14,10 +14,16 @@ import (
 )
 
 const (
-	// maxUnderWay is how many messages with results may wait for confirmation.
+	// bundleInterval is the least time between two messages that are not full.
 	// A lone result is sent at once; under load, what comes meanwhile shares
-	// the next message. One alone would leave the connection idle for a round trip.
-	maxUnderWay = 2
+	// the next message. What a message costs, apart from the results in it, is
+	// a millisecond of the broker's time where little happens: this allows it a
+	// fifth of a processor for each worker.
+	bundleInterval = 5 * time.Millisecond
+
+	// maxUnderWay is how many messages with results may wait for confirmation,
+	// so that also a broker that is far away gets some thousand results a second.
+	maxUnderWay = 4
 
 	// maxBundle is how many results share a message. A stream costs the broker
 	// about as much for a message of fifty as for one of one, so that more
@@ -37,15 +43,17 @@ const (
 	bundleType = "application/vnd.revq.results"
 )
 
-// A bundler publishes results, several in one message where they come faster
-// than the broker confirms.
+// A bundler publishes results, several in one message where they come fast.
 type bundler struct {
 	publish    func(amqp.Publishing) <-chan error
 	maxWaiting int // results; what comes on top is answered with ErrBusy
 
 	mu       sync.Mutex
 	waiting  []unsent
-	underWay int // messages sent and not confirmed
+	bytes    int       // of waiting
+	underWay int       // messages sent and not confirmed
+	last     time.Time // when the last one was sent
+	timed    bool      // send will be called when it is time for the next one
 }
 
 // An unsent is a result that waits to be sent, and whoever waits for it.
@@ -54,68 +62,92 @@ type unsent struct {
 	answer chan error // has room for the one answer
 }
 
-// add sends r, now or with the next message.
+func (u unsent) bytes() int { return len(u.result.ID) + len(u.result.Text) }
+
+// add sends r, now or with a later message.
 func (b *bundler) add(r task.Result) <-chan error {
-	answer := make(chan error, 1)
+	u := unsent{r, make(chan error, 1)}
 	b.mu.Lock()
-	if len(b.waiting) >= b.maxWaiting {
+	n := len(b.waiting)
+	if n == b.maxWaiting {
 		b.mu.Unlock()
-		answer <- ErrBusy
-		return answer
+		u.answer <- ErrBusy
+		return u.answer
 	}
-	b.waiting = append(b.waiting, unsent{r, answer})
-	free := b.underWay < maxUnderWay
-	if free {
-		b.underWay++
-	}
+	b.waiting = append(b.waiting, u)
+	b.bytes += u.bytes()
+	full := b.full()
 	b.mu.Unlock()
-	if free {
+	if n == 0 {
 		runtime.Gosched() // handlers that end in this moment add theirs
-		if bundle, confirmed := b.next(); bundle != nil {
-			go b.follow(bundle, confirmed)
-		}
 	}
-	return answer
+	if n == 0 || full {
+		b.send()
+	}
+	return u.answer
 }
 
-// follow answers for a bundle, and sends the next ones as long as there are any.
-func (b *bundler) follow(bundle []unsent, confirmed <-chan error) {
-	for bundle != nil {
-		err := <-confirmed
-		for _, u := range bundle {
-			u.answer <- err
-		}
-		bundle, confirmed = b.next()
-	}
-}
+func (b *bundler) full() bool { return len(b.waiting) >= maxBundle || b.bytes >= maxBundleBytes }
 
-// next sends the next message and returns what it holds; nil if nothing waits,
-// and then one message less is under way.
-func (b *bundler) next() (bundle []unsent, confirmed <-chan error) {
+// send sends what waits, unless it is too soon.
+func (b *bundler) send() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n, size := 0, 0
-	for n < min(len(b.waiting), maxBundle) {
-		r := b.waiting[n].result
-		if size += len(r.ID) + len(r.Text); n > 0 && size > maxBundleBytes {
-			break
+	for len(b.waiting) > 0 && b.underWay < maxUnderWay {
+		now := time.Now()
+		if wait := bundleInterval - now.Sub(b.last); wait > 0 && !b.full() {
+			if !b.timed {
+				b.timed = true
+				time.AfterFunc(wait, func() {
+					b.mu.Lock()
+					b.timed = false
+					b.mu.Unlock()
+					b.send()
+				})
+			}
+			return
 		}
-		n++
+		b.last = now
+		b.underWay++
+		bundle := b.next()
+		confirmed := b.publish(encodeBundle(bundle))
+		go func() {
+			err := <-confirmed
+			for _, u := range bundle {
+				u.answer <- err
+			}
+			b.mu.Lock()
+			b.underWay--
+			b.mu.Unlock()
+			b.send()
+		}()
 	}
-	if n == 0 {
-		b.underWay--
-		return nil, nil
-	}
-	bundle, b.waiting = b.waiting[:n:n], b.waiting[n:]
-	if len(b.waiting) == 0 {
-		b.waiting = nil
-	}
-	return bundle, b.send(bundle)
 }
 
-func (b *bundler) send(bundle []unsent) <-chan error {
+// next takes from waiting what the next message is to hold.
+func (b *bundler) next() []unsent {
+	n, bytes := 0, 0
+	for n < min(len(b.waiting), maxBundle) {
+		size := b.waiting[n].bytes()
+		if n > 0 && bytes+size > maxBundleBytes {
+			break
+		}
+		bytes += size
+		n++
+	}
+	bundle := b.waiting[:n:n]
+	if b.waiting = b.waiting[n:]; len(b.waiting) == 0 {
+		b.waiting = nil
+	}
+	b.bytes -= bytes
+	return bundle
+}
+
+// encodeBundle returns a message with results; one alone is as other programs
+// may publish it, too.
+func encodeBundle(bundle []unsent) amqp.Publishing {
 	if len(bundle) == 1 {
-		return b.publish(encodeResult(bundle[0].result))
+		return encodeResult(bundle[0].result)
 	}
 	var body []byte
 	for _, u := range bundle {
@@ -124,7 +156,7 @@ func (b *bundler) send(bundle []unsent) <-chan error {
 	first := bundle[0].result
 	m := message(first.ID, body, first.Done, nil)
 	m.ContentType = bundleType
-	return b.publish(m)
+	return m
 }
 
 // appendRecord appends r as one of several results in the body of a message:

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -15,120 +16,158 @@ import (
 
 // A post takes what a bundler publishes, and confirms it when the test does.
 type post struct {
-	messages  chan amqp.Publishing
-	confirmed []chan error // of each message, in their order
+	*bundler
+	t         *testing.T
+	messages  []amqp.Publishing
+	confirmed []chan error // of each message
+	answers   map[string]<-chan error
 }
 
-func newPost() (*bundler, *post) {
-	p := &post{messages: make(chan amqp.Publishing, 100)}
-	for range cap(p.messages) {
-		p.confirmed = append(p.confirmed, make(chan error, 1))
-	}
-	next := make(chan chan error, len(p.confirmed))
-	for _, c := range p.confirmed {
-		next <- c
-	}
-	return &bundler{maxWaiting: 100, publish: func(m amqp.Publishing) <-chan error {
-		p.messages <- m
-		return <-next
-	}}, p
+func newPost(t *testing.T) *post {
+	p := &post{t: t, answers: make(map[string]<-chan error)}
+	p.bundler = &bundler{maxWaiting: 200, publish: func(m amqp.Publishing) <-chan error {
+		p.messages = append(p.messages, m)
+		c := make(chan error, 1)
+		p.confirmed = append(p.confirmed, c)
+		return c
+	}}
+	return p
 }
 
-// holds returns the results in a message, as a reader does.
-func holds(t *testing.T, m amqp.Publishing) (ids []string) {
-	t.Helper()
-	entries, err := decodeEntries(nil, amqp.Delivery{
-		Headers: amqp.Table{offsetHeader: int64(7)}, ContentType: m.ContentType, MessageId: m.MessageId, Body: m.Body,
-	})
-	if err != nil {
-		t.Fatal(err)
+// put adds results from to to-1.
+func (p *post) put(from, to, bytes int) {
+	for i := from; i < to; i++ {
+		r := result(i)
+		r.Text = strings.Repeat("x", bytes)
+		p.answers[r.ID] = p.add(r)
 	}
-	for i, e := range entries {
-		if e.invalid != nil || e.offset != 7*places+int64(i) {
-			t.Errorf("%s is at %d (%v)", e.id, e.offset, e.invalid)
+}
+
+// sent fails the test unless these are the numbers of results in the messages
+// that were sent, since the last time.
+func (p *post) sent(want ...int) {
+	p.t.Helper()
+	synctest.Wait()
+	p.mu.Lock() // publish is called under it
+	messages := p.messages
+	p.messages = nil
+	p.mu.Unlock()
+	var got []int
+	for _, m := range messages {
+		entries, err := decodeEntries(nil, amqp.Delivery{
+			Headers: amqp.Table{offsetHeader: int64(7)}, ContentType: m.ContentType, MessageId: m.MessageId, Body: m.Body,
+		})
+		if err != nil {
+			p.t.Fatal(err)
 		}
-		ids = append(ids, e.id)
+		for i, e := range entries {
+			if e.invalid != nil || e.offset != 7*places+int64(i) {
+				p.t.Errorf("%s is at %d (%v)", e.id, e.offset, e.invalid)
+			}
+		}
+		got = append(got, len(entries))
 	}
-	return ids
+	if !slices.Equal(got, want) {
+		p.t.Errorf("messages of %v results were sent, want %v", got, want)
+	}
+}
+
+// confirm answers the oldest message that is under way, if there is one.
+func (p *post) confirm(err error) (was bool) {
+	p.mu.Lock()
+	if was = len(p.confirmed) > 0; was {
+		p.confirmed[0] <- err
+		p.confirmed = p.confirmed[1:]
+	}
+	p.mu.Unlock()
+	synctest.Wait()
+	return was
+}
+
+// settle confirms all there is.
+func (p *post) settle() {
+	for p.confirm(nil) {
+		time.Sleep(bundleInterval)
+		synctest.Wait()
+	}
+}
+
+// answered fails the test unless results from to to-1 are answered with err.
+func (p *post) answered(from, to int, err error) {
+	p.t.Helper()
+	for i := from; i < to; i++ {
+		select {
+		case got := <-p.answers[result(i).ID]:
+			if got != err {
+				p.t.Errorf("result %d is answered with %v, want %v", i, got, err)
+			}
+		default:
+			p.t.Errorf("result %d is not answered", i)
+		}
+	}
 }
 
 func TestBundler(t *testing.T) {
-	b, p := newPost()
-	var answers []<-chan error
-	add := func(text string, ids ...int) {
-		for _, i := range ids {
-			r := result(i)
-			r.Text = text
-			answers = append(answers, b.add(r))
-		}
-	}
-	var want []string
-	sent := func(count int) {
-		t.Helper()
-		got := holds(t, receive(t, "message", p.messages))
-		if len(got) != count || !slices.Equal(got, want[:count]) {
-			t.Errorf("a message holds %v, want %d of %v", got, count, want)
-		}
-		want = want[count:]
-	}
-	numbers := func(from, to int) (all []int) {
-		for i := from; i < to; i++ {
-			all = append(all, i)
-			want = append(want, result(i).ID)
-		}
-		return all
-	}
-
-	// What comes to an idle connection goes out at once.
-	add("text", numbers(0, maxUnderWay)...)
-	for range maxUnderWay {
-		sent(1)
-	}
-	// What comes meanwhile shares the next message, up to the limit.
-	const more = maxBundle + 3
-	add("text", numbers(maxUnderWay, maxUnderWay+more)...)
-	if len(p.messages) > 0 {
-		t.Fatal("too many messages are under way")
-	}
-	p.confirmed[0] <- nil
-	sent(maxBundle)
-	p.confirmed[1] <- errors.New("lost") // concerns nobody else
-	sent(more - maxBundle)
-	// Long texts fill a message sooner, and one that is too long has its own.
-	total := maxUnderWay + more
-	add(strings.Repeat("x", maxBundleBytes/3), numbers(total, total+3)...)
-	add(strings.Repeat("x", 2*maxBundleBytes), numbers(total+3, total+4)...)
-	p.confirmed[2] <- nil
-	sent(2)
-	p.confirmed[3] <- nil
-	sent(1)
-	p.confirmed[4] <- nil
-	sent(1)
-	p.confirmed[5] <- nil
-	p.confirmed[6] <- ErrRefused
-	for i, answer := range answers {
-		switch err := receive(t, "answer", answer); {
-		case i == 1 && err.Error() == "lost", i == len(answers)-1 && err == ErrRefused:
-		case i == 1 || i == len(answers)-1 || err != nil:
-			t.Errorf("the answer to %d is %v", i, err)
-		}
-	}
-	// It is idle again, and refuses more than may wait.
-	answers = nil
-	add("text", numbers(1000, 1000+maxUnderWay+b.maxWaiting)...)
-	if err := receive(t, "answer", b.add(result(2000))); err != ErrBusy {
-		t.Errorf("one too many: %v", err)
-	}
-	for range maxUnderWay {
-		sent(1)
-	}
-	for _, confirmed := range p.confirmed[7:] {
-		confirmed <- nil
-	}
-	for _, answer := range answers {
-		if err := receive(t, "answer", answer); err != nil {
-			t.Error(err)
-		}
+	for name, story := range map[string]func(p *post){
+		"a lone result is sent at once": func(p *post) {
+			p.put(0, 1, 10)
+			p.sent(1)
+			time.Sleep(bundleInterval)
+			p.put(1, 2, 10)
+			p.sent(1)
+			p.confirm(nil)
+			p.answered(0, 1, nil)
+			p.confirm(ErrRefused) // concerns nobody else
+			p.answered(1, 2, ErrRefused)
+		},
+		"what comes soon shares a message": func(p *post) {
+			p.put(0, 4, 10)
+			p.sent(1)
+			time.Sleep(bundleInterval - 1)
+			p.sent()
+			time.Sleep(1)
+			p.sent(3)
+			p.confirm(nil)
+			p.confirm(ErrLost)
+			p.answered(0, 1, nil)
+			p.answered(1, 4, ErrLost)
+		},
+		"a full message does not wait": func(p *post) {
+			p.put(0, 1+maxBundle+3, 10)
+			p.sent(1, maxBundle)
+			time.Sleep(bundleInterval)
+			p.sent(3)
+		},
+		"long texts fill a message sooner": func(p *post) {
+			p.put(0, 1, 10)
+			p.put(1, 4, maxBundleBytes/3)
+			p.put(4, 5, 2*maxBundleBytes) // more than one may hold is in its own
+			p.sent(1, 2, 1, 1)
+		},
+		"so many are under way at most": func(p *post) {
+			p.put(0, 1+maxUnderWay*maxBundle, 10)
+			p.sent(append([]int{1}, slices.Repeat([]int{maxBundle}, maxUnderWay-1)...)...)
+			time.Sleep(time.Second)
+			p.sent()
+			p.confirm(nil)
+			p.sent(maxBundle)
+		},
+		"so many wait at most": func(p *post) {
+			p.put(0, 1+(maxUnderWay-1)*maxBundle+p.maxWaiting, 10)
+			if err := <-p.add(result(1000)); err != ErrBusy {
+				t.Errorf("one too many is answered with %v", err)
+			}
+			p.settle()
+			p.answered(0, len(p.answers), nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPost(t)
+				story(p)
+				p.settle() // or something would be left behind
+			})
+		})
 	}
 }
 

@@ -50,8 +50,8 @@ func (d *Delivery) Task() (task.Task, error) { return d.task, d.invalid }
 // Attempt counts the deliveries of this task, from 1.
 func (d *Delivery) Attempt() int64 { return intHeader(d.d.Headers, deliveryCountHeader) + 1 }
 
-// Ack tells the broker that the task is done. It may leave that to another
-// handler's Ack that has not returned yet, and returns nil then.
+// Ack tells the broker that the task is done, a moment later, together with
+// others. If the session ends before, the task comes again.
 func (d *Delivery) Ack() error { return d.loans.ack(d) }
 
 // Reject tells the broker that this attempt failed. The task is delivered
@@ -112,7 +112,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 		return err
 	}
 	c.link.up()
-	loans := &loans{ch: s.ch}
+	loans := newLoans(s.ch, c.prefetch)
 
 	// A stop is for handlers only once the broker sends no more: what they
 	// give back would come again at once, as one more attempt.
@@ -146,6 +146,9 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			}
 			s.loop.Idle()
 			wait() // their answers go through this session
+			if err := loans.flush(); err != nil {
+				return fmt.Errorf("acknowledge: %w", err)
+			}
 			return nil
 		}
 	}

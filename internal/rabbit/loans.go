@@ -2,25 +2,39 @@ package rabbit
 
 import (
 	"container/list"
-	"runtime"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
+// ackInterval is the least time between two times that acknowledgements are
+// sent, unless many have come. Nobody waits for one, but each is an operation
+// of the quorum queue, with a write to the disk of its own. If the worker dies
+// meanwhile, some tasks more are done again.
+const ackInterval = 10 * time.Millisecond
+
 // loans are the deliveries of one session that the broker waits for: those for
 // which nothing was sent yet, in the order of their delivery tags.
 //
-// Acknowledgements that come at about the same time are sent together. From
-// the oldest loan on, those that are done need only one, for the last of them
-// and all before, which the broker handles as one operation of the queue.
+// Acknowledgements that come within ackInterval are sent together, at last
+// when a quarter of the prefetch waits for them, which the broker then fills again.
+// From the oldest loan on, those that are done need only one, for the last of
+// them and all before, which the broker handles as one operation of the queue.
 // Behind a loan that is not done, each is acknowledged by itself.
 type loans struct {
-	ch *amqp.Channel
+	ch   *amqp.Channel
+	most int // acknowledgements that are gathered
 
-	mu   sync.Mutex  // held while something is sent, too: open is what the broker was told
-	open list.List   // of *Delivery; at most the prefetch
-	done []*Delivery // those of open whose acknowledgement is to be sent
+	mu    sync.Mutex  // held while something is sent, too: open is what the broker was told
+	open  list.List   // of *Delivery; at most the prefetch
+	done  []*Delivery // those of open whose acknowledgement is to be sent
+	sent  time.Time   // when that was done last
+	timed bool        // it will be done when it is time
+}
+
+func newLoans(ch *amqp.Channel, prefetch int) *loans {
+	return &loans{ch: ch, most: max(1, prefetch/4)}
 }
 
 // begin adds d, which is the newest.
@@ -41,23 +55,33 @@ func (l *loans) end(d *Delivery, send func() error) error {
 	return send()
 }
 
-// ack acknowledges d. The first of several to do so lets every goroutine run
-// that could, and then sends what they have added with its own. So nothing is
-// held back where there is nothing to gather, and nothing is left when all
-// have returned.
+// ack acknowledges d, soon.
 func (l *loans) ack(d *Delivery) error {
 	if l.ch.IsClosed() {
-		return amqp.ErrClosed // for those that would leave it to another
+		return amqp.ErrClosed
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	d.done = true
 	l.done = append(l.done, d)
-	first := len(l.done) == 1
-	l.mu.Unlock()
-	if !first {
-		return nil
+	wait := ackInterval - time.Since(l.sent)
+	if wait <= 0 || len(l.done) >= l.most {
+		return l.sendDone()
 	}
-	runtime.Gosched()
+	if !l.timed {
+		l.timed = true
+		time.AfterFunc(wait, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.timed = false
+			l.sendDone() // fails if the session has ended, which the link tells
+		})
+	}
+	return nil
+}
+
+// flush sends what has been gathered.
+func (l *loans) flush() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.sendDone()
@@ -67,6 +91,7 @@ func (l *loans) ack(d *Delivery) error {
 // open: told of one that it does not know "and all before", a broker would
 // have to guess, and ends the channel.
 func (l *loans) sendDone() (err error) {
+	l.sent = time.Now()
 	var through uint64 // the tag up to which everything is done
 	for e := l.open.Front(); e != nil && e.Value.(*Delivery).done; e = l.open.Front() {
 		through = l.open.Remove(e).(*Delivery).d.DeliveryTag

@@ -35,6 +35,10 @@ type Publisher struct {
 	results bundler
 }
 
+// burst is how many messages in a row go to the same connection: those that
+// come at about the same time go out together.
+const burst = 16
+
 // A lane is one of a Publisher's connections.
 type lane struct {
 	link *link
@@ -141,7 +145,7 @@ func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results
 
 func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
 	pub := &publication{key: key, message: m, answer: make(chan error, 1)}
-	if err := p.any(p.turn.Add(1), func(pipe *pipeline) error { return pipe.take(pub) }); err != nil {
+	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error { return pipe.take(pub) }); err != nil {
 		pub.settle(err)
 	}
 	return pub.answer
