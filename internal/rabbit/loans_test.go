@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
 // borrowed returns n deliveries that a handler holds, in the order of their tags.
@@ -95,4 +97,32 @@ func TestAcksOfADyingSession(t *testing.T) {
 		r.cut("dying consumer")
 	}
 	receive(t, "the last task", allOnce)
+}
+
+// Acknowledgements are gathered, and sent all the same when no more come.
+func TestAcksAreSentSoon(t *testing.T) {
+	t.Parallel()
+	const n = 40
+	r := setup(t).declared()
+	tasks, stop := r.borrowed(n)
+	left := n
+	for _, some := range []int{1, 1, n/4 - 1, n / 4} { // one at once; what is fewer than a quarter later
+		for _, h := range tasks[n-left:][:some] {
+			h.end(t, h.Ack)
+		}
+		left -= some
+		eventually(t, "acknowledged", func() error {
+			if got := rabbittest.QueueLength(t, rabbittest.Node(t), r.url, TasksQueue); got != left {
+				return fmt.Errorf("%d tasks are in the queue, want %d", got, left)
+			}
+			return nil
+		})
+	}
+	// What is gathered when a stop comes is sent, too.
+	for _, h := range tasks[n-left:][:2] {
+		h.end(t, h.Ack)
+	}
+	stop()
+	r.take(TasksQueue, left-2)
+	r.empty(TasksQueue)
 }
