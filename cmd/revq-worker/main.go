@@ -18,6 +18,7 @@ func main() {
 		Flags:  daemon.Flags{broker.Flags(), broker.PublishFlags(), cfg.Flags(), job.Flags()},
 		Checks: []func() error{broker.Check, func() error { return cfg.Check(job.Longest()) }},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
+			broker.InHand = cfg.Concurrency
 			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
 			w := worker.New(cfg, reverse.New(job), publisher, d.Log)
 			take := func(ctx context.Context, t *rabbit.Delivery) { w.Handle(ctx, t) }

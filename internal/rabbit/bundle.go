@@ -17,9 +17,9 @@ const (
 	// bundleInterval is the least time between two messages that are not full.
 	// A lone result is sent at once; under load, what comes meanwhile shares
 	// the next message. What a message costs, apart from the results in it, is
-	// a millisecond of the broker's time where little happens: this allows it a
-	// fifth of a processor for each worker.
-	bundleInterval = 5 * time.Millisecond
+	// up to a millisecond of the broker's time, most of it for the readers of
+	// the stream: this allows it a tenth of a processor for each worker.
+	bundleInterval = 10 * time.Millisecond
 
 	// maxUnderWay is how many messages with results may wait for confirmation,
 	// so that also a broker that is far away gets some thousand results a second.
@@ -46,6 +46,7 @@ const (
 // A bundler publishes results, several in one message where they come fast.
 type bundler struct {
 	publish    func(amqp.Publishing) <-chan error
+	most       int // results in a message
 	maxWaiting int // results; what comes on top is answered with ErrBusy
 
 	mu       sync.Mutex
@@ -87,7 +88,7 @@ func (b *bundler) add(r task.Result) <-chan error {
 	return u.answer
 }
 
-func (b *bundler) full() bool { return len(b.waiting) >= maxBundle || b.bytes >= maxBundleBytes }
+func (b *bundler) full() bool { return len(b.waiting) >= b.most || b.bytes >= maxBundleBytes }
 
 // send sends what waits, unless it is too soon.
 func (b *bundler) send() {
@@ -127,7 +128,7 @@ func (b *bundler) send() {
 // next takes from waiting what the next message is to hold.
 func (b *bundler) next() []unsent {
 	n, bytes := 0, 0
-	for n < min(len(b.waiting), maxBundle) {
+	for n < min(len(b.waiting), b.most) {
 		size := b.waiting[n].bytes()
 		if n > 0 && bytes+size > maxBundleBytes {
 			break

@@ -25,7 +25,7 @@ type post struct {
 
 func newPost(t *testing.T) *post {
 	p := &post{t: t, answers: make(map[string]<-chan error)}
-	p.bundler = &bundler{maxWaiting: 200, publish: func(m amqp.Publishing) <-chan error {
+	p.bundler = &bundler{most: maxBundle, maxWaiting: 200, publish: func(m amqp.Publishing) <-chan error {
 		p.messages = append(p.messages, m)
 		c := make(chan error, 1)
 		p.confirmed = append(p.confirmed, c)
@@ -137,6 +137,13 @@ func TestBundler(t *testing.T) {
 			p.sent(1, maxBundle)
 			time.Sleep(bundleInterval)
 			p.sent(3)
+		},
+		"a message is full sooner where few are in hand": func(p *post) {
+			p.most = 2
+			p.put(0, 6, 10)
+			p.sent(1, 2, 2)
+			time.Sleep(bundleInterval)
+			p.sent(1)
 		},
 		"long texts fill a message sooner": func(p *post) {
 			p.put(0, 1, 10)

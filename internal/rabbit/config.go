@@ -60,6 +60,11 @@ type Config struct {
 	// quarter of a second of what a broker on two cores confirms.
 	MaxUnconfirmed int
 
+	// InHand is how many results there can be at once whose publishers wait
+	// for the confirmation, as a worker's tasks in hand do: a message with
+	// half of them is sent without waiting for more. Default 0, not known.
+	InHand int
+
 	// Topology is what is declared where it is missing.
 	Topology Topology
 

@@ -17,8 +17,8 @@ const ackInterval = 10 * time.Millisecond
 // loans are the deliveries of one session that the broker waits for: those for
 // which nothing was sent yet, in the order of their delivery tags.
 //
-// Acknowledgements that come within ackInterval are sent together, at last
-// when a quarter of the prefetch waits for them, which the broker then fills again.
+// Acknowledgements that come within ackInterval are sent together, or sooner
+// when they are half of the prefetch: the broker sends no more tasks otherwise.
 // From the oldest loan on, those that are done need only one, for the last of
 // them and all before, which the broker handles as one operation of the queue.
 // Behind a loan that is not done, each is acknowledged by itself.
@@ -34,7 +34,7 @@ type loans struct {
 }
 
 func newLoans(ch *amqp.Channel, prefetch int) *loans {
-	return &loans{ch: ch, most: max(1, prefetch/4)}
+	return &loans{ch: ch, most: max(1, prefetch/2)}
 }
 
 // begin adds d, which is the newest.

@@ -106,7 +106,7 @@ func TestAcksAreSentSoon(t *testing.T) {
 	r := setup(t).declared()
 	tasks, stop := r.borrowed(n)
 	left := n
-	for _, some := range []int{1, 1, n/4 - 1, n / 4} { // one at once; what is fewer than a quarter later
+	for _, some := range []int{1, 1, n/2 - 1} { // one at once; what is fewer than half of the prefetch later
 		for _, h := range tasks[n-left:][:some] {
 			h.end(t, h.Ack)
 		}

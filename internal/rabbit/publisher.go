@@ -48,7 +48,10 @@ type lane struct {
 // NewPublisher returns a Publisher that is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections)}
-	p.results.maxWaiting = cfg.MaxUnconfirmed
+	p.results.most, p.results.maxWaiting = maxBundle, cfg.MaxUnconfirmed
+	if n := cfg.InHand; n > 0 {
+		p.results.most = max(1, min(n/2, maxBundle)) // more would be waited for in vain
+	}
 	p.results.publish = func(m amqp.Publishing) <-chan error { return p.publish(resultsKey, m) }
 	cfg.MaxUnconfirmed = max(1, cfg.MaxUnconfirmed/len(p.lanes))
 	for i := range p.lanes {
