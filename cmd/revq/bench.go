@@ -145,7 +145,7 @@ and results are counted at a listener.`,
 				Usage:     "see how costs grow (with --up)",
 				ArgsUsage: "[OVER ...]",
 				Description: "Measures over and over with more of something: " + strings.Join(bench.Growths, ", ") + `;
-all of them unless some are given. A queue of 800,000 tasks takes a while.`,
+all of them unless some are given. A queue of a million tasks takes a while.`,
 				Flags: []cli.Flag{
 					amount("max-depth", "have `N` tasks in the queue at most", &b.MaxDepth, 0, maxQueued),
 					amount("tasks", "queue `N` tasks for workers", &b.Tasks, 1000, maxQueued),
@@ -245,8 +245,8 @@ func runBench(ctx context.Context, cmd *cli.Command, b *bench.Bench, asJSON bool
 
 const (
 	maxWorkers     = 64
-	maxConcurrency = 10_000  // what a worker takes
-	maxQueued      = 900_000 // below what the queue takes
+	maxConcurrency = 10_000    // what a worker takes
+	maxQueued      = 1_000_000 // the queue has room for as many again
 
 	// allDuration is how long a measurement takes with --all, so that all end in five minutes.
 	allDuration = 5 * time.Second

@@ -25,11 +25,11 @@ const (
 // Growths are all of them.
 var Growths = []string{OverConnections, OverSizes, OverDepth, OverWorkers, OverSites}
 
-// The steps. Depths end below what the queue takes (a million), so that there is room for what is posted then.
+// The steps.
 var (
 	connectionSteps = []int{1, 4, 16, 64, 256, 1024}
 	sizeSteps       = []int{16, 256, 4 << 10, 16 << 10, 64<<10 - 1024}
-	depthSteps      = []int64{0, 1000, 10_000, 100_000, 800_000}
+	depthSteps      = []int64{0, 1000, 10_000, 100_000, 1_000_000}
 	workerSteps     = []int{1, 2, 4, 8}
 	siteSteps       = []int{1, 2, 3, 4}
 )

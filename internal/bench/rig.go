@@ -94,7 +94,7 @@ type Start struct {
 // Start runs daemons, on queues that are empty unless it is to keep what is in them. The caller stops them.
 func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 	if !layout.Keep {
-		if err := r.empty(ctx); err != nil {
+		if err := r.renew(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -160,8 +160,11 @@ func (s *System) Processes(daemon string) (found Processes) {
 	return found
 }
 
-// empty removes revq's queues, with what earlier measurements have left in them.
-func (r *Rig) empty(ctx context.Context) error {
+// maxTasks is room for a queue of a million tasks, and for those that are posted to it.
+const maxTasks = 2_000_000
+
+// renew removes revq's queues, with what earlier measurements have left in them, and declares new ones.
+func (r *Rig) renew(ctx context.Context) error {
 	broker, err := dialBroker(ctx, r.AMQP(), "bench")
 	if err != nil {
 		return err
@@ -169,10 +172,15 @@ func (r *Rig) empty(ctx context.Context) error {
 	defer broker.close()
 	for _, queue := range []string{rabbit.TasksQueue, rabbit.DeadQueue, rabbit.ResultsQueue} {
 		if _, err := broker.ch.QueueDelete(queue, false, false, false); err != nil {
-			return fmt.Errorf("empty the queue %s: %w", queue, err)
+			return fmt.Errorf("remove the queue %s: %w", queue, err)
 		}
 	}
-	return nil
+	cfg := rabbit.DefaultConfig("bench")
+	cfg.URLs, cfg.Topology.MaxTasks = []string{r.AMQP()}, maxTasks
+	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
+	defer cancel()
+	_, err = rabbit.Setup(ctx, cfg)
+	return err
 }
 
 // A tail keeps the end of what is written to it: the daemons' logs, for when one fails.
