@@ -141,9 +141,9 @@ func (p *Publisher) PublishTask(t task.Task) <-chan error {
 	return p.publish(tasksKey, encodeTask(t))
 }
 
-// PublishResult sends r to the listeners, and answers as PublishTask does, but
-// within twice the ConfirmTimeout: r may have to wait for the confirmation of
-// others, to share a message with those that wait, too.
+// PublishResult sends r to the listeners, together with others that come at
+// about the same time, and answers as PublishTask does. The ConfirmTimeout
+// begins when it is sent, before which others may have to be confirmed.
 func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results.add(r) }
 
 func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
