@@ -23,9 +23,9 @@ const (
 	// stream an acknowledgement only means that more may be sent.
 	readerAckEvery = readerPrefetch / 4
 
-	// quiet is how long nothing comes of a stream that has been read to its
-	// end, before the broker is asked for a sign of life, and again after that
-	// sign: the stream itself does not mark its end, nor that it is empty.
+	// quiet is how long nothing comes, after a sign of life of the broker, of a
+	// stream that is empty or has been read to its end: it does not mark that
+	// itself.
 	quiet = 20 * time.Millisecond
 
 	// silence is how long nothing may come of a stream, after which the broker
@@ -328,25 +328,21 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 		if err != nil {
 			return err
 		}
-		for alive := false; ; alive = true {
-			select {
-			case d, ok := <-deliveries:
-				if !ok {
-					return s.why(errors.New("the channel was closed"))
-				}
-				offset, err = brokerOffset(d)
-				return err
-			case <-time.After(quiet):
-				if alive {
-					offset = -1
-					return nil
-				}
-				if err := s.alive(ctx, ch); err != nil {
-					return err
-				}
-			case <-ctx.Done():
-				return ctx.Err()
+		if err := s.alive(ctx, ch); err != nil { // and then what is there comes at once
+			return err
+		}
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return s.why(errors.New("the channel was closed"))
 			}
+			offset, err = brokerOffset(d)
+			return err
+		case <-time.After(quiet):
+			offset = -1
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	})
 	return offset, err
