@@ -123,9 +123,9 @@ func TestBundler(t *testing.T) {
 		"what comes soon shares a message": func(p *post) {
 			p.put(0, 4, 10)
 			p.sent(1)
-			time.Sleep(bundleInterval - 1)
+			time.Sleep(bundleInterval - time.Nanosecond)
 			p.sent()
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			p.sent(3)
 			p.confirm(nil)
 			p.confirm(ErrLost)

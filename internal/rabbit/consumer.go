@@ -133,6 +133,11 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			return nil
 		case <-ctx.Done():
 			s.loop.Busy()
+			// First of all, since the broker drops what is beyond some
+			// dozens of answers when the channel is closed soon after them.
+			if err := loans.flush(); err != nil {
+				return fmt.Errorf("acknowledge: %w", err)
+			}
 			hung := time.AfterFunc(closeTimeout, func() { s.raw.Close() })
 			err := s.ch.Cancel(tag, false)
 			hung.Stop()

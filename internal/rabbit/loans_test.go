@@ -29,6 +29,17 @@ func (r *rig) borrowed(n int) (_ []*held, stop func()) {
 	return byTag, stop
 }
 
+// eventuallyLeft waits until n tasks are in the queue, held by a consumer or not.
+func (r *rig) eventuallyLeft(n int) {
+	r.t.Helper()
+	eventually(r.t, "acknowledged", func() error {
+		if got := rabbittest.QueueLength(r.t, r.node, r.url, TasksQueue); got != n {
+			return fmt.Errorf("%d tasks are in the queue, want %d", got, n)
+		}
+		return nil
+	})
+}
+
 // An acknowledgement for several is for none that is not done.
 func TestAcksAreOnlyForWhatIsDone(t *testing.T) {
 	t.Parallel()
@@ -52,6 +63,7 @@ func TestAcksAreOnlyForWhatIsDone(t *testing.T) {
 		}
 	}
 	wg.Wait()
+	r.eventuallyLeft(kept)
 	stop()
 	for _, d := range r.take(TasksQueue, kept) {
 		var i int
@@ -111,12 +123,7 @@ func TestAcksAreSentSoon(t *testing.T) {
 			h.end(t, h.Ack)
 		}
 		left -= some
-		eventually(t, "acknowledged", func() error {
-			if got := rabbittest.QueueLength(t, rabbittest.Node(t), r.url, TasksQueue); got != left {
-				return fmt.Errorf("%d tasks are in the queue, want %d", got, left)
-			}
-			return nil
-		})
+		r.eventuallyLeft(left)
 	}
 	// What is gathered when a stop comes is sent, too.
 	for _, h := range tasks[n-left:][:2] {
