@@ -23,9 +23,9 @@ const (
 	// stream an acknowledgement only means that more may be sent.
 	readerAckEvery = readerPrefetch / 4
 
-	// quiet is how long nothing comes, after a sign of life of the broker, of a
-	// stream that is empty or has been read to its end: it does not mark that
-	// itself.
+	// quiet is how long nothing comes of a stream that has been read to its
+	// end, before the broker is asked for a sign of life, and again after that
+	// sign: the stream itself does not mark its end, nor that it is empty.
 	quiet = 20 * time.Millisecond
 
 	// silence is how long nothing may come of a stream, after which the broker
@@ -328,22 +328,26 @@ func (s *session) newest(ctx context.Context) (offset int64, err error) {
 		if err != nil {
 			return err
 		}
-		if err := s.alive(ctx, ch); err != nil { // and then what is there comes at once
-			return err
-		}
-		select {
-		case d, ok := <-deliveries:
-			if !ok {
-				return s.why(errors.New("the channel was closed"))
+		// Several answers of the broker take longer when it is busy, and then
+		// so does a delivery.
+		for range 3 {
+			if err := s.alive(ctx, ch); err != nil {
+				return err
 			}
-			offset, err = brokerOffset(d)
-			return err
-		case <-time.After(quiet):
-			offset = -1
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
+			select {
+			case d, ok := <-deliveries:
+				if !ok {
+					return s.why(errors.New("the channel was closed"))
+				}
+				offset, err = brokerOffset(d)
+				return err
+			case <-time.After(quiet / 2):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
+		offset = -1
+		return nil
 	})
 	return offset, err
 }
