@@ -24,7 +24,7 @@ func TestListenerHangs(t *testing.T) {
 		}()
 		check := func(what string, hangs bool) {
 			t.Helper()
-			time.Sleep(time.Hour) // of the bubble's clock: it takes no time
+			<-time.After(time.Hour) // of the bubble's clock: it takes no time
 			if err := ln.loop.Alive(); (err != nil) != hangs {
 				t.Errorf("%s: %v", what, err)
 			}

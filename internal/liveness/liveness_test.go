@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// The clock is that of the bubble: to sleep sets it forward, and takes no time.
+// The clock is that of the bubble: its timers go off when all others wait, and take no time.
 func TestLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New("the loop", time.Minute)
@@ -16,19 +16,19 @@ func TestLoop(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		alive("that has not begun")
 		l.Busy()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		alive("at its limit")
 		l.Busy()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		alive("with the next thing")
 		l.Idle()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		alive("that waits")
 		l.Busy()
-		time.Sleep(90 * time.Second)
+		<-time.After(90 * time.Second)
 		if err := l.Alive(); err == nil || err.Error() != "the loop has not gone round for 1m30s" {
 			t.Errorf("that hangs: %v", err)
 		}

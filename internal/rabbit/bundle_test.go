@@ -87,7 +87,7 @@ func (p *post) confirm(err error) (was bool) {
 // settle confirms all there is.
 func (p *post) settle() {
 	for p.confirm(nil) {
-		time.Sleep(bundleInterval)
+		<-time.After(bundleInterval)
 		synctest.Wait()
 	}
 }
@@ -112,7 +112,7 @@ func TestBundler(t *testing.T) {
 		"a lone result is sent at once": func(p *post) {
 			p.put(0, 1, 10)
 			p.sent(1)
-			time.Sleep(bundleInterval)
+			<-time.After(bundleInterval)
 			p.put(1, 2, 10)
 			p.sent(1)
 			p.confirm(nil)
@@ -123,9 +123,9 @@ func TestBundler(t *testing.T) {
 		"what comes soon shares a message": func(p *post) {
 			p.put(0, 4, 10)
 			p.sent(1)
-			time.Sleep(bundleInterval - time.Nanosecond)
+			<-time.After(bundleInterval - time.Nanosecond)
 			p.sent()
-			time.Sleep(time.Nanosecond)
+			<-time.After(time.Nanosecond)
 			p.sent(3)
 			p.confirm(nil)
 			p.confirm(ErrLost)
@@ -135,14 +135,14 @@ func TestBundler(t *testing.T) {
 		"a full message does not wait": func(p *post) {
 			p.put(0, 1+maxBundle+3, 10)
 			p.sent(1, maxBundle)
-			time.Sleep(bundleInterval)
+			<-time.After(bundleInterval)
 			p.sent(3)
 		},
 		"a message is full sooner where few are in hand": func(p *post) {
 			p.most = 2
 			p.put(0, 6, 10)
 			p.sent(1, 2, 2)
-			time.Sleep(bundleInterval)
+			<-time.After(bundleInterval)
 			p.sent(1)
 		},
 		"long texts fill a message sooner": func(p *post) {
@@ -154,7 +154,7 @@ func TestBundler(t *testing.T) {
 		"so many are under way at most": func(p *post) {
 			p.put(0, 1+maxUnderWay*maxBundle, 10)
 			p.sent(append([]int{1}, slices.Repeat([]int{maxBundle}, maxUnderWay-1)...)...)
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			p.sent()
 			p.confirm(nil)
 			p.sent(maxBundle)
