@@ -220,9 +220,10 @@ func (f *Feed) AppendGap(reason string) {
 }
 
 // trim forgets the records of results that not all logs hold any more, given
-// where the logs start: short texts are kept by the million in their own
-// log, and who resumes that far back can have them from the broker. A quarter of all goes at once: the array is then filled
-// again and again, and those that stay are seldom moved.
+// where the logs start: short texts are kept by the million in their own log,
+// and who resumes that far back can have them from the broker. A quarter of
+// all goes at once: the array is then filled again and again, and those that
+// stay are seldom moved.
 func (f *Feed) trim(starts [formats]Position) {
 	for f.gone < len(f.records) && !f.records[f.gone].held(starts) {
 		f.gone++

@@ -161,8 +161,9 @@ func encodeBundle(bundle []unsent) amqp.Publishing {
 }
 
 // appendRecord appends r as one of several results in the body of a message:
-// both times in microseconds since 1970 (8 bytes each, big endian; a time
-// that is not known is the zero time), and id and text, each behind its length in bytes (varint).
+// both times in microseconds since 1970 (8 bytes each, big endian; a time that
+// is not known is the zero time), and id and text, each behind its length in
+// bytes (varint).
 func appendRecord(dst []byte, r task.Result) []byte {
 	for _, t := range []time.Time{r.Accepted, r.Done} {
 		dst = binary.BigEndian.AppendUint64(dst, uint64(t.UnixMicro()))

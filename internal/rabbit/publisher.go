@@ -27,8 +27,8 @@ var (
 // A Publisher publishes tasks and results over connections of its own. Many
 // goroutines share it: messages go out in a pipeline on each connection, and
 // each caller is answered when the broker has confirmed that caller's message.
-// Messages are dealt out to the connections in turn, so they may overtake each
-// other; one whose caller waits for its answer is queued before the next.
+// Messages are dealt out to the connections in turn, some in a row, so they may
+// overtake each other; one whose caller waits for its answer is queued before the next.
 type Publisher struct {
 	lanes   []*lane
 	turn    atomic.Uint32
