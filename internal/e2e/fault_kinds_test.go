@@ -117,7 +117,7 @@ func (r *trial) whileBrokerIsAway(s span) {
 
 func (r *trial) cutConnections() {
 	r.t.Helper()
-	r.note("  %d cut", rabbittest.CloseConnections(r.t, r.node, r.vhostURL()))
+	r.note("  %d cut", rabbittest.CloseConnections(r.t, r.node, r.vhostURL(), ""))
 }
 
 func (r *trial) alarm() {

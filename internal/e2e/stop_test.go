@@ -188,7 +188,7 @@ func TestConnectionsCut(t *testing.T) {
 	const cuts = 3
 	closed := 0
 	for range cuts {
-		closed += rabbittest.CloseConnections(t, s.node, s.url)
+		closed += rabbittest.CloseConnections(t, s.node, s.url, "")
 		load.awaitAccepted(t, load.accepted.Load()+100)
 	}
 	ids := load.stop()

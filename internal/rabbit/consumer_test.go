@@ -248,7 +248,7 @@ func TestConsumerSurvives(t *testing.T) {
 		says  string
 		kept  bool
 	}{
-		"closed connection": {func(r *rig) { r.cut("test consumer") }, "CONNECTION_FORCED - cut by a test", true},
+		"closed connection": {func(r *rig) { r.cut("test consumer") }, "CONNECTION_FORCED - closed by a test", true},
 		"deleted queue": {func(r *rig) {
 			if _, err := r.ch.QueueDelete(TasksQueue, false, false, false); err != nil {
 				r.t.Fatal(err)

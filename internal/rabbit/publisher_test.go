@@ -162,7 +162,7 @@ func TestConnectionClosedUnderLoad(t *testing.T) {
 	if len(accepted) > 0 {
 		t.Errorf("%d messages were accepted and are not in the queue", len(accepted))
 	}
-	r.out.says(t, "the connection was closed: Exception (320) Reason: \\\"CONNECTION_FORCED - cut by a test")
+	r.out.says(t, "the connection was closed: Exception (320) Reason: \\\"CONNECTION_FORCED - closed by a test")
 }
 
 func TestUnroutableIsRepaired(t *testing.T) {

@@ -205,11 +205,8 @@ func (r *rig) eval(format string, args ...any) string {
 func (r *rig) cut(name string) {
 	r.t.Helper()
 	eventually(r.t, "cut", func() error {
-		n := r.eval(`Pids = [P || [{pid, P}, {vhost, <<%q>>}, {client_properties, Props}] <- rabbit_networking:connection_info_all([pid, vhost, client_properties]),
-			lists:member({<<"connection_name">>, longstr, <<%q>>}, Props)],
-			[rabbit_networking:close_connection(P, "cut by a test") || P <- Pids], length(Pids)`, r.vhost(), name)
-		if n != "1" { // it is connecting again
-			return fmt.Errorf("%s connections are called %q", n, name)
+		if n := rabbittest.CloseConnections(r.t, r.node, r.url, name); n != 1 { // it is connecting again
+			return fmt.Errorf("%d connections are called %q", n, name)
 		}
 		return nil
 	})

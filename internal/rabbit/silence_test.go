@@ -32,7 +32,7 @@ func TestSilenceIsNotTheEnd(t *testing.T) {
 		receive(t, "end of what was there", f.live)
 		proxy.hang.Store(int64(hang))
 		before := p.lanes[0].pipe.Load()
-		rabbittest.CloseConnections(t, r.node, r.url)
+		rabbittest.CloseConnections(t, r.node, r.url, "")
 		eventually(t, "connected again", func() error {
 			if p.lanes[0].pipe.Load() == before {
 				return errors.New("the connection has not been missed yet")

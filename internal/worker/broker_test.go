@@ -125,8 +125,8 @@ func TestOneWorkerGoesAway(t *testing.T) {
 	t.Parallel()
 	for name, away := range map[string]func(r *rig, stop func()){
 		"cut off": func(r *rig, _ func()) {
-			if n := closeConnections(r, "first consumer"); n != "1" {
-				r.t.Errorf("%s connections were closed, want 1", n)
+			if n := rabbittest.CloseConnections(r.t, rabbittest.Node(r.t), r.url, "first consumer"); n != 1 {
+				r.t.Errorf("%d connections were closed, want 1", n)
 			}
 		},
 		"stopped": func(_ *rig, stop func()) { stop() },
@@ -153,20 +153,6 @@ func TestOneWorkerGoesAway(t *testing.T) {
 			}
 		})
 	}
-}
-
-func closeConnections(r *rig, name string) string {
-	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	vhost := r.url[strings.LastIndexByte(r.url, '/')+1:]
-	n, err := rabbittest.Node(r.t).Eval(ctx, fmt.Sprintf(`Pids = [P || [{pid, P}, {vhost, <<%q>>}, {client_properties, Props}] <- rabbit_networking:connection_info_all([pid, vhost, client_properties]),
-		lists:member({<<"connection_name">>, longstr, <<%q>>}, Props)],
-		[rabbit_networking:close_connection(P, "cut by a test") || P <- Pids], length(Pids)`, vhost, name))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return n
 }
 
 func TestStopInAPause(t *testing.T) {

@@ -164,13 +164,23 @@ func User(t testing.TB, n *node.Node, url, role, configure, write, read string) 
 	return uri.String()
 }
 
-// CloseConnections makes the broker close all client connections of the virtual host that url names, as
-// an operator would (320, CONNECTION_FORCED), and returns how many there were.
-func CloseConnections(t testing.TB, n *node.Node, url string) int {
+// CloseConnections makes the broker close client connections of the virtual host that url names, as an
+// operator would (320, CONNECTION_FORCED), and returns how many there were: those with the given name (the
+// client's property connection_name), all if it is empty.
+//
+// A connection may end of itself meanwhile, in whatever way, instead of answering: hence the exits caught.
+func CloseConnections(t testing.TB, n *node.Node, url, name string) int {
 	t.Helper()
-	return number(t, eval(t, n, `Pids = [Pid || [{pid, Pid}, {vhost, %s}] <- rabbit_networking:connection_info_all([pid, vhost])],
-		[rabbit_networking:close_connection(Pid, "closed by a test") || Pid <- Pids],
-		length(Pids)`, vhostOf(url)))
+	return number(t, eval(t, n, `Asked = fun(Pid) ->
+			try rabbit_networking:connection_info(Pid, [vhost, client_properties]) of
+				[{vhost, Vhost}, {client_properties, Props}] -> Vhost =:= %[1]s andalso
+					(%[2]s =:= <<>> orelse lists:member({<<"connection_name">>, longstr, %[2]s}, Props))
+			catch exit:_ -> false
+			end
+		end,
+		Pids = lists:filter(Asked, rabbit_networking:local_connections()),
+		[try rabbit_networking:close_connection(Pid, "closed by a test") catch exit:_ -> ended end || Pid <- Pids],
+		length(Pids)`, vhostOf(url), binary(name)))
 }
 
 // SetAlarm raises the memory alarm: the broker blocks every connection that publishes, so n should be

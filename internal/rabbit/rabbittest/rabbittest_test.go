@@ -134,18 +134,46 @@ func TestURL(t *testing.T) {
 func TestCloseConnections(t *testing.T) {
 	t.Parallel()
 	n, url, other := rabbittest.Node(t), rabbittest.URL(t), rabbittest.URL(t)
-	conn, _ := dial(t, url)
-	spared, _ := dial(t, other)
-	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
-	if got := rabbittest.CloseConnections(t, n, url); got != 1 {
-		t.Errorf("CloseConnections() = %d, want 1", got)
+	named := amqp.Config{Properties: amqp.Table{"connection_name": "named"}}
+	first, err := amqp.DialConfig(url, named)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := <-closed; err == nil || err.Code != amqp.ConnectionForced {
-		t.Errorf("connection closed with %v, want %d", err, amqp.ConnectionForced)
+	defer first.Close()
+	second, _ := dial(t, url)
+	spared, _ := dial(t, other)
+	for _, c := range []struct {
+		name   string
+		closes *amqp.Connection
+	}{{"named", first}, {"", second}} {
+		closed := c.closes.NotifyClose(make(chan *amqp.Error, 1))
+		if got := rabbittest.CloseConnections(t, n, url, c.name); got != 1 {
+			t.Errorf("CloseConnections(%q) = %d, want 1", c.name, got)
+		}
+		if err := <-closed; err == nil || err.Code != amqp.ConnectionForced {
+			t.Errorf("connection closed with %v, want %d", err, amqp.ConnectionForced)
+		}
 	}
 	if spared.IsClosed() {
 		t.Error("the connection of another virtual host was closed too")
 	}
+}
+
+// The broker gives up a connection whose channels do not end in time, and answers nothing then.
+func TestCloseConnectionWhoseChannelHangs(t *testing.T) {
+	t.Parallel()
+	n, url := rabbittest.Node(t), rabbittest.URL(t)
+	conn, _ := dial(t, url)
+	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
+	vhost := url[strings.LastIndexByte(url, '/')+1:]
+	if out, err := n.Eval(t.Context(), fmt.Sprintf(
+		`[sys:suspend(Pid) || [{pid, Pid}, {vhost, <<%q>>}] <- rabbit_channel:info_all([pid, vhost])]`, vhost)); err != nil || out != "[ok]" {
+		t.Fatalf("suspend the channel: %s, %v", out, err)
+	}
+	if got := rabbittest.CloseConnections(t, n, url, ""); got != 1 {
+		t.Errorf("CloseConnections() = %d, want 1", got)
+	}
+	<-closed
 }
 
 func TestAlarm(t *testing.T) {
