@@ -272,7 +272,8 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	// The URL holds a password: others may read command lines.
 	cmd.Env = environment(slices.Concat(s.cfg.Env, []string{"REVQ_AMQP_URL=" + strings.Join(d.urls, ","), "NOTIFY_SOCKET=" + notify.path})...)
 	began := time.Now()
-	process, err := s.group.Start(cmd)
+	var process *proc.Process
+	withTimerSlack(func() { process, err = s.group.Start(cmd) })
 	if err != nil {
 		return false, fmt.Errorf("start %s: %w", d.name, err)
 	}
