@@ -31,11 +31,12 @@ type Config struct {
 	// workers that died between publishing and acknowledging, within seconds.
 	Window int
 
-	// Backlog is how many results of the past are read at the start, at least,
-	// so that listeners can resume at once and repetitions of them are known.
-	// Default 10,000, which takes a fraction of a second. Each may be in a
-	// message with 49 others, which are read, too: after a time of full load it
-	// takes two to three seconds.
+	// Backlog is how many messages of the past, each with a result or more, are
+	// read at the start, so that listeners can resume at once and repetitions
+	// are known. Default 10,000, which takes a fraction of a second. After a
+	// time of full load, when each has dozens of results, it is fewer of them,
+	// with some 50,000 results or more: a second or two, most of which the
+	// broker takes to find them.
 	Backlog int
 }
 

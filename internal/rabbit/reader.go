@@ -19,6 +19,11 @@ const (
 	// acknowledgements.
 	readerPrefetch = 4096
 
+	// maxPast is about how many results of the past are read where messages
+	// hold several: more would only make the start longer, by a second for
+	// some hundred thousand.
+	maxPast = 50_000
+
 	// readerAckEvery is how many results are acknowledged together. For a
 	// stream an acknowledgement only means that more may be sent.
 	readerAckEvery = readerPrefetch / 4
@@ -69,16 +74,18 @@ type Reader struct {
 	goLive  sync.Once
 
 	// Where the reader stands.
-	begun  bool
-	empty  bool   // nothing seemed to be in the stream at first, nor has come since
-	newest int64  // near the end of the stream as it was at first
-	from   int64  // the message to begin with, if nothing was received yet
-	last   int64  // offset of the last result; -1: nothing was received yet
-	lastID string // and its id
+	begun    bool
+	empty    bool   // nothing seemed to be in the stream at first, nor has come since
+	mistaken bool   // that was wrong, and found out when the reader was live
+	newest   int64  // near the end of the stream as it was at first
+	from     int64  // the message to begin with, if nothing was received yet
+	last     int64  // offset of the last result; -1: nothing was received yet
+	lastID   string // and its id
 }
 
 // NewReader returns a Reader that begins with the last backlog messages of the
-// past, each of which has one result or more.
+// past, or with fewer where the newest one has several results: with about
+// maxPast results then.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", log)
 	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), started: time.Now(), live: make(chan struct{}), last: -1}
@@ -118,11 +125,12 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 // follow reads until the session or ctx ends.
 func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	if !r.begun {
-		newest, err := s.newest(ctx)
+		newest, results, err := s.newest(ctx)
 		if err != nil {
 			return err
 		}
-		r.begun, r.empty, r.newest, r.from = true, newest < 0, firstOf(newest), max(0, newest-r.backlog)
+		r.begun, r.empty, r.newest = true, newest < 0, firstOf(newest)
+		r.from = max(0, newest-min(r.backlog, maxPast/int64(max(1, results))))
 	}
 	// What was received last is asked for again: if it is there, and is the
 	// same, then nothing is missing.
@@ -138,13 +146,14 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	if !meeting {
 		r.link.up()
 	}
-	if r.empty {
-		r.setLive(f)
+	wait := quiet
+	switch {
+	case meeting:
+		wait = silence
+	case r.empty:
+		wait = quiet / 2 // newest has waited, too
 	}
-	idle := time.NewTimer(quiet)
-	if meeting {
-		idle.Reset(silence)
-	}
+	idle := time.NewTimer(wait)
 	defer idle.Stop()
 	unacked, alive := 0, false
 	var entries []entry // of one message
@@ -164,7 +173,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 				if next, err = r.meet(entries); err != nil {
 					return err
 				}
-				meeting = false
+				meeting, wait = false, quiet
 				r.link.up()
 			}
 			for _, e := range next {
@@ -179,13 +188,9 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 					return fmt.Errorf("acknowledge results: %w", err)
 				}
 			}
-			idle.Reset(quiet)
+			idle.Reset(wait)
 		case <-idle.C:
 			s.loop.Busy()
-			wait := quiet
-			if meeting {
-				wait = silence
-			}
 			switch {
 			case !meeting && r.isLive():
 				continue
@@ -218,19 +223,23 @@ func (r *Reader) meet(entries []entry) ([]entry, error) {
 }
 
 func (r *Reader) pass(m entry, f Follower) error {
-	if r.empty && m.result.Done.Before(r.started) {
-		r.begun = false
+	old := m.result.Done.Before(r.started)
+	if r.empty && old {
+		r.begun, r.mistaken = false, r.isLive()
 		return errNotEmpty
 	}
 	r.empty = false
 	r.last, r.lastID = m.offset, m.id
+	if r.mistaken && old {
+		return nil // it is no news for those who listen already
+	}
 	if m.invalid != nil {
 		r.log.Error("a result that cannot be read was left out", "offset", m.offset, "id", m.id, "error", m.invalid)
 		return nil
 	}
 	// What is younger than this reader is not of the past, for those who were
 	// there before it was connected. And under load the stream is never quiet.
-	if m.result.Done.After(r.started) {
+	if !old {
 		r.setLive(f)
 	}
 	f.Append(m.offset, m.result)
@@ -321,35 +330,38 @@ func (s *session) alive(ctx context.Context, ch *amqp.Channel) error {
 }
 
 // newest returns the broker's offset of a message near the end of the stream,
-// -1 if it is empty: the stream finds its end no closer than a chunk.
-func (s *session) newest(ctx context.Context) (offset int64, err error) {
+// and how many results are in it; -1 if the stream seems to be empty. It finds
+// its end no closer than a chunk.
+func (s *session) newest(ctx context.Context) (offset int64, results int, err error) {
 	err = s.onChannel(func(ch *amqp.Channel) error {
 		deliveries, err := s.consume(ctx, ch, ResultsQueue, "revq-newest", 1, amqp.Table{offsetHeader: "last"})
 		if err != nil {
 			return err
 		}
-		// Several answers of the broker take longer when it is busy, and then
-		// so does a delivery.
-		for range 3 {
-			if err := s.alive(ctx, ch); err != nil {
-				return err
-			}
-			select {
-			case d, ok := <-deliveries:
-				if !ok {
-					return s.why(errors.New("the channel was closed"))
-				}
-				offset, err = brokerOffset(d)
-				return err
-			case <-time.After(quiet / 2):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+		// An answer of the broker takes longer when it is busy, and then so does
+		// a delivery. Whoever reads on looks whether there is none, either.
+		if err := s.alive(ctx, ch); err != nil {
+			return err
 		}
-		offset = -1
-		return nil
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return s.why(errors.New("the channel was closed"))
+			}
+			if offset, err = brokerOffset(d); err != nil {
+				return err
+			}
+			entries, err := decodeEntries(nil, d)
+			results = len(entries)
+			return err
+		case <-time.After(quiet / 2):
+			offset = -1
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	})
-	return offset, err
+	return offset, results, err
 }
 
 // firstOf returns the offset of the first result in a message, of which the
