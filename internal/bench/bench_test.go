@@ -70,6 +70,32 @@ func awaitQueued(t *testing.T, b *Bench, n int64) {
 	}
 }
 
+// awaitStopped waits until all processes are stopped by a signal, or none is: that takes a moment.
+func awaitStopped(t *testing.T, processes Processes, want bool) {
+	t.Helper()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(10 * time.Second); ; <-ticker.C {
+		right := 0
+		for _, pid := range processes {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := stat[bytes.LastIndexByte(stat, ')')+2]
+			if (state == 'T') == want {
+				right++
+			}
+		}
+		if right == len(processes) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d processes are stopped or not as they should be", right, len(processes))
+		}
+	}
+}
+
 // TestMeasurements runs each measurement and holds what it says against what the broker, the listeners and the clock
 // say.
 func TestMeasurements(t *testing.T) {
@@ -124,6 +150,23 @@ func TestMeasurements(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 		awaitQueued(t, b, 0)
+	})
+	t.Run("held workers", func(t *testing.T) {
+		for _, resume := range []bool{true, false} { // a stop lets them go on, too
+			system, err := b.rig.Start(t.Context(), Layout{Workers: 2, Hold: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			workers := system.Processes("worker")
+			awaitStopped(t, workers, true)
+			if resume {
+				system.Resume()
+				awaitStopped(t, workers, false)
+			}
+			if err := system.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
 	})
 	t.Run("pipeline", func(t *testing.T) {
 		b.Duration, b.Warmup = time.Second, 100*time.Millisecond

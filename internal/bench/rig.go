@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/revq/revq/internal/proc"
@@ -70,6 +71,7 @@ type Layout struct {
 	Workers     int
 	Env         []string // variables of the daemons, as REVQ_CONCURRENCY=100
 	Keep        bool     // what is in the queues
+	Hold        bool     // each daemon once it is ready, until Resume
 }
 
 // A System is what runs on a Rig. Its daemons do not pause.
@@ -82,6 +84,7 @@ type System struct {
 	err    error // of stack.Run; once done is closed
 	mu     sync.Mutex
 	starts []Start
+	held   []int // ids of processes that are stopped
 }
 
 // A Start is one of a daemon.
@@ -113,13 +116,17 @@ func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 	cfg.URLs, cfg.FirstPort = []string{r.AMQP()}, port
 	cfg.APISites, cfg.SocketSites, cfg.Workers = layout.APISites, layout.SocketSites, layout.Workers
 	cfg.Env = append([]string{"REVQ_PAUSE=0s"}, layout.Env...)
+	running, stop := context.WithCancel(ctx)
+	s.stop = stop
 	cfg.Ready = func(name string, pid int, took time.Duration) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.starts = append(s.starts, Start{name, milliseconds(took), pid})
+		if layout.Hold && running.Err() == nil && syscall.Kill(pid, syscall.SIGSTOP) == nil {
+			s.held = append(s.held, pid)
+		}
 	}
-	running, stop := context.WithCancel(ctx)
-	s.stop = stop
+	context.AfterFunc(running, s.Resume) // or they could not end
 	up := make(chan struct{})
 	go func() {
 		s.err = stack.Run(running, cfg, func() { close(up) })
@@ -134,6 +141,16 @@ func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 		}
 		return nil, fmt.Errorf("%w\n%s", s.err, r.log)
 	}
+}
+
+// Resume lets daemons go on that are held.
+func (s *System) Resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, pid := range s.held {
+		_ = syscall.Kill(pid, syscall.SIGCONT) // fails if it has ended
+	}
+	s.held = nil
 }
 
 // Stop ends the daemons.

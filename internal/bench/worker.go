@@ -79,7 +79,8 @@ func (b *Bench) drain(ctx context.Context, s *System, queued int64, workers int)
 	if !joined {
 		return nil, fmt.Errorf("listen: no answer within %v", connectSilence)
 	}
-	ws, err := b.rig.Start(ctx, Layout{Workers: workers, Env: b.workerEnv(), Keep: true})
+	// All begin together: several take longer to start than to empty the queue.
+	ws, err := b.rig.Start(ctx, Layout{Workers: workers, Env: b.workerEnv(), Keep: true, Hold: true})
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +88,7 @@ func (b *Bench) drain(ctx context.Context, s *System, queued int64, workers int)
 	usage := measureUsage(map[string]Processes{
 		"broker": b.rig.Broker(), "worker": ws.Processes("worker"), "socket": s.Processes("socket"), "load": Self(),
 	})
+	ws.Resume()
 	w := Window{Duration: b.Duration, Count: queued}.begin(func(done float64) { b.Progress(fmt.Sprintf("%d workers", workers), done) })
 	counted, opened := int64(0), int64(0)
 	stalled := false
