@@ -19,11 +19,6 @@ const (
 	// acknowledgements.
 	readerPrefetch = 4096
 
-	// maxPast is about how many results of the past are read where messages
-	// hold several: more would only make the start longer, by a second for
-	// some hundred thousand.
-	maxPast = 50_000
-
 	// readerAckEvery is how many results are acknowledged together. For a
 	// stream an acknowledgement only means that more may be sent.
 	readerAckEvery = readerPrefetch / 4
@@ -84,8 +79,7 @@ type Reader struct {
 }
 
 // NewReader returns a Reader that begins with the last backlog messages of the
-// past, or with fewer where the newest one has several results: with about
-// maxPast results then.
+// past, each of which has one result or more.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", log)
 	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), started: time.Now(), live: make(chan struct{}), last: -1}
@@ -125,12 +119,11 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 // follow reads until the session or ctx ends.
 func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	if !r.begun {
-		newest, results, err := s.newest(ctx)
+		newest, err := s.newest(ctx)
 		if err != nil {
 			return err
 		}
-		r.begun, r.empty, r.newest = true, newest < 0, firstOf(newest)
-		r.from = max(0, newest-min(r.backlog, maxPast/int64(max(1, results))))
+		r.begun, r.empty, r.newest, r.from = true, newest < 0, firstOf(newest), max(0, newest-r.backlog)
 	}
 	// What was received last is asked for again: if it is there, and is the
 	// same, then nothing is missing.
@@ -330,9 +323,8 @@ func (s *session) alive(ctx context.Context, ch *amqp.Channel) error {
 }
 
 // newest returns the broker's offset of a message near the end of the stream,
-// and how many results are in it; -1 if the stream seems to be empty. It finds
-// its end no closer than a chunk.
-func (s *session) newest(ctx context.Context) (offset int64, results int, err error) {
+// -1 if it seems to be empty: the stream finds its end no closer than a chunk.
+func (s *session) newest(ctx context.Context) (offset int64, err error) {
 	err = s.onChannel(func(ch *amqp.Channel) error {
 		deliveries, err := s.consume(ctx, ch, ResultsQueue, "revq-newest", 1, amqp.Table{offsetHeader: "last"})
 		if err != nil {
@@ -348,11 +340,7 @@ func (s *session) newest(ctx context.Context) (offset int64, results int, err er
 			if !ok {
 				return s.why(errors.New("the channel was closed"))
 			}
-			if offset, err = brokerOffset(d); err != nil {
-				return err
-			}
-			entries, err := decodeEntries(nil, d)
-			results = len(entries)
+			offset, err = brokerOffset(d)
 			return err
 		case <-time.After(quiet / 2):
 			offset = -1
@@ -361,7 +349,7 @@ func (s *session) newest(ctx context.Context) (offset int64, results int, err er
 			return ctx.Err()
 		}
 	})
-	return offset, results, err
+	return offset, err
 }
 
 // firstOf returns the offset of the first result in a message, of which the

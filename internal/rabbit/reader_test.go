@@ -180,36 +180,6 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }
 
-// Where messages have several results, fewer of them are the past.
-func TestReaderBeginsWithFewerFullMessages(t *testing.T) {
-	t.Parallel()
-	r := setup(t).declared()
-	const messages, each = 3 * maxPast / places, places
-	if err := r.ch.Confirm(false); err != nil {
-		t.Fatal(err)
-	}
-	confirmed := r.ch.NotifyPublish(make(chan amqp.Confirmation, messages))
-	for range messages {
-		var body []byte
-		for i := range each {
-			body = appendRecord(body, result(i))
-		}
-		if err := r.ch.Publish(Exchange, resultsKey, true, false, amqp.Publishing{ContentType: bundleType, Body: body}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range messages {
-		receive(t, "confirmation", confirmed)
-	}
-	c := &counter{live: make(chan int, 1)}
-	reader := NewReader(r.cfg, everything, r.log)
-	r.run(func(ctx context.Context) error { return reader.Run(ctx, c) })
-	// The chunk in which the first of them is comes from its beginning, and what is after the newest, too.
-	if n := receive(t, "end of what was there", c.live); n < maxPast || n == messages*each {
-		t.Errorf("%d results of the past, want about %d of %d", n, maxPast, messages*each)
-	}
-}
-
 // One that has taken the stream for empty, while the broker was slow to say
 // what is in it, must not take all of the past for new.
 func TestReaderFindsThatTheStreamIsNotEmpty(t *testing.T) {

@@ -21,9 +21,13 @@ const (
 	// waitTick is how often is looked whether the wait is over.
 	waitTick = 10 * time.Millisecond
 
-	// lookBack is how many results before the mark are read, too: a
-	// repetition of one of them is not sent again.
-	lookBack = 10_000
+	// lookBack is how many results before the mark are read, too, at least: a
+	// repetition of one of them is not sent again. It is as many as the feed
+	// begins with (feed.Config.Backlog), for the same reason.
+	lookBack = 2_000
+
+	// remembered is how many ids are kept to know repetitions by.
+	remembered = 20_000
 
 	// catchUpBytes is how much is gathered for one write.
 	catchUpBytes = 64 << 10
@@ -43,11 +47,13 @@ func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
 	case s.resuming <- struct{}{}:
 		defer func() { <-s.resuming }()
 	default:
-		s.sayBye(l, byeNoHistory)
+		why := byeNoHistory
+		if s.stopped.Err() != nil {
+			why = byeRestart
+		}
+		s.sayBye(l, why)
 		return
 	}
-	s.catching.Add(1)
-	defer s.catching.Done()
 	c := catchUp{s: s, l: l, format: format}
 	switch err := c.run(s.stopped, after); {
 	case err == nil:
@@ -140,7 +146,7 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 
 // read takes the history from a little before after on.
 func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
-	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(2*lookBack)
+	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(remembered)
 	c.met = after.Offset < 0 // the beginning is always there
 	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.end)
 }

@@ -2,6 +2,7 @@ package socket
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -277,6 +278,29 @@ func TestTheNumberOfCatchUpsIsBounded(t *testing.T) {
 		t.Errorf("second catch-up: %v, want close 1013", err)
 	}
 	<-s.resuming
+}
+
+// A handshake may be under way when the server stops: the listener that comes
+// of it then is told to come again, too.
+func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
+	s, b := setup(t, DefaultConfig(), small)
+	b.append(0, 10_000)
+	var late sync.WaitGroup
+	for range 2 * cap(s.resuming) {
+		late.Go(func() {
+			for s.stopped.Err() == nil {
+				s.resume(&listener{dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}, feed.JSON, feed.Mark{Offset: 99_999})
+			}
+		})
+	}
+	until(t, "some catch up", func() bool { return len(s.resuming) > 0 })
+	s.Shutdown(t.Context())
+	late.Wait()
+	l := &listener{dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}
+	s.resume(l, feed.JSON, feed.Mark{Offset: 1})
+	if bye := (websocketDialect{}).appendBye(nil, byeRestart); !l.leaving || !bytes.HasSuffix(l.control, bye) {
+		t.Errorf("its last words are %q, want %q", l.control, bye)
+	}
 }
 
 func TestEvents(t *testing.T) {

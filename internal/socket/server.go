@@ -66,7 +66,7 @@ type Server struct {
 	stopped  context.Context // ends with Shutdown
 	stop     context.CancelFunc
 	resuming chan struct{} // holds a value for each listener that catches up
-	catching sync.WaitGroup
+	noMore   func()        // waits for them, and lets no more do so
 }
 
 // A Source is where the results come from that are appended to the feed.
@@ -75,7 +75,7 @@ type Source interface {
 	Ready() error
 
 	// History calls each with all results from at least before of them in
-	// front of an offset on, and goes on with new ones, until ctx ends or each
+	// front of an offset on (it may be fifty times as many), and goes on with new ones, until ctx ends or each
 	// returns an error, which it returns. What is not kept any more is left
 	// out. It calls end, and returns its error if any, where it is known that
 	// nothing more is there for now; that nothing comes is not enough.
@@ -87,6 +87,11 @@ type Source interface {
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.noMore = sync.OnceFunc(func() {
+		for range cap(s.resuming) {
+			s.resuming <- struct{}{}
+		}
+	})
 	s.upgrader = websocket.FastHTTPUpgrader{
 		CheckOrigin: s.originAllowed,
 		Error: func(ctx *fasthttp.RequestCtx, status int, reason error) {
@@ -144,7 +149,7 @@ func (s *Server) Serve(ln net.Listener) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
 	err := s.http.ShutdownWithContext(ctx)
-	s.catching.Wait() // every write of theirs has a deadline
+	s.noMore() // each write of those that catch up has a deadline
 	for _, shard := range s.shards {
 		shard.close(byeRestart)
 	}
