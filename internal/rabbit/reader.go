@@ -69,13 +69,12 @@ type Reader struct {
 	goLive  sync.Once
 
 	// Where the reader stands.
-	begun    bool
-	empty    bool   // nothing seemed to be in the stream at first, nor has come since
-	mistaken bool   // that was wrong, and found out when the reader was live
-	newest   int64  // near the end of the stream as it was at first
-	from     int64  // the message to begin with, if nothing was received yet
-	last     int64  // offset of the last result; -1: nothing was received yet
-	lastID   string // and its id
+	begun  bool
+	empty  bool   // nothing seemed to be in the stream at first, nor has come since
+	newest int64  // near the end of the stream as it was at first
+	from   int64  // the message to begin with, if nothing was received yet
+	last   int64  // offset of the last result; -1: nothing was received yet
+	lastID string // and its id
 }
 
 // NewReader returns a Reader that begins with the last backlog messages of the
@@ -216,23 +215,21 @@ func (r *Reader) meet(entries []entry) ([]entry, error) {
 }
 
 func (r *Reader) pass(m entry, f Follower) error {
-	old := m.result.Done.Before(r.started)
-	if r.empty && old {
-		r.begun, r.mistaken = false, r.isLive()
+	// If it is live already, it is more likely that a worker's clock is behind:
+	// what is found then is passed on, for a hole is worse than an old result.
+	if r.empty && m.result.Done.Before(r.started) {
+		r.begun = false
 		return errNotEmpty
 	}
 	r.empty = false
 	r.last, r.lastID = m.offset, m.id
-	if r.mistaken && old {
-		return nil // it is no news for those who listen already
-	}
 	if m.invalid != nil {
 		r.log.Error("a result that cannot be read was left out", "offset", m.offset, "id", m.id, "error", m.invalid)
 		return nil
 	}
 	// What is younger than this reader is not of the past, for those who were
 	// there before it was connected. And under load the stream is never quiet.
-	if !old {
+	if m.result.Done.After(r.started) {
 		r.setLive(f)
 	}
 	f.Append(m.offset, m.result)

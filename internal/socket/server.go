@@ -75,10 +75,11 @@ type Source interface {
 	Ready() error
 
 	// History calls each with all results from at least before of them in
-	// front of an offset on (it may be fifty times as many), and goes on with new ones, until ctx ends or each
-	// returns an error, which it returns. What is not kept any more is left
-	// out. It calls end, and returns its error if any, where it is known that
-	// nothing more is there for now; that nothing comes is not enough.
+	// front of an offset on (it may be fifty times as many), and goes on with
+	// new ones, until ctx ends or each returns an error, which it returns.
+	// What is not kept any more is left out. It calls end, and returns its
+	// error if any, where it is known that nothing more is there for now; that
+	// nothing comes is not enough.
 	History(ctx context.Context, offset, before int64, each func(offset int64, r task.Result) error, end func() error) error
 }
 
