@@ -111,12 +111,8 @@ func (s *system) stopBroker(t *testing.T) {
 
 func (s *system) startBroker(t *testing.T) {
 	t.Helper()
-	ctx, cancel := timeout(t)
-	defer cancel()
 	began := time.Now()
-	if err := s.node.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
+	rabbittest.Restart(t, s.node)
 	t.Logf("the broker took %v to start", time.Since(began).Round(time.Millisecond))
 }
 

@@ -265,11 +265,7 @@ func testRestarted(t *testing.T, n *node.Node) {
 	r.enqueue(tasksKey, text("a"), text("b"))
 	h := receive(t, "task", tasks)
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := n.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
+	rabbittest.Restart(t, n)
 	began := time.Now()
 	receive(t, "end of the handler's context", h.ctx.Done())
 	for _, ready := range []func() error{p.Ready, consumer.Ready, reader.Ready} {
@@ -302,9 +298,7 @@ func testStartedLater(t *testing.T, n *node.Node) {
 	r.run(p.Run)
 	r.out.says(t, "connection refused")
 	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(1)) }, ErrNotConnected)
-	if err := n.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
+	rabbittest.Restart(t, n)
 	r.ready(p.Ready)
 	if err := r.answered(p.PublishTask(newTask(1))); err != nil {
 		t.Errorf("PublishTask = %v", err)

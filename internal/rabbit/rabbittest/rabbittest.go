@@ -121,6 +121,16 @@ func check(t testing.TB, err error) {
 	}
 }
 
+// Restart starts a test's own node again, and waits until it takes connections.
+func Restart(t testing.TB, n *node.Node) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := n.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // URL returns the AMQP URL of a new virtual host on the shared node. The URL's user may do anything
 // there. The virtual host goes, and closes its connections, when the test ends.
 func URL(t testing.TB) string {
