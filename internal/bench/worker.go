@@ -15,7 +15,7 @@ type WorkerResult struct {
 	Concurrency int `json:"concurrency"` // tasks in hand at once, of each
 	TextBytes   int `json:"text_bytes"`
 
-	Queued    int64   `json:"queued"` // when they came
+	Queued    int64   `json:"queued"` // when they came; some are done before all are ready
 	Seconds   float64 `json:"seconds"`
 	Results   int64   `json:"results"` // that reached a listener, from the first one on
 	PerSecond float64 `json:"results_per_second"`
@@ -79,7 +79,7 @@ func (b *Bench) drain(ctx context.Context, s *System, queued int64, workers int)
 	if !joined {
 		return nil, fmt.Errorf("listen: no answer within %v", connectSilence)
 	}
-	// All begin together: several take longer to start than to empty the queue.
+	// All go on together: several take longer to start than to empty the queue.
 	ws, err := b.rig.Start(ctx, Layout{Workers: workers, Env: b.workerEnv(), Keep: true, Hold: true})
 	if err != nil {
 		return nil, err

@@ -21,17 +21,17 @@ const (
 	// waitTick is how often is looked whether the wait is over.
 	waitTick = 10 * time.Millisecond
 
-	// lookBack is how many results before the mark are read, too, at least: a
-	// repetition of one of them is not sent again. It is as many as the feed
-	// begins with (feed.Config.Backlog), for the same reason.
-	lookBack = 2_000
-
 	// remembered is how many ids are kept to know repetitions by.
 	remembered = 20_000
 
 	// catchUpBytes is how much is gathered for one write.
 	catchUpBytes = 64 << 10
 )
+
+// lookBack is how many results before the mark are read, too, at least: a
+// repetition of one of them is not sent again. It is as many as the feed begins
+// with, for the same reason.
+var lookBack = int64(feed.DefaultConfig().Backlog)
 
 // resume brings l to its place in the live log, behind after, and greets it.
 // What the log no longer holds it gets from the source, before resume returns.
