@@ -85,25 +85,6 @@ in
     }
   ) configurations.right;
 
-  # The module's options for flags: a line "PROGRAM FLAG DEFAULT" for each, as the module states them.
-  flags =
-    let
-      options = (evaluate { }).options.services.revq;
-      lines =
-        program: settings:
-        lib.mapAttrsToList (
-          flag: option:
-          "${program} ${flag} ${lib.head (builtins.match ".*`(.*)`.*" option.defaultText.text)}\n"
-        ) (removeAttrs (settings.type.getSubOptions [ ]) [ "_module" ]);
-      daemon = program: settings: lines program settings ++ lines program options.settings;
-    in
-    lib.concatStrings (
-      daemon "revq-api" options.api.settings
-      ++ daemon "revq-socket" options.socket.settings
-      ++ daemon "revq-worker" options.worker.settings
-      ++ lines "revq-setup" options.setup.settings
-    );
-
   # The Python of each test, with the types of what the test driver gives it.
   testScripts = lib.mapAttrs' (
     file: _:

@@ -33,100 +33,73 @@ let
   duration = noun "duration such as 500ms, 10s or 1m30s" (
     types.strMatching "([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+"
   );
-  inherit (types.ints) positive unsigned;
+  inherit (types.ints) positive;
 
-  # The programs' flags, as options: the type, the program's own default (as its --help shows it), and what it is for.
-  # `nix/check` compares them with the programs.
-  flags = {
-    common = {
-      log-format = flag (types.enum [
-        "text"
-        "json"
-      ]) "text" "How log lines look.";
-      log-level = flag (types.enum [
-        "debug"
-        "info"
-        "warn"
-        "error"
-      ]) "info" "Least level of what is logged.";
-      stop-timeout =
-        flag duration "20s"
-          "How long work in hand may take once the daemon is told to stop. The units wait for 30 s.";
-    };
-    api = {
-      confirm-timeout =
-        flag duration "1.5s"
-          "How long a text may wait for the broker's confirmation before it is answered 503.";
-      idle-timeout = flag duration "1m0s" "How long a connection without requests is kept.";
-      max-batch = flag positive 1048576 "Largest NDJSON body taken, in bytes.";
-      max-connections =
-        flag positive 4096
-          "Most connections to each site. The unit's `LimitNOFILE` (16384) and `MemoryMax` have to allow for them.";
-      max-in-flight =
-        flag positive 4096
-          "Most tasks that wait for the broker's confirmation at once; more are answered 429.";
-      max-text = flag positive 65536 "Longest text taken, in bytes.";
-      publish-connections = flag positive 4 "Connections to the broker that it publishes over.";
-      read-timeout = flag duration "10s" "How long a whole request may take to arrive.";
-      write-timeout = flag duration "10s" "How long an answer may take to be received.";
-    };
-    socket = {
-      allow-origin =
-        flag (types.listOf types.str) [ ]
-          "Web origins whose pages may listen besides those of this host's own name, as `https://example.org`; `*` for all.";
-      handshake-timeout = flag duration "10s" "How long the request to listen may take.";
-      keep-bytes =
-        flag positive 33554432
-          "Bytes of results kept in memory for slow listeners, for each format.";
-      max-listeners =
-        flag positive 100000
-          "Most listeners at once. The unit's `LimitNOFILE` (131072) and `MemoryMax` have to allow for them.";
-      max-resuming = flag positive 16 "Most listeners at once that catch up from the broker.";
-      ping-interval = flag duration "30s" "How often a listener has to give a sign of life.";
-      write-timeout = flag duration "30s" "How long a listener may take nothing before it is closed.";
-    };
-    worker = {
-      concurrency = flag positive 10 "Tasks in hand at once, in each worker.";
-      confirm-timeout = flag duration "10s" "How long a result may wait for the broker's confirmation.";
-      consumer-timeout =
-        flag duration "30m0s"
-          "The broker's `consumer_timeout`, after which it takes a task back. Pauses have to stay below half of it.";
-      max-pause = flag duration "1m0s" "Longest pause for one text.";
-      pause = flag duration "100ms" "Pause for each character of a text; `0s` for none.";
-      publish-connections = flag positive 4 "Connections to the broker that it publishes over.";
-    };
-    setup = {
-      delivery-limit =
-        flag unsigned 5
-          "A task that has failed so often, and then once more, goes to the dead letters.";
-      max-tasks = flag positive 1000000 "How many tasks may wait; more are answered 503.";
-      results-max-age = flag (noun "age such as 24h or 7D" (
-        types.strMatching "[0-9]+[smhDMY]"
-      )) "24h" "How long results are kept for listeners that resume.";
-      results-max-bytes = flag positive 1073741824 "How many bytes of them, whatever their age.";
-      results-segment-bytes =
-        flag positive 16777216
-          "In pieces of how many bytes old results are dropped.";
-    };
+  # The settings as the programs declare them: `revq settings --format json` prints the file. Addresses and secrets are
+  # left out; there are options of their own for them.
+  declared = lib.filter (s: !(s.wiring or false)) (lib.importJSON ../cmd/revq/settings.json);
+
+  typeOf =
+    s:
+    {
+      int =
+        if s ? max then
+          types.ints.between s.min s.max
+        else if s.min == 1 then
+          positive
+        else
+          types.addCheck types.int (n: n >= s.min)
+          // {
+            description = "integer of at least ${toString s.min}";
+            descriptionClass = "noun";
+          };
+      duration = duration;
+      text = noun "text such as ${s.default}" (types.strMatching (s.pattern or ".*"));
+      choice = types.enum s.choices;
+      list = types.listOf types.str;
+      bool = types.bool;
+    }
+    .${s.kind};
+
+  # Those that all daemons have are options of `settings`, the others of their role.
+  daemons = [
+    "api"
+    "socket"
+    "worker"
+  ];
+  isCommon =
+    name:
+    lib.all (
+      role: lib.any (s: s.role == role && s.name == name) declared
+    ) daemons;
+  flagsOf =
+    role: common:
+    lib.listToAttrs (
+      map (s: lib.nameValuePair s.name s) (
+        lib.filter (s: s.role == role && (role != "setup" -> isCommon s.name == common)) declared
+      )
+    );
+  flags = lib.genAttrs (daemons ++ [ "setup" ]) (role: flagsOf role false) // {
+    common = flagsOf "api" true;
   };
-
-  flag = type: own: description: { inherit type own description; };
 
   settings =
     who: flags:
     mkOption {
-      description = "Flags of ${who}, under their own names. Those that are not given keep the program's defaults.";
+      description = ''
+        Settings of ${who}, under the names of the flags: [SETTINGS.md](../cmd/revq/SETTINGS.md) lists them with their
+        defaults and bounds. What is not set keeps the program's default.
+      '';
       default = { };
+      visible = "shallow";
       type = types.submodule {
         options = lib.mapAttrs (
-          _: f:
+          _: s:
           mkOption {
-            type = types.nullOr f.type;
+            type = types.nullOr (typeOf s);
             default = null;
-            defaultText = lib.literalMD "the program's own: `${
-              if f.own == [ ] then "[ ]" else toString f.own
-            }`";
-            inherit (f) description;
+            defaultText = lib.literalMD "the program's own: `${s.default}`";
+            inherit (s) description;
           }
         ) flags;
       };
@@ -139,7 +112,13 @@ let
       name: value:
       let
         variable = "REVQ_" + lib.toUpper (lib.replaceString "-" "_" name);
-        text = if lib.isList value then lib.concatStringsSep "," value else toString value;
+        text =
+          if lib.isList value then
+            lib.concatStringsSep "," value
+          else if lib.isBool value then
+            lib.boolToString value
+          else
+            toString value;
       in
       # As systemd reads it: quoted, and % is a specifier.
       lib.replaceString "%" "%%" (builtins.toJSON "${variable}=${text}")

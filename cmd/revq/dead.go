@@ -45,7 +45,7 @@ func deadList() *cli.Command {
 	return &cli.Command{
 		Name:  "ls",
 		Usage: "list them",
-		Flags: append(broker.Flags(),
+		Flags: append(command.Flags(broker.Settings()),
 			jsonFlag(&asJSON),
 			&cli.IntFlag{
 				Name: "limit", Usage: "at most `N`", Value: 1000, Destination: &limit,
@@ -86,7 +86,7 @@ func deadShow() *cli.Command {
 		Name:      "show",
 		Usage:     "show all of one, with its text",
 		ArgsUsage: "ID ...",
-		Flags:     append(broker.Flags(), jsonFlag(&asJSON)),
+		Flags:     append(command.Flags(broker.Settings()), jsonFlag(&asJSON)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if !cmd.Args().Present() {
 				return command.Usagef("name the ids: `revq dead ls` lists them")
@@ -113,7 +113,7 @@ func deadRequeue() *cli.Command {
 		Usage:       "give them back to the workers, under the same ids",
 		Description: `With --all, what is no proper task stays: no worker can do anything with it.`,
 		ArgsUsage:   "ID ...",
-		Flags:       append(broker.Flags(), allFlag(&all)),
+		Flags:       append(command.Flags(broker.Settings()), allFlag(&all)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := checkNamed(cmd, all); err != nil {
 				return err
@@ -142,7 +142,7 @@ func deadPurge() *cli.Command {
 		Name:      "purge",
 		Usage:     "remove them for good",
 		ArgsUsage: "ID ...",
-		Flags: append(broker.Flags(),
+		Flags: append(command.Flags(broker.Settings()),
 			allFlag(&all),
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", Destination: &yes},
 		),

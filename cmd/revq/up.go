@@ -30,7 +30,7 @@ and is stopped and removed together with the command.
 
 Settings of the daemons are taken from the environment, for example
 REVQ_PAUSE=0s for workers that do not pause; see revq-worker --help and others.`,
-		Flags: append(broker.Flags(),
+		Flags: append(command.Flags(broker.Settings()),
 			&cli.IntFlag{
 				Name:        "workers",
 				Usage:       "run `N` workers",

@@ -3,9 +3,7 @@ package api
 import (
 	"time"
 
-	"github.com/urfave/cli/v3"
-
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -55,23 +53,24 @@ func DefaultConfig() Config {
 	}
 }
 
-// Flags returns the flags that set c, each with a REVQ_ variable of the same
-// name. What c holds when Flags is called are their defaults.
-func (c *Config) Flags() []cli.Flag {
-	number := func(name, usage string, dest *int, most int) cli.Flag {
-		return command.Number(name, usage, "limits", dest, 1, most)
+// Settings declares what an operator can set of c, which holds the defaults.
+func (c *Config) Settings() []setting.Setting {
+	number := func(name, unit, usage string, dest *int, most int64) setting.Setting {
+		return setting.Count(name, unit, usage, dest, 1, most)
 	}
 	// Below 100 ms an ordinary delay of the network breaks requests off.
-	duration := func(name, usage string, dest *time.Duration) cli.Flag {
-		return command.Duration(name, usage, "limits", dest, 100*time.Millisecond, time.Hour)
+	duration := func(name, usage string, dest *time.Duration) setting.Setting {
+		return setting.Time(name, usage, dest, 100*time.Millisecond, time.Hour)
 	}
-	return []cli.Flag{
-		number("max-text", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
-		number("max-batch", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
-		number("max-in-flight", "most `TASKS` being published at once", &c.MaxInFlight, 1<<20),
-		number("max-connections", "most `CONNECTIONS` on each listening address", &c.MaxConnections, 1<<20),
+	return setting.In("limits",
+		number("max-text", "bytes", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
+		number("max-batch", "bytes", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
+		number("max-in-flight", "tasks", "most `TASKS` being published at once", &c.MaxInFlight, 1<<20).
+			With("More are answered 429."),
+		number("max-connections", "connections", "most `CONNECTIONS` on each listening address", &c.MaxConnections, 1<<20).
+			With("More are answered 503. The unit's `LimitNOFILE` (16384) and `MemoryMax` must allow for them."),
 		duration("read-timeout", "`TIME` for a whole request to arrive, such as 10s", &c.ReadTimeout),
 		duration("write-timeout", "`TIME` for an answer to be received, such as 10s", &c.WriteTimeout),
 		duration("idle-timeout", "`TIME` to keep a connection without requests, such as 1m", &c.IdleTimeout),
-	}
+	)
 }

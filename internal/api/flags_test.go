@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
 )
 
 func run(c *Config, args ...string) error {
 	cmd := &cli.Command{
-		Flags: c.Flags(), Writer: io.Discard, ErrWriter: io.Discard,
+		Flags: command.Flags(c.Settings()), Writer: io.Discard, ErrWriter: io.Discard,
 		Action:         func(context.Context, *cli.Command) error { return nil },
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 	}

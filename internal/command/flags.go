@@ -3,42 +3,83 @@ package command
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/setting"
 )
 
 // Variable returns the environment variable that sets a flag unless the
 // command line does: REVQ_MAX_TEXT for max-text.
-func Variable(flag string) cli.ValueSourceChain {
-	return cli.EnvVars("REVQ_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
+func Variable(flag string) cli.ValueSourceChain { return cli.EnvVars(setting.Variable(flag)) }
+
+// Flags returns the flags that set what was declared, each with its Variable.
+func Flags(settings []setting.Setting) []cli.Flag {
+	flags := make([]cli.Flag, 0, len(settings))
+	for _, s := range settings {
+		flags = append(flags, flag(s))
+	}
+	return flags
 }
 
-// Number returns a flag, with its Variable, that sets *dest to least to most;
-// if most is 0, to least or more. What *dest holds now is the default.
-func Number(name, usage, category string, dest *int, least, most int) *cli.IntFlag {
-	return &cli.IntFlag{
-		Name: name, Usage: usage, Category: category, Sources: Variable(name),
-		Value: *dest, Destination: dest, Validator: Within(least, most),
+func flag(s setting.Setting) cli.Flag {
+	sources := Variable(s.Name)
+	if s.Lookup != nil {
+		sources.Append(cli.NewValueSourceChain(source{s.Lookup}))
 	}
+	switch dest := s.Dest.(type) {
+	case *int:
+		return &cli.IntFlag{
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources, HideDefault: s.Default == "0",
+			Value: *dest, Destination: dest, Validator: Within(int(s.Min), int(s.Max)),
+		}
+	case *int64:
+		return &cli.Int64Flag{
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources,
+			Value: *dest, Destination: dest, Validator: Within(s.Min, s.Max),
+		}
+	case *time.Duration:
+		return &cli.DurationFlag{
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources,
+			Value: *dest, Destination: dest, Validator: Within(time.Duration(s.Min), time.Duration(s.Max)),
+		}
+	case *string:
+		return &cli.StringFlag{
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources, HideDefault: s.Wiring,
+			Value: *dest, Destination: dest, Validator: func(v string) error { return check(s, []string{v}) },
+		}
+	case *[]string:
+		return &cli.StringSliceFlag{
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources,
+			Value: *dest, Destination: dest, Validator: func(v []string) error { return check(s, v) },
+		}
+	case *bool:
+		return &cli.BoolFlag{
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources,
+			Value: *dest, Destination: dest,
+		}
+	}
+	panic(fmt.Sprintf("setting %s is stored in a %T, which no flag can set", s.Name, s.Dest))
 }
 
-// Size is Number for what the broker counts.
-func Size(name, usage, category string, dest *int64, least, most int64) *cli.Int64Flag {
-	return &cli.Int64Flag{
-		Name: name, Usage: usage, Category: category, Sources: Variable(name),
-		Value: *dest, Destination: dest, Validator: Within(least, most),
+// check returns what is wrong with values.
+func check(s setting.Setting, values []string) error {
+	if s.Kind == setting.Choice && !slices.Contains(s.Choices, values[0]) {
+		return fmt.Errorf("there is no %s %q: use %s", strings.ReplaceAll(s.Name, "-", " "), values[0], s.Bounds())
 	}
+	if s.Check != nil {
+		return s.Check(values)
+	}
+	return nil
 }
 
-// Duration is Number for a time.
-func Duration(name, usage, category string, dest *time.Duration, least, most time.Duration) *cli.DurationFlag {
-	return &cli.DurationFlag{
-		Name: name, Usage: usage, Category: category, Sources: Variable(name),
-		Value: *dest, Destination: dest, Validator: Within(least, most),
-	}
-}
+// A source is a setting.Source as the library wants it.
+type source struct{ setting.Source }
+
+func (s source) GoString() string { return s.String() }
 
 // Within returns a validator for least to most or, if most is zero, for least
 // or more. Run puts the flag's name, or its variable's, before what it says.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/setting"
 )
 
 func TestFlags(t *testing.T) {
@@ -50,12 +52,12 @@ func TestFlags(t *testing.T) {
 			var stderr bytes.Buffer
 			cmd := &cli.Command{
 				Name: "prog", ErrWriter: &stderr,
-				Flags: []cli.Flag{
-					Number("max-count", "", "limits", &got.count, 1, 10),
-					Size("bytes", "", "limits", &got.bytes, 2, 3_000_000_000),
-					Duration("pause", "", "limits", &got.pause, 100*time.Millisecond, time.Hour),
-					Duration("least", "", "limits", &got.least, time.Second, 0),
-				},
+				Flags: Flags([]setting.Setting{
+					setting.Count("max-count", "items", "", &got.count, 1, 10),
+					setting.Count("bytes", "bytes", "", &got.bytes, 2, 3_000_000_000),
+					setting.Time("pause", "", &got.pause, 100*time.Millisecond, time.Hour),
+					setting.Time("least", "", &got.least, time.Second, 0),
+				}),
 				Action: func(context.Context, *cli.Command) error { return nil },
 			}
 			status := Run(t.Context(), cmd, append([]string{"prog"}, tt.args...))

@@ -21,6 +21,7 @@ import (
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/liveness"
+	"github.com/revq/revq/internal/setting"
 )
 
 // A Program describes a daemon.
@@ -28,8 +29,8 @@ type Program struct {
 	Name  string // of the binary
 	Usage string // in half a line
 
-	// Flags are the daemon's own; those of this package are added.
-	Flags Flags
+	// Settings are the daemon's own; those of this package are added.
+	Settings []setting.Setting
 
 	// Sites are the addresses to listen on; nil if the daemon does not listen.
 	Sites *Sites
@@ -41,9 +42,6 @@ type Program struct {
 	// Run does the work until ctx ends, usually by way of d.Run.
 	Run func(ctx context.Context, d *Daemon) error
 }
-
-// Flags are those of each of the parts that a daemon is made of.
-type Flags [][]cli.Flag
 
 // A Daemon is a running Program. Its functions are called from one goroutine;
 // those that are nil are left out.
@@ -91,23 +89,19 @@ func run(p Program, args []string) int {
 	// Go ends with status 2 after a panic or SIGABRT, which units would take
 	// for a wrong setting. This makes it end by the signal, with all stacks.
 	debug.SetTraceback("crash")
-	logs := logConfig{format: "text"}
-	d := &Daemon{stopTimeout: 20 * time.Second, hangups: make(chan os.Signal, 1)}
+	logs := defaultLog()
+	d := newDaemon()
 	// In a terminal the signal means that it is gone.
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
 		signal.Notify(d.hangups, syscall.SIGHUP)
 	}
-	flags := append(slices.Concat(p.Flags...), logs.flags()...)
-	flags = append(flags,
-		command.Duration("stop-timeout", "`TIME` that work in hand may take once the daemon is told to stop", "daemon", &d.stopTimeout, minStopTimeout, 0))
 	if p.Sites != nil {
-		flags = append(flags, p.Sites.flags()...)
 		d.Patience = servePatience
 	}
 	cmd := &cli.Command{
 		Name:                  p.Name,
 		Usage:                 p.Usage,
-		Flags:                 flags,
+		Flags:                 command.Flags(p.settings(&logs, d)),
 		EnableShellCompletion: true,
 		HideHelpCommand:       true,
 		ErrWriter:             os.Stderr,
@@ -136,6 +130,30 @@ func run(p Program, args []string) int {
 	fmt.Fprintln(os.Stderr, failure)
 	d.notify(failed(failure))
 	return failure.Status
+}
+
+// AllSettings returns everything that can be set about the daemon, with the
+// defaults.
+func (p Program) AllSettings() []setting.Setting {
+	logs := defaultLog()
+	return p.settings(&logs, newDaemon())
+}
+
+// settings returns those of p and those that all daemons have, which go to logs
+// and d.
+func (p Program) settings(logs *logConfig, d *Daemon) []setting.Setting {
+	all := append(slices.Clone(p.Settings), logs.settings()...)
+	all = append(all, setting.In("daemon",
+		setting.Time("stop-timeout", "`TIME` that running work may take once the daemon is told to stop", &d.stopTimeout, minStopTimeout, 0).
+			With("The units wait for 30 s."))...)
+	if p.Sites != nil {
+		all = append(all, p.Sites.settings()...)
+	}
+	return all
+}
+
+func newDaemon() *Daemon {
+	return &Daemon{stopTimeout: 20 * time.Second, hangups: make(chan os.Signal, 1)}
 }
 
 // listen opens the listeners, if p has any.

@@ -6,51 +6,30 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/urfave/cli/v3"
-
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 type logConfig struct {
-	level  slog.Level
+	level  string // as slog.Level knows it
 	format string // text or json
 }
 
-func (c *logConfig) flags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{
-			Name:     "log-level",
-			Usage:    "least `LEVEL` of what is logged: debug, info, warn or error",
-			Category: "daemon",
-			Sources:  command.Variable("log-level"),
-			Value:    "info",
-			Validator: func(level string) error {
-				if c.level.UnmarshalText([]byte(level)) != nil {
-					return fmt.Errorf("there is no log level %q: use debug, info, warn or error", level)
-				}
-				return nil
-			},
-		},
-		&cli.StringFlag{
-			Name:        "log-format",
-			Usage:       "`FORMAT` of the log, text or json",
-			Category:    "daemon",
-			Sources:     command.Variable("log-format"),
-			Value:       c.format,
-			Destination: &c.format,
-			Validator: func(format string) error {
-				if format != "text" && format != "json" {
-					return fmt.Errorf("there is no log format %q: use text or json", format)
-				}
-				return nil
-			},
-		},
-	}
+func defaultLog() logConfig { return logConfig{level: "info", format: "text"} }
+
+func (c *logConfig) settings() []setting.Setting {
+	return setting.In("daemon",
+		setting.OneOf("log-level", "lowest `LEVEL` that is logged: debug, info, warn or error", &c.level, "debug", "info", "warn", "error"),
+		setting.OneOf("log-format", "`FORMAT` of the log, text or json", &c.format, "text", "json"),
+	)
 }
 
 // logger returns a logger to w. The journal stamps lines by itself.
 func (c *logConfig) logger(w *os.File) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.level}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.level)); err != nil {
+		panic(err) // the setting admits no other
+	}
+	options := &slog.HandlerOptions{Level: level}
 	if isJournal(w) {
 		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && a.Key == slog.TimeKey {

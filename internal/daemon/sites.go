@@ -9,10 +9,10 @@ import (
 	"strconv"
 
 	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 // maxSites is what the last digit of a port can tell apart.
@@ -37,37 +37,32 @@ type Sites struct {
 // SiteAddress returns the address of site i on all of the host's addresses.
 func SiteAddress(i int) string { return ":808" + strconv.Itoa(i) }
 
-func (s *Sites) flags() []cli.Flag {
-	sites := command.Number("sites", fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()), "daemon", &s.count, 1, maxSites)
-	sites.HideDefault = true
-	return append([]cli.Flag{
-		sites,
-		&cli.StringSliceFlag{
-			Name:        "listen",
-			Usage:       "serve `HOST:PORT` instead (repeatable); systemd for nothing but the sockets that it hands over",
-			Category:    "daemon",
-			Sources:     command.Variable("listen"),
-			Destination: &s.listen,
-			Validator: func(addresses []string) error {
-				if slices.Contains(addresses, fromSystemd) {
-					if len(addresses) > 1 {
-						return errors.New("systemd excludes other addresses: add them to the .socket unit")
-					}
-					return nil
-				}
-				for _, a := range addresses {
-					_, port, err := net.SplitHostPort(a)
-					if err == nil && port != "" {
-						_, err = net.LookupPort("tcp", port)
-					}
-					if err != nil || port == "" {
-						return fmt.Errorf("%q is no address: give HOST:PORT, or :PORT for all of this host's addresses", a)
-					}
-				}
-				return nil
-			},
-		},
-	}, s.cert.flags()...)
+func (s *Sites) settings() []setting.Setting {
+	sites := setting.Count("sites", "sites", fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()), &s.count, 1, maxSites)
+	sites.Default = s.defaults()
+	listen := setting.Strings("listen", "serve `HOST:PORT` instead (repeatable); systemd for nothing but the sockets that it hands over", &s.listen, checkAddresses)
+	sites.Wiring, listen.Wiring = true, true
+	return append(setting.In("daemon", sites, listen), s.cert.settings()...)
+}
+
+// checkAddresses returns what is wrong with the values of --listen.
+func checkAddresses(addresses []string) error {
+	if slices.Contains(addresses, fromSystemd) {
+		if len(addresses) > 1 {
+			return errors.New("systemd excludes other addresses: add them to the .socket unit")
+		}
+		return nil
+	}
+	for _, a := range addresses {
+		_, port, err := net.SplitHostPort(a)
+		if err == nil && port != "" {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil || port == "" {
+			return fmt.Errorf("%q is no address: give HOST:PORT, or :PORT for all of this host's addresses", a)
+		}
+	}
+	return nil
 }
 
 func (s *Sites) defaults() string {

@@ -8,9 +8,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
-	"github.com/urfave/cli/v3"
-
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 // The flags for TLS, which are also the names of credentials.
@@ -47,23 +45,21 @@ type certificate struct {
 	current atomic.Pointer[tls.Certificate]
 }
 
-func (c *certificate) flags() []cli.Flag {
-	flag := func(name, usage string, destination *string) cli.Flag {
-		value := ""
+func (c *certificate) settings() []setting.Setting {
+	file := func(name, usage string, dest *string) setting.Setting {
+		s := setting.String(name, usage, dest, nil)
+		s.Wiring = true
 		if path := filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), name); filepath.IsAbs(path) {
 			if _, err := os.Stat(path); err == nil {
-				value = path
+				*dest = path
 			}
 		}
-		return &cli.StringFlag{
-			Name: name, Usage: usage, Category: "daemon", Sources: command.Variable(name),
-			Value: value, HideDefault: true, TakesFile: true, Destination: destination,
-		}
+		return s
 	}
-	return []cli.Flag{
-		flag(certFlag, "serve TLS with the certificates in `FILE`, the own one first, in PEM; or the credential of this name", &c.certFile),
-		flag(keyFlag, "`FILE` with the private key, in PEM; or the credential of this name", &c.keyFile),
-	}
+	return setting.In("daemon",
+		file(certFlag, "serve TLS with the certificates in `FILE`, the own one first, in PEM; or the credential of this name", &c.certFile),
+		file(keyFlag, "`FILE` with the private key, in PEM; or the credential of this name", &c.keyFile),
+	)
 }
 
 // read returns what is in the files, nil if none are given.

@@ -1,14 +1,11 @@
 package feed
 
-import (
-	"github.com/urfave/cli/v3"
+import "github.com/revq/revq/internal/setting"
 
-	"github.com/revq/revq/internal/command"
-)
-
-// Flags returns the command line flags that set c.
-func (c *Config) Flags() []cli.Flag {
-	return []cli.Flag{
-		command.Number("keep-bytes", "`BYTES` of results kept in memory for slow listeners, for each format", "limits", &c.MaxBytes, segmentBytes, 0),
-	}
+// Settings declares what an operator can set of c, which holds the defaults.
+func (c *Config) Settings() []setting.Setting {
+	return setting.In("limits",
+		setting.Count("keep-bytes", "bytes", "`BYTES` of results kept in memory for slow listeners, for each format", &c.MaxBytes, segmentBytes, 0).
+			With("A listener that needs older results is closed and may resume."),
+	)
 }

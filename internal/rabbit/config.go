@@ -11,9 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"github.com/urfave/cli/v3"
 
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 // DefaultURL is a RabbitMQ on this machine, as it is after installation.
@@ -68,7 +67,7 @@ type Config struct {
 	// Topology is what is declared where it is missing.
 	Topology Topology
 
-	credential *credential               // set by Flags; nil if there is none
+	credential *credential               // set by Settings; nil if there is none
 	reloaded   *atomic.Pointer[[]string] // what Reload read; shared by all copies of the Config
 }
 
@@ -100,33 +99,25 @@ func (c Config) Patient() Config {
 	return c
 }
 
-// Flags returns the command line flags that set how to reach the broker. The
-// URL may also come from the file amqp-url in $CREDENTIALS_DIRECTORY, where
-// systemd puts secrets. Check says whether it is usable.
-func (c *Config) Flags() []cli.Flag {
-	sources := command.Variable("amqp-url")
+// Settings declares how to reach the broker. The URL may also come from the
+// file amqp-url in $CREDENTIALS_DIRECTORY, where systemd puts secrets. Check
+// says whether it is usable.
+func (c *Config) Settings() []setting.Setting {
+	url := setting.Strings("amqp-url", "`URL` of a broker node, amqp://USER:PASSWORD@HOST:PORT/VHOST; several nodes of a cluster: repeat it, or separate with commas", &c.URLs, nil)
+	url.Wiring = true
 	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
 		c.credential = &credential{path: filepath.Join(dir, "amqp-url")}
-		sources.Append(cli.NewValueSourceChain(c.credential))
+		url.Lookup = c.credential
 	}
-	return []cli.Flag{
-		&cli.StringSliceFlag{
-			Name:        "amqp-url",
-			Usage:       "`URL` of a broker node, amqp://USER:PASSWORD@HOST:PORT/VHOST; several nodes of a cluster: repeat it, or separate with commas",
-			Category:    "broker",
-			Sources:     sources,
-			Value:       c.URLs,
-			Destination: &c.URLs,
-		},
-	}
+	return setting.In("broker", url)
 }
 
-// PublishFlags returns the command line flags that set how messages are published.
-func (c *Config) PublishFlags() []cli.Flag {
-	return []cli.Flag{
-		command.Duration("confirm-timeout", "`TIME` that a message may wait for the broker's confirmation", "broker", &c.ConfirmTimeout, 2*expiryInterval, 0),
-		command.Number("publish-connections", "`N` connections to publish over", "broker", &c.PublishConnections, 1, 64),
-	}
+// PublishSettings declares how messages are published.
+func (c *Config) PublishSettings() []setting.Setting {
+	return setting.In("broker",
+		setting.Time("confirm-timeout", "`TIME` that a message may wait for the broker's confirmation", &c.ConfirmTimeout, 2*expiryInterval, 0),
+		setting.Count("publish-connections", "connections", "number of `CONNECTIONS` to publish over", &c.PublishConnections, 1, 64),
+	)
 }
 
 // Check returns what is wrong with the URLs. It does not repeat them, since
@@ -156,8 +147,7 @@ func (c *credential) Lookup() (string, bool) {
 	return string(text), c.used
 }
 
-func (c *credential) String() string   { return fmt.Sprintf("file %q", c.path) }
-func (c *credential) GoString() string { return c.String() }
+func (c *credential) String() string { return fmt.Sprintf("file %q", c.path) }
 
 // Reload reads the credential file again. What it says holds from the next
 // time that something connects; what is connected stays so. If it is wrong,

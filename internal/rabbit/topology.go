@@ -6,9 +6,8 @@ import (
 	"regexp"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"github.com/urfave/cli/v3"
 
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 // The objects at the broker, and the keys that lead to them. They are the same
@@ -84,34 +83,29 @@ const (
 	maxSegmentBytes = 3_000_000_000
 )
 
-// Flags returns the command line flags that set t. Check says whether they
-// fit together.
-func (t *Topology) Flags() []cli.Flag {
-	return []cli.Flag{
-		command.Size(maxTasksFlag, "`N` tasks may wait; what comes on top is answered 503", sizes, &t.MaxTasks, 1+beyondLimit, 0),
-		command.Size(deliveryLimitFlag, "`N` attempts may fail before a task goes to the dead letters", sizes, &t.DeliveryLimit, 1, 1_000_000),
-		&cli.StringFlag{
-			Name:        maxAgeFlag,
-			Usage:       "`AGE` up to which results are kept for listeners that resume, a number and one of s, m, h, D, M, Y",
-			Category:    sizes,
-			Sources:     command.Variable(maxAgeFlag),
-			Value:       t.ResultsMaxAge,
-			Destination: &t.ResultsMaxAge,
-			Validator: func(age string) error {
-				if !maxAge.MatchString(age) {
-					return fmt.Errorf("%q is no age: give a number and one of s, m, h, D, M, Y, such as 24h or 7D", age)
-				}
-				return nil
-			},
-		},
-		command.Size(maxBytesFlag, "`BYTES` of results kept, whatever their age", sizes, &t.ResultsMaxBytes, minSegmentBytes, 0),
-		command.Size(segmentBytesFlag, "`BYTES` of the pieces in which old results are dropped", sizes, &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
-	}
+// Settings declares what an operator can set of t, which holds the defaults.
+// Check says whether the values fit together.
+func (t *Topology) Settings() []setting.Setting {
+	age := setting.String(maxAgeFlag, "`AGE` up to which results are kept for listeners that resume, a number and one of s, m, h, D, M, Y", &t.ResultsMaxAge,
+		func(age string) error {
+			if !maxAge.MatchString(age) {
+				return fmt.Errorf("%q is no age: give a number and one of s, m, h, D, M, Y, such as 24h or 7D", age)
+			}
+			return nil
+		})
+	age.Pattern = maxAgePattern
+	return setting.In("sizes",
+		setting.Count(maxTasksFlag, "tasks", "most `TASKS` that may wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
+		setting.Count(deliveryLimitFlag, "attempts", "failed `ATTEMPTS` that are repeated; the next failure makes the task a dead letter", &t.DeliveryLimit, 1, 1_000_000),
+		age,
+		setting.Count(maxBytesFlag, "bytes", "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, 0),
+		setting.Count(segmentBytesFlag, "bytes", "`BYTES` of the pieces in which old results are dropped", &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
+	)
 }
 
-const sizes = "sizes"
+const maxAgePattern = `[1-9][0-9]{0,8}[YMDhms]`
 
-var maxAge = regexp.MustCompile(`^[1-9][0-9]{0,8}[YMDhms]$`)
+var maxAge = regexp.MustCompile(`^` + maxAgePattern + `$`)
 
 // Check returns an error if the sizes do not fit together.
 func (t *Topology) Check() error {

@@ -13,6 +13,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/urfave/cli/v3"
 
+	"github.com/revq/revq/internal/command"
+
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -199,7 +201,7 @@ func TestTopologyFlags(t *testing.T) {
 	} {
 		topology := DefaultTopology()
 		cmd := &cli.Command{
-			Flags: topology.Flags(), Writer: io.Discard, ErrWriter: io.Discard,
+			Flags: command.Flags(topology.Settings()), Writer: io.Discard, ErrWriter: io.Discard,
 			Action:         func(context.Context, *cli.Command) error { return topology.Check() },
 			ExitErrHandler: func(context.Context, *cli.Command, error) {},
 		}

@@ -3,17 +3,15 @@ package reverse
 import (
 	"time"
 
-	"github.com/urfave/cli/v3"
-
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
-// Flags returns the command line flags that set c.
-func (c *Config) Flags() []cli.Flag {
-	return []cli.Flag{
-		command.Duration("pause", "`TIME` to pause for each character of a text; 0s for none", "job", &c.PausePerChar, 0, 0),
-		command.Duration("max-pause", "longest `TIME` to pause for one text", "job", &c.MaxPause, 0, 0),
-	}
+// Settings declares what an operator can set of c, which holds the defaults.
+func (c *Config) Settings() []setting.Setting {
+	return setting.In("job",
+		setting.Time("pause", "`TIME` to pause for each character of a text; 0s for none", &c.PausePerChar, 0, 0),
+		setting.Time("max-pause", "longest `TIME` to pause for one text", &c.MaxPause, 0, 0),
+	)
 }
 
 // Longest returns the longest time that handling one task can take.

@@ -5,9 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v3"
-
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 // Config limits what listeners may use. DefaultConfig gives a usable one.
@@ -61,28 +59,23 @@ func DefaultConfig() Config {
 	}
 }
 
-// Flags returns the command line flags that set c.
-func (c *Config) Flags() []cli.Flag {
-	return []cli.Flag{
-		command.Number("max-listeners", "`N` listeners at once", "limits", &c.MaxListeners, 1, 0),
-		command.Number("max-resuming", "`N` listeners at once that catch up from the broker", "limits", &c.MaxResuming, 1, 0),
-		command.Duration("ping-interval", "`TIME` between signs of life that a listener has to give", "limits", &c.PingInterval, time.Second, 0),
-		command.Duration("write-timeout", "`TIME` that a listener may take nothing before it is closed", "limits", &c.WriteTimeout, time.Second, 0),
-		command.Duration("handshake-timeout", "`TIME` for the request to listen", "limits", &c.HandshakeTimeout, time.Second, 0),
-		&cli.StringSliceFlag{
-			Name:        "allow-origin",
-			Usage:       "web `ORIGIN` whose pages may listen, besides this host's own, as https://example.org; * for all (repeatable)",
-			Category:    "limits",
-			Sources:     command.Variable("allow-origin"),
-			Destination: &c.AllowOrigins,
-			Validator: func(origins []string) error {
+// Settings declares what an operator can set of c, which holds the defaults.
+func (c *Config) Settings() []setting.Setting {
+	return setting.In("limits",
+		setting.Count("max-listeners", "listeners", "most `LISTENERS` at once", &c.MaxListeners, 1, 0).
+			With("More are answered 503. The unit's `LimitNOFILE` (131072) and `MemoryMax` must allow for them."),
+		setting.Count("max-resuming", "listeners", "most `LISTENERS` at once that catch up from the broker", &c.MaxResuming, 1, 0),
+		setting.Time("ping-interval", "`TIME` between signs of life that a listener must give", &c.PingInterval, time.Second, 0),
+		setting.Time("write-timeout", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout, time.Second, 0),
+		setting.Time("handshake-timeout", "`TIME` for the request to listen", &c.HandshakeTimeout, time.Second, 0),
+		setting.Strings("allow-origin", "web `ORIGIN` whose pages may listen, besides this host's own, as https://example.org; * for all (repeatable)", &c.AllowOrigins,
+			func(origins []string) error {
 				for _, o := range origins {
 					if o != "*" && !strings.Contains(o, "://") {
 						return fmt.Errorf("%q is not an origin: give scheme://host, as https://example.org", o)
 					}
 				}
 				return nil
-			},
-		},
-	}
+			}),
+	)
 }

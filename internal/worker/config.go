@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/urfave/cli/v3"
-
-	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/setting"
 )
 
 // Config sets how a worker takes tasks. DefaultConfig gives a usable one.
@@ -31,11 +29,12 @@ func DefaultConfig() Config {
 	return Config{Concurrency: 10, ConsumerTimeout: 30 * time.Minute}
 }
 
-// Flags returns the command line flags that set c.
-func (c *Config) Flags() []cli.Flag {
-	return []cli.Flag{
-		command.Number("concurrency", "`TASKS` in hand at once", "job", &c.Concurrency, 1, maxConcurrency),
-		command.Duration("consumer-timeout", "`TIME` after which the broker takes a task back, its consumer_timeout", "broker", &c.ConsumerTimeout, time.Second, 0),
+// Settings declares what an operator can set of c, which holds the defaults.
+func (c *Config) Settings() []setting.Setting {
+	return []setting.Setting{
+		setting.In("job", setting.Count("concurrency", "tasks", "`TASKS` at once, in each worker", &c.Concurrency, 1, maxConcurrency))[0],
+		setting.In("broker", setting.Time("consumer-timeout", "`TIME` after which the broker takes a task back, its consumer_timeout", &c.ConsumerTimeout, time.Second, 0).
+			With("Pauses must stay below half of it."))[0],
 	}
 }
 

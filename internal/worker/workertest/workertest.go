@@ -4,6 +4,7 @@ package workertest
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/rabbit"
@@ -16,10 +17,10 @@ import (
 func FailingWorker() {
 	broker, cfg := rabbit.DefaultConfig("failing-worker"), worker.DefaultConfig()
 	daemon.Main(daemon.Program{
-		Name:   "failing-worker",
-		Usage:  "take tasks from the queue, and fail",
-		Flags:  daemon.Flags{broker.Flags(), broker.PublishFlags(), cfg.Flags()},
-		Checks: []func() error{broker.Check},
+		Name:     "failing-worker",
+		Usage:    "take tasks from the queue, and fail",
+		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings()),
+		Checks:   []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			publisher := rabbit.NewPublisher(broker, d.Log)
 			consumer := rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
@@ -34,5 +35,5 @@ func FailingWorker() {
 type failing struct{}
 
 func (failing) Handle(context.Context, task.Task) (string, error) {
-	return "", errors.New("the cause is not mended yet")
+	return "", errors.New("the cause is not fixed yet")
 }
