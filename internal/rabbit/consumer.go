@@ -21,7 +21,7 @@ type Consumer struct {
 
 // NewConsumer returns a Consumer that holds up to prefetch tasks at once.
 func NewConsumer(cfg Config, prefetch int, log *slog.Logger) *Consumer {
-	return &Consumer{link: newLink(cfg, "consumer", log), prefetch: prefetch}
+	return &Consumer{link: newLink(cfg, "consumer", []string{TasksQueue}, log), prefetch: prefetch}
 }
 
 // Ready returns nil while tasks are being consumed, otherwise why not.

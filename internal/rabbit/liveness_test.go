@@ -56,7 +56,7 @@ func TestHangingLoops(t *testing.T) {
 	t.Run("between sessions", func(t *testing.T) {
 		t.Parallel()
 		r := setup(t).declared()
-		l := newLink(r.cfg, "test", r.log)
+		l := newLink(r.cfg, "test", nil, r.log)
 		short(l)
 		goOn := make(chan struct{})
 		r.run(func(ctx context.Context) error {

@@ -136,7 +136,7 @@ func retries(t *testing.T, cfg Config, within time.Duration) (all []time.Duratio
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
-		l := newLink(cfg, "test", slog.New(waits{all: &all}))
+		l := newLink(cfg, "test", nil, slog.New(waits{all: &all}))
 		began := time.Now()
 		l.run(ctx, func(*session) error { panic("connected") })
 		if took := time.Since(began); took != within {

@@ -59,7 +59,7 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 		if len(p.lanes) > 1 {
 			role = fmt.Sprintf("publisher %d", i+1)
 		}
-		p.lanes[i] = &lane{link: newLink(cfg, role, log)}
+		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log)}
 	}
 	return p
 }

@@ -80,7 +80,7 @@ type Reader struct {
 // NewReader returns a Reader that begins with the last backlog messages of the
 // past, each of which has one result or more.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
-	l := newLink(cfg, "reader", log)
+	l := newLink(cfg, "reader", []string{ResultsQueue}, log)
 	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), started: time.Now(), live: make(chan struct{}), last: -1}
 }
 

@@ -52,7 +52,8 @@ type session struct {
 // A link keeps one session with the broker after another.
 type link struct {
 	cfg  Config
-	role string // what the connection is for
+	role string   // what the connection is for
+	uses []string // the objects at the broker that it needs
 	log  *slog.Logger
 	loop *liveness.Loop // run, and what it calls
 
@@ -60,9 +61,11 @@ type link struct {
 	err error // why there is no session; nil while there is one
 }
 
-func newLink(cfg Config, role string, log *slog.Logger) *link {
+// newLink returns a link for connections called role, which use the objects
+// that uses names.
+func newLink(cfg Config, role string, uses []string, log *slog.Logger) *link {
 	return &link{
-		cfg: cfg, role: role, log: log.With("connection", role),
+		cfg: cfg, role: role, uses: uses, log: log.With("connection", role),
 		loop: liveness.New("the "+role+"'s loop", loopLimit), err: ErrNotConnected,
 	}
 }
@@ -128,7 +131,7 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 	s.loop = l.loop
 	defer s.close()
 	defer s.loop.Busy()
-	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology) })
+	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology, l.uses) })
 	if err == nil {
 		l.log.Info("connected to the broker", "broker", host(url))
 		err = use(s)

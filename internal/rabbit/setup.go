@@ -27,8 +27,7 @@ func Setup(ctx context.Context, cfg Config) (created []string, err error) {
 		created, err = s.setup(cfg.Topology)
 		return err
 	})
-	var refused *amqp.Error
-	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
+	if isRefused(err) {
 		err = fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
 	return created, err
@@ -95,7 +94,7 @@ func (d Difference) Sizes() bool {
 
 // setup declares and binds all objects.
 func (s *session) setup(t Topology) (created []string, err error) {
-	missing, err := s.missing(t)
+	missing, err := s.missing(t, everyObject)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -159,11 +160,18 @@ func (t Topology) queues() []queue {
 	}
 }
 
-// ensure looks whether all objects are there, which needs no permission, and
-// declares those that are missing. What exists may have other arguments.
-func (s *session) ensure(t Topology) error {
-	missing, err := s.missing(t)
+// ensure looks whether the objects that uses names are there. If one is missing,
+// it declares all objects that are. What exists may have other arguments.
+//
+// A role looks only at what it uses: from RabbitMQ 4.3 on, a look needs a
+// permission on the object, and in a cluster it waits for the object's leader.
+func (s *session) ensure(t Topology, uses []string) error {
+	missing, err := s.missing(t, func(o object) bool { return slices.Contains(uses, o.name) })
 	if err != nil || len(missing) == 0 {
+		return err
+	}
+	absent := missing[0].name
+	if missing, err = s.missing(t, everyObject); err != nil {
 		return err
 	}
 	err = s.onChannel(func(ch *amqp.Channel) error {
@@ -174,32 +182,54 @@ func (s *session) ensure(t Topology) error {
 		}
 		return bind(ch, t)
 	})
-	var refused *amqp.Error
-	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
-		return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as one who may: %w", missing[0].name, err)
+	if isRefused(err) {
+		return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as one who may: %w", absent, err)
 	}
 	return err
 }
 
-// missing returns the objects that do not exist.
-func (s *session) missing(t Topology) ([]object, error) {
+func everyObject(object) bool { return true }
+
+// missing returns those of the objects, among which it looks at, that do not exist.
+func (s *session) missing(t Topology, looksAt func(object) bool) ([]object, error) {
 	var missing []object
 	for _, o := range t.objects() {
-		err := s.onChannel(o.look)
-		var e *amqp.Error
-		switch {
-		case errors.As(err, &e) && e.Code == amqp.NotFound:
-			missing = append(missing, o)
-		case err != nil:
+		if !looksAt(o) {
+			continue
+		}
+		there, err := exists(s.onChannel(o.look))
+		if err != nil {
 			return nil, fmt.Errorf("look for %s: %w", o.name, err)
+		}
+		if !there {
+			missing = append(missing, o)
 		}
 	}
 	return missing, nil
 }
 
+// exists says what the answer to a look means. A refused look is not an
+// absence: the object is taken to be there, and whoever uses it finds out.
+func exists(look error) (bool, error) {
+	var e *amqp.Error
+	switch {
+	case look == nil || isRefused(look):
+		return true, nil
+	case errors.As(look, &e) && e.Code == amqp.NotFound:
+		return false, nil
+	}
+	return false, look
+}
+
+// isRefused reports whether the user lacks a permission.
+func isRefused(err error) bool {
+	var e *amqp.Error
+	return errors.As(err, &e) && e.Code == amqp.AccessRefused
+}
+
 // repair brings back objects and bindings that were removed.
 func (s *session) repair(t Topology) error {
-	if err := s.ensure(t); err != nil {
+	if err := s.ensure(t, t.names()); err != nil {
 		return err
 	}
 	return s.onChannel(func(ch *amqp.Channel) error { return bind(ch, t) })
@@ -245,6 +275,15 @@ func (t Topology) objects() []object {
 		})
 	}
 	return all
+}
+
+// names returns the names of all objects.
+func (t Topology) names() []string {
+	var names []string
+	for _, o := range t.objects() {
+		names = append(names, o.name)
+	}
+	return names
 }
 
 // bind lets messages through from the exchange to all queues. It changes

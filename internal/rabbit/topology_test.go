@@ -30,33 +30,109 @@ func (r *rig) exists() {
 
 func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 	t.Parallel()
-	for _, missing := range []string{"everything", Exchange, DeadQueue, ResultsQueue, TasksQueue} {
-		t.Run(missing, func(t *testing.T) {
+	publish := func(r *rig) {
+		p := r.publisher()
+		// The first one may come back as unroutable, and has the queue declared.
+		eventually(r.t, "published", func() error { return r.answered(p.PublishTask(newTask(1))) })
+	}
+	consume := func(r *rig) {
+		c := NewConsumer(r.cfg, 1, r.log)
+		r.consume(c)
+		r.ready(c.Ready)
+	}
+	read := func(r *rig) {
+		reader := NewReader(r.cfg, everything, r.log)
+		r.follow(reader)
+		r.ready(reader.Ready)
+	}
+	for _, tc := range []struct {
+		missing string // "" for everything
+		noticed func(*rig)
+	}{
+		{"", publish}, {"", consume}, {"", read},
+		{Exchange, publish}, {TasksQueue, publish}, {TasksQueue, consume}, {ResultsQueue, read},
+	} {
+		t.Run(tc.missing, func(t *testing.T) {
 			t.Parallel()
 			r := setup(t).connected()
-			if missing != "everything" {
+			if tc.missing != "" {
 				// What remains has other sizes, which is no obstacle.
 				other := r.cfg
 				other.Topology.MaxTasks, other.Topology.ResultsMaxAge = 77, "77s"
 				if _, err := Setup(t.Context(), other); err != nil {
 					t.Fatal(err)
 				}
-				if missing == Exchange {
-					if err := r.ch.ExchangeDelete(Exchange, false, false); err != nil {
-						t.Fatal(err)
-					}
-				} else if _, err := r.ch.QueueDelete(missing, false, false, false); err != nil {
-					t.Fatal(err)
-				}
+				r.remove(tc.missing)
 			}
-			p := r.publisher()
+			tc.noticed(r)
 			r.exists()
-			if err := receive(t, "answer", p.PublishTask(newTask(1))); err != nil {
-				t.Errorf("PublishTask = %v", err)
-			}
+			r.enqueue(tasksKey, text("t"))
 			r.enqueue(resultsKey, text("r"))
 			r.enqueue(deadKey, text("d"))
 		})
+	}
+}
+
+// remove deletes an object at the broker.
+func (r *rig) remove(object string) {
+	r.t.Helper()
+	var err error
+	if strings.Count(object, ".") == 0 {
+		err = r.ch.ExchangeDelete(object, false, false)
+	} else {
+		_, err = r.ch.QueueDelete(object, false, false, false)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// What the broker answers to a look, from 3.10, which needs no permission for
+// it, to 4.3, which does.
+func TestExists(t *testing.T) {
+	t.Parallel()
+	wrapped := func(code int) error { return fmt.Errorf("look: %w", &amqp.Error{Code: code}) }
+	for _, tc := range []struct {
+		answer error
+		there  bool
+		fails  bool
+	}{
+		{nil, true, false},
+		{wrapped(amqp.NotFound), false, false},
+		{wrapped(amqp.AccessRefused), true, false},
+		{wrapped(amqp.ResourceLocked), false, true},
+		{wrapped(amqp.InternalError), false, true},
+		{amqp.ErrClosed, false, true},
+		{io.EOF, false, true},
+	} {
+		there, err := exists(tc.answer)
+		if there != tc.there || (err != nil) != tc.fails {
+			t.Errorf("exists(%v) = %t, %v", tc.answer, there, err)
+		}
+	}
+}
+
+// Each role looks at what it uses and at nothing else.
+func TestRolesLookOnlyAtWhatTheyUse(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	p := NewPublisher(r.cfg, r.log)
+	for _, tc := range []struct {
+		role *link
+		want []string
+	}{
+		{p.lanes[0].link, []string{Exchange}},
+		{NewConsumer(r.cfg, 1, r.log).link, []string{TasksQueue}},
+		{NewReader(r.cfg, 0, r.log).link, []string{ResultsQueue}},
+	} {
+		if !slices.Equal(tc.role.uses, tc.want) {
+			t.Errorf("the %s looks at %q, want %q", tc.role.role, tc.role.uses, tc.want)
+		}
+		for _, name := range tc.role.uses {
+			if !slices.Contains(r.cfg.Topology.names(), name) {
+				t.Errorf("there is no object %s", name)
+			}
+		}
 	}
 }
 
@@ -308,35 +384,37 @@ func TestLeastPrivilege(t *testing.T) {
 
 func TestMissingAndNotAllowed(t *testing.T) {
 	t.Parallel()
-	for _, missing := range []string{Exchange, TasksQueue} {
-		t.Run(missing, func(t *testing.T) {
+	cannotDeclare := " does not exist, and this user may not declare it: run `revq setup`"
+	for _, tc := range []struct {
+		missing       string
+		ready, answer string // what they say
+	}{
+		{Exchange, Exchange + cannotDeclare, Exchange + cannotDeclare},
+		{TasksQueue, "", ErrUnroutable.Error()}, // which an API need not be able to see
+	} {
+		t.Run(tc.missing, func(t *testing.T) {
 			t.Parallel()
 			r := setup(t).declared()
-			if missing == Exchange {
-				if err := r.ch.ExchangeDelete(Exchange, false, false); err != nil {
-					t.Fatal(err)
-				}
-			} else if _, err := r.ch.QueueDelete(missing, false, false, false); err != nil {
-				t.Fatal(err)
-			}
+			r.remove(tc.missing)
 			p := NewPublisher(r.user("api", "^$", "^revq$", "^$"), r.log)
 			r.run(p.Run)
-			want := missing + " does not exist, and this user may not declare it: run `revq setup`"
 			eventually(t, "told what is missing", func() error {
-				err := p.Ready()
-				if err != nil && strings.Contains(err.Error(), want) {
-					return nil
+				if err := p.Ready(); err == nil && tc.ready != "" || !strings.Contains(fmt.Sprint(err), tc.ready) || err != nil && tc.ready == "" {
+					return fmt.Errorf("Ready = %v, want %q", err, tc.ready)
 				}
-				return fmt.Errorf("Ready = %v", err)
+				return nil
 			})
-			err := receive(t, "answer", p.PublishTask(newTask(1)))
-			if !errors.Is(err, ErrNotConnected) || !strings.Contains(err.Error(), want) {
-				t.Errorf("PublishTask = %v, want %q", err, want)
+			err := r.answered(p.PublishTask(newTask(1)))
+			if err == nil || !strings.Contains(err.Error(), tc.answer) {
+				t.Errorf("PublishTask = %v, want %q", err, tc.answer)
 			}
 			if _, err := Setup(t.Context(), r.cfg); err != nil {
 				t.Fatal(err)
 			}
 			r.ready(p.Ready)
+			if err := r.answered(p.PublishTask(newTask(2))); err != nil {
+				t.Errorf("PublishTask = %v after the setup", err)
+			}
 		})
 	}
 }

@@ -197,7 +197,9 @@ func testStopWhileSuspended(t *testing.T, n *node.Node) {
 	stops = append(stops, r.run(connecting.Run))
 	ctx, cancel := context.WithCancel(t.Context())
 	asked := make(chan error, 1)
-	go func() { asked <- s.bounded(ctx, func() error { return s.ensure(r.cfg.Topology) }) }()
+	go func() {
+		asked <- s.bounded(ctx, func() error { return s.ensure(r.cfg.Topology, r.cfg.Topology.names()) })
+	}()
 
 	began := time.Now()
 	cancel()
