@@ -127,6 +127,14 @@
         config = revq { worker.settings.pause = "10"; };
         error = "not of type .null or duration such as 500ms";
       };
+      "a number below the program's minimum" = {
+        config = revq { setup.settings.delivery-limit = 0; };
+        error = "not of type .null or integer between 1 and 1000000";
+      };
+      "a number below a minimum without a maximum" = {
+        config = revq { setup.settings.max-tasks = 1; };
+        error = "not of type .null or integer of at least 2";
+      };
       "digit 12" = {
         config = revq { api.sites = [ 12 ]; };
         error = "not of type .integer between 1 and 9";
