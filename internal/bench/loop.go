@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -211,7 +212,7 @@ func failure(fd int) error {
 
 // tooMany says what to do when there are no more descriptors.
 func tooMany(err error) error {
-	if err == unix.EMFILE {
+	if errors.Is(err, unix.EMFILE) {
 		return fmt.Errorf("the limit of open files is reached: raise it with `ulimit -n`, or use fewer connections: %w", err)
 	}
 	return fmt.Errorf("make a socket: %w", err)

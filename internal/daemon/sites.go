@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -66,14 +67,11 @@ func checkAddresses(addresses []string) error {
 }
 
 func (s *Sites) defaults() string {
-	var text string
+	ports := make([]string, len(s.Default))
 	for i, site := range s.Default {
-		if i > 0 {
-			text += " and "
-		}
-		text += "808" + strconv.Itoa(site)
+		ports[i] = "808" + strconv.Itoa(site)
 	}
-	return text
+	return strings.Join(ports, " and ")
 }
 
 func (s *Sites) addresses() []string {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -179,7 +180,7 @@ func (o *outage) within(then, now time.Time) time.Duration {
 	var sum time.Duration
 	all := o.before
 	if !o.since.IsZero() {
-		all = append(all[:len(all):len(all)], interval{o.since, now})
+		all = append(slices.Clip(all), interval{o.since, now})
 	}
 	for _, i := range all {
 		from, to := i.from, i.to

@@ -24,7 +24,7 @@ func checkEncoding(t *testing.T, m Message) {
 
 func TestMessagesAreEncodedAsByEncodingJSON(t *testing.T) {
 	var every strings.Builder // every character that has a neighbour with another escape, and bytes that are none
-	for c := rune(0); c < 0x3000; c++ {
+	for c := range rune(0x3000) {
 		every.WriteRune(c)
 	}
 	every.WriteString("\ufffd\uffff𝄞\U0010ffff\xff\xc3a\xed\xa0\x80\xe2\x80")

@@ -129,7 +129,7 @@ func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text stri
 // its result is out already, the listeners' servers drop the second one.
 func (w *Worker) settled(t task.Task, d Delivery, what string, err error) {
 	if err != nil {
-		w.about(t, d).Warn("could not "+what+" a task; the broker will deliver it again", "error", err)
+		w.about(t, d).Warn("could not settle a task; the broker will deliver it again", "action", what, "error", err)
 	}
 }
 

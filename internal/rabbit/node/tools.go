@@ -26,11 +26,11 @@ command -v erl_call || echo
 `
 
 func findTools(ctx context.Context, server string, env []string) (tools, error) {
-	real, err := filepath.EvalSymlinks(server)
+	path, err := filepath.EvalSymlinks(server)
 	if err != nil {
 		return tools{}, fmt.Errorf("server script: %w", err)
 	}
-	dir := filepath.Dir(real)
+	dir := filepath.Dir(path)
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", toolsScript, "sh", dir)
 	cmd.Env = env
 	out, err := cmd.Output()
