@@ -128,7 +128,9 @@ func run(p Program, args []string) int {
 		return command.StatusOK
 	}
 	fmt.Fprintln(os.Stderr, failure)
-	d.notify(failed(failure))
+	if err := newManager().sendLast(failed(failure)); err != nil && d.Log != nil {
+		d.Log.Warn("could not tell the service manager why this ends", "error", err)
+	}
 	return failure.Status
 }
 

@@ -374,7 +374,7 @@ func TestFailBeforeReady(t *testing.T) {
 func TestNotifySocketGone(t *testing.T) {
 	t.Parallel()
 	d := startSmall(t, "serve", daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Env: []string{"NOTIFY_SOCKET=/nonexistent/notify"}})
-	d.WaitLog(t, "could not notify the service manager")
+	d.WaitLog(t, "the service manager takes no messages")
 	d.Terminate(t)
 	d = startSmall(t, "serve", daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Env: []string{"NOTIFY_SOCKET="}})
 	d.WaitLog(t, "msg=ready")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -23,6 +24,10 @@ const (
 	// time between two status lines.
 	statusInterval = time.Second
 
+	// retryInterval is how soon a message is sent again that the service
+	// manager did not take: much sooner than its shortest time-outs.
+	retryInterval = 100 * time.Millisecond
+
 	// extension is how much more time the service manager is asked for while
 	// the daemon stops, each statusInterval: one that hangs gets no more.
 	extension = 5 * time.Second
@@ -31,52 +36,70 @@ const (
 // A reporter tells the service manager how the daemon stands.
 type reporter struct {
 	d        *Daemon
+	manager  *manager
 	began    time.Time
 	watchdog time.Duration // how soon the service manager wants a sign of life; 0: never
 
-	ready    bool  // has been told
-	stopping bool  // has been told
-	hangs    bool  // has been logged
-	wrong    error // of the last reload
+	readyOnce sync.Once // logs that the daemon is ready
 
-	status   string    // as told last
-	toldAt   time.Time // when that was
-	pingedAt time.Time
+	told  told
+	owed  []string // messages about the last reload that could not be sent yet, in their order
+	hangs bool     // has been logged
+	wrong error    // of the last reload
+}
+
+// told is what the service manager knows. It changes when a message was sent:
+// what could not be sent is thus told later, if it still holds.
+type told struct {
+	ready    bool
+	stopping bool
+	status   string
+	statusAt time.Time // when it was told last, or asked for more time
+	aliveAt  time.Time
 }
 
 // report tells the service manager how the daemon stands until ctx ends, and
 // when the daemon is told to stop, which running's end means.
 func (d *Daemon) report(ctx, running context.Context) {
-	r := &reporter{d: d, began: time.Now()}
+	r := &reporter{d: d, manager: newManager(), began: time.Now()}
 	var err error
 	if r.watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
 		d.Log.Warn("the watchdog is not told that all is well", "error", err)
 	}
 	ticker := time.NewTicker(readyInterval)
 	defer ticker.Stop()
-	told := running.Done()
+	stop := running.Done()
 	for {
 		r.look(running)
-		if r.ready || r.stopping {
-			interval := statusInterval
-			if r.watchdog > 0 {
-				interval = min(interval, r.watchdog/4)
-			}
-			ticker.Reset(interval)
-		}
+		ticker.Reset(r.interval())
 		select {
 		case <-ticker.C:
-		case <-told:
-			told = nil
+		case <-stop:
+			stop = nil
 		case <-d.hangups:
 			r.reload()
 		case <-ctx.Done():
-			if running.Err() != nil && !r.stopping {
+			if running.Err() != nil && !r.told.stopping {
 				r.look(running)
 			}
 			return
 		}
 	}
+}
+
+// interval returns when to look again.
+func (r *reporter) interval() time.Duration {
+	interval := statusInterval
+	switch {
+	case r.manager.failed:
+		interval = retryInterval
+	case !r.told.ready && !r.told.stopping:
+		interval = readyInterval
+	}
+	if r.watchdog > 0 {
+		interval = min(interval, r.watchdog/4)
+	}
+	return interval
 }
 
 // look tells what has changed, and that the daemon is alive if it is.
@@ -86,28 +109,29 @@ func (r *reporter) look(running context.Context) {
 	if r.d.Ready != nil {
 		waiting = r.d.Ready()
 	}
-	var say []string
 	switch {
 	case running.Err() != nil:
 		state = "stopping"
-		if !r.stopping {
-			r.stopping = true
-			say = append(say, daemon.SdNotifyStopping)
-		}
 	case alive != nil:
 		state = "hangs: " + alive.Error()
 	case waiting != nil:
 		state = "waiting: " + waiting.Error()
 	}
+	now, is := time.Now(), r.told
+	var say []string
+	if running.Err() != nil && !is.stopping {
+		is.stopping = true
+		say = append(say, daemon.SdNotifyStopping)
+	}
 	impatient := r.d.Patience > 0 && time.Since(r.began) > r.d.Patience
-	if !r.ready && !r.stopping && alive == nil && (waiting == nil || impatient) {
-		r.ready = true
-		r.d.Log.Info("ready")
+	if !is.ready && !is.stopping && alive == nil && (waiting == nil || impatient) {
+		is.ready = true
+		r.readyOnce.Do(func() { r.d.Log.Info("ready") })
 		say = append(say, daemon.SdNotifyReady)
 	}
-	due := len(say) > 0 || time.Since(r.toldAt) >= statusInterval
-	if alive == nil && r.watchdog > 0 && time.Since(r.pingedAt) >= r.watchdog/2-r.watchdog/16 {
-		r.pingedAt = time.Now()
+	due := len(say) > 0 || now.Sub(is.statusAt) >= statusInterval
+	if alive == nil && r.watchdog > 0 && now.Sub(is.aliveAt) >= r.watchdog/2-r.watchdog/16 {
+		is.aliveAt = now
 		say = append(say, daemon.SdNotifyWatchdog)
 	}
 	if r.d.Status != nil {
@@ -116,18 +140,30 @@ func (r *reporter) look(running context.Context) {
 	if r.wrong != nil {
 		state += "; the last reload changed nothing: " + r.wrong.Error()
 	}
-	if alive == nil && r.stopping && due {
+	if alive == nil && is.stopping && due {
+		is.statusAt = now
 		say = append(say, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extension.Microseconds()))
-		r.toldAt = time.Now()
 	}
-	if state != r.status && due {
+	if state != is.status && due {
+		is.status, is.statusAt = state, now
 		say = append(say, statusLine(state))
-		r.status, r.toldAt = state, time.Now()
 	}
-	if len(say) > 0 {
-		r.d.notify(strings.Join(say, "\n"))
+	if !is.stopping {
+		r.pay()
+	}
+	if len(say) > 0 && r.send(strings.Join(say, "\n")) {
+		r.told = is
 	}
 }
+
+// pay sends what is owed about the last reload.
+func (r *reporter) pay() {
+	for len(r.owed) > 0 && r.send(r.owed[0]) {
+		r.owed = r.owed[1:]
+	}
+}
+
+func (r *reporter) send(message string) bool { return r.manager.send(message, r.d.Log) }
 
 // alive returns an error if something hangs, and logs when that begins and ends.
 func (r *reporter) alive() error {
@@ -149,25 +185,29 @@ func (r *reporter) alive() error {
 	return err
 }
 
-// reload has the daemon reload, and tells when that begins and ends.
+// reload has the daemon reload, and tells when that begins and ends. If that
+// cannot be told yet, a later reload takes its place.
 func (r *reporter) reload() {
-	if r.stopping || r.d.Reload == nil {
+	if r.told.stopping || r.d.Reload == nil {
 		return
 	}
-	if r.ready { // for one that is not, the end would be taken for readiness
+	r.owed = nil
+	if r.told.ready { // for one that is not, the end would be taken for readiness
 		var now unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 			r.d.Log.Warn("could not read the clock", "error", err)
 		}
-		r.d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
+		r.owed = []string{fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond))}
+		r.pay()
 	}
 	if r.wrong = r.d.reload(); r.wrong != nil {
 		r.d.Log.Error("the reload changed nothing", "error", r.wrong)
 	} else {
 		r.d.Log.Info("reloaded")
 	}
-	if r.ready {
-		r.d.notify(daemon.SdNotifyReady)
+	if r.told.ready {
+		r.owed = append(r.owed, daemon.SdNotifyReady)
+		r.pay()
 	}
 }
 
@@ -191,11 +231,4 @@ func failed(f *command.Failure) string {
 		return message
 	}
 	return fmt.Sprintf("%s\nERRNO=%d", message, int(errno))
-}
-
-// notify tells the service manager, if there is one.
-func (d *Daemon) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil && d.Log != nil {
-		d.Log.Warn("could not notify the service manager", "error", err)
-	}
 }

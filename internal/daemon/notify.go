@@ -1,0 +1,87 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A manager sends messages to the service manager, if there is one, and never
+// waits for it: its socket takes ten messages or so, and one that does not read
+// them must not hold up the daemon.
+type manager struct {
+	path   string // of its socket; empty without a service manager
+	failed bool   // the last message could not be sent
+}
+
+func newManager() *manager { return &manager{path: os.Getenv("NOTIFY_SOCKET")} }
+
+// send reports whether the service manager has the message, or needs none. The
+// first failure of several is logged.
+func (m *manager) send(message string, log *slog.Logger) bool {
+	if m.path == "" {
+		return true
+	}
+	err := m.try(message)
+	if err != nil && !m.failed {
+		log.Warn("the service manager takes no messages: the newest ones are sent as soon as it does", "error", err)
+	}
+	m.failed = err != nil
+	return err == nil
+}
+
+// lastMessage is how long the end of the daemon waits for the service manager
+// to take its last message.
+const lastMessage = 200 * time.Millisecond
+
+// sendLast sends the last message of all, with a little patience.
+func (m *manager) sendLast(message string) error {
+	if m.path == "" {
+		return nil
+	}
+	conn, err := m.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(lastMessage)); err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte(message))
+	return err
+}
+
+// dial makes a socket for one message. It does not wait either.
+func (m *manager) dial() (*net.UnixConn, error) {
+	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: m.path, Net: "unixgram"})
+}
+
+// try sends a message, unless the service manager's queue is full.
+func (m *manager) try(message string) error {
+	conn, err := m.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	// Write would wait for room. A deadline of now would not even try.
+	if err := raw.Write(func(fd uintptr) bool {
+		sent = unix.Send(int(fd), []byte(message), 0)
+		return true
+	}); err != nil {
+		return err
+	}
+	if errors.Is(sent, unix.EAGAIN) || errors.Is(sent, unix.ENOBUFS) {
+		return fmt.Errorf("it does not read them: %w", sent)
+	}
+	return sent
+}
