@@ -6,6 +6,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,10 +74,13 @@ const (
 	daemonStart = 30 * time.Second
 	stopGrace   = 25 * time.Second // above the daemons' own stop timeout
 	brokerStop  = 20 * time.Second
+	slowStop    = 2 * time.Second // after which is said what the stop waits for
 
 	// restartPause is the wait before a process that died is started again.
 	restartPause = time.Second
 )
+
+var errLate = fmt.Errorf("not everything was ready after %v: see the log above", daemonStart)
 
 // A Stack is what runs.
 type Stack struct {
@@ -146,7 +150,7 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 		}
 	})
 	late := time.AfterFunc(daemonStart, func() {
-		fail(fmt.Errorf("not everything was ready after %v: see the log above", daemonStart))
+		fail(errLate)
 	})
 	defer late.Stop()
 	for range services {
@@ -291,7 +295,16 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 		case <-process.Done():
 			return notified, process.Err()
 		case <-ctx.Done():
-			return notified, process.Stop(stopGrace)
+			if !notified && errors.Is(context.Cause(ctx), errLate) {
+				s.out.say("%s is not ready; its status: %s", d.name, notify.lastStatus())
+			}
+			slow := time.AfterFunc(slowStop, func() { s.out.say("waiting for %s to stop; its status: %s", d.name, notify.lastStatus()) })
+			defer slow.Stop()
+			err := process.Stop(stopGrace)
+			if errors.Is(err, proc.ErrKilled) {
+				s.out.say("%s did not stop within %v and was killed; its last status: %s", d.name, stopGrace, notify.lastStatus())
+			}
+			return notified, err
 		}
 	}
 }
@@ -330,7 +343,10 @@ func find(binary string) (string, error) {
 type notify struct {
 	path  string
 	conn  *net.UnixConn
-	ready chan struct{} // gets one value when the daemon is ready
+	ready chan struct{} // gets one value when the daemon is ready for the first time
+
+	mu     sync.Mutex
+	status string // the daemon's newest
 }
 
 func listenNotify(path string) (*notify, error) {
@@ -339,22 +355,38 @@ func listenNotify(path string) (*notify, error) {
 		return nil, fmt.Errorf("listen for the daemon's readiness: %w", err)
 	}
 	n := &notify{path: path, conn: conn, ready: make(chan struct{}, 1)}
-	go func() {
-		message := make([]byte, 4<<10)
-		for {
-			length, err := conn.Read(message)
-			if err != nil {
-				return // closed
+	go n.receive()
+	return n, nil
+}
+
+// receive takes in all that the daemon sends, until close: the queue of the
+// socket is short.
+func (n *notify) receive() {
+	message := make([]byte, 4<<10)
+	for ready := false; ; {
+		length, err := n.conn.Read(message)
+		if err != nil {
+			return // closed
+		}
+		for line := range strings.SplitSeq(string(message[:length]), "\n") {
+			if line == daemon.SdNotifyReady && !ready { // the others end reloads
+				ready = true
+				n.ready <- struct{}{}
 			}
-			for line := range strings.Lines(string(message[:length])) {
-				if strings.TrimSpace(line) == daemon.SdNotifyReady {
-					n.ready <- struct{}{} // the first of all: there is room
-					return
-				}
+			if status, ok := strings.CutPrefix(line, "STATUS="); ok {
+				n.mu.Lock()
+				n.status = status
+				n.mu.Unlock()
 			}
 		}
-	}()
-	return n, nil
+	}
+}
+
+// lastStatus returns the daemon's newest status.
+func (n *notify) lastStatus() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return cmp.Or(n.status, "none")
 }
 
 func (n *notify) close() {

@@ -237,6 +237,34 @@ func TestStack(t *testing.T) {
 	}
 }
 
+// The daemons report all the time; they stop promptly also after more reports than a socket's queue holds.
+func TestStopAfterManyReports(t *testing.T) {
+	t.Parallel()
+	p := startProgram(t)
+	p.output.Await(t, "all is up", 1)
+	sockets, err := filepath.Glob(filepath.Join(p.tmp, "*", "*.notify"))
+	if err != nil || len(sockets) != 4 {
+		t.Fatalf("notification sockets: %q, %v; want 4", sockets, err)
+	}
+	for _, path := range sockets {
+		conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		for i := range 1000 {
+			if _, err := fmt.Fprintf(conn, "STATUS=ready; report %d\nREADY=1", i); err != nil {
+				t.Errorf("report %d to %s: %v", i, filepath.Base(path), err)
+				break
+			}
+		}
+	}
+	if err := p.end(syscall.SIGTERM, 15*time.Second); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
 // Killed itself, the program leaves nothing: no process, no file, no port in use.
 func TestKilled(t *testing.T) {
 	t.Parallel()
