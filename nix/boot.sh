@@ -103,7 +103,7 @@ systemctl show -P Environment revq-worker@1 | tr ' ' '\n' | grep -x REVQ_PAUSE=1
 systemctl show -P Environment revq-worker@2 | tr ' ' '\n' | grep -x REVQ_PAUSE=0s
 systemctl show -P Environment revq-worker@2 | tr ' ' '\n' | grep -x REVQ_CONCURRENCY=20
 ! systemctl show -P Environment revq-worker@2 | grep PATH= || fail "PATH is set"
-systemctl show -P Environment revq-socket@3 | grep -F 'https://a.example,https://b.example/%41'
+systemctl show -P Environment revq-socket@3 | grep -F 'https://a.example,https://b.example:8443'
 ok "a worker of its own keeps the settings of all, and what it has besides"
 
 systemctl start revq-worker@7

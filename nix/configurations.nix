@@ -31,8 +31,9 @@
           ];
           socket.settings.allow-origin = [
             "https://a.example"
-            "https://b.example/%41"
+            "https://b.example:8443"
           ];
+          socket.settings.allow-host = [ "queue.example" ];
           worker.instances = 4;
           worker.settings = {
             concurrency = 20;

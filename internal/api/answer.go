@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/front"
 )
 
 // Header names and values, as the bytes that fasthttp takes without converting.
@@ -67,6 +69,7 @@ func answerOptions(ctx *fasthttp.RequestCtx) {
 	start(ctx, fasthttp.StatusNoContent, "")
 	path := string(ctx.Path())
 	ctx.Response.Header.Set("Allow", strings.Join(methods[path], ", "))
+	front.AnswerPreflight(ctx, methods[path])
 	if path == queuePath {
 		ctx.Response.Header.Set("Accept-Post", acceptPost)
 	}

@@ -3,6 +3,7 @@ package api
 import (
 	"time"
 
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/task"
 )
@@ -38,6 +39,9 @@ type Config struct {
 	// IdleTimeout is how long a connection is kept without a request. Default
 	// 60 s, so that clients that send every now and then keep theirs.
 	IdleTimeout time.Duration
+
+	// Pages are the web pages that may queue texts.
+	Pages front.Pages
 }
 
 // DefaultConfig returns the limits that hold unless configured otherwise.
@@ -62,7 +66,7 @@ func (c *Config) Settings() []setting.Setting {
 	duration := func(name, usage string, dest *time.Duration) setting.Setting {
 		return setting.Time(name, usage, dest, 100*time.Millisecond, time.Hour)
 	}
-	return setting.In("limits",
+	limits := setting.In("limits",
 		number("max-text", "bytes", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
 		number("max-batch", "bytes", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
 		number("max-in-flight", "tasks", "most `TASKS` being published at once", &c.MaxInFlight, 1<<20).
@@ -73,4 +77,5 @@ func (c *Config) Settings() []setting.Setting {
 		duration("write-timeout", "`TIME` for an answer to be received, such as 10s", &c.WriteTimeout),
 		duration("idle-timeout", "`TIME` to keep a connection without requests, such as 1m", &c.IdleTimeout),
 	)
+	return append(limits, c.Pages.Settings()...)
 }

@@ -2,13 +2,16 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"reflect"
 	"testing"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/front"
 )
 
 func run(c *Config, args ...string) error {
@@ -26,9 +29,9 @@ func TestFlags(t *testing.T) {
 	t.Setenv("REVQ_IDLE_TIMEOUT", "5s")
 	c := DefaultConfig()
 	err := run(&c, "--max-batch=300", "--max-in-flight", "7", "--max-connections=8",
-		"--read-timeout=1s", "--write-timeout=2s")
-	want := Config{100, 300, 7, 8, time.Second, 2 * time.Second, 5 * time.Second}
-	if err != nil || c != want {
+		"--read-timeout=1s", "--write-timeout=2s", "--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b")
+	want := Config{100, 300, 7, 8, time.Second, 2 * time.Second, 5 * time.Second, front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}}
+	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, %v; want %+v", c, err, want)
 	}
 }
@@ -36,7 +39,7 @@ func TestFlags(t *testing.T) {
 func TestFlagsKeepDefaults(t *testing.T) {
 	t.Parallel()
 	c := DefaultConfig()
-	if err := run(&c); err != nil || c != DefaultConfig() {
+	if err := run(&c); err != nil || fmt.Sprint(c) != fmt.Sprint(DefaultConfig()) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

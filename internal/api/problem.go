@@ -63,6 +63,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 	if c, ok := ctx.Conn().(*conn); ok {
 		c.linger.Store(true)
 	}
+	s.gate.Expose(ctx)
 	answer(ctx, s.unreadable(ctx, err))
 }
 

@@ -27,6 +27,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
@@ -75,6 +76,7 @@ type Server struct {
 	cfg  Config
 	pub  Publisher
 	log  *slog.Logger
+	gate *front.Gate
 	http *fasthttp.Server
 
 	lastCall time.Duration // defaultLastCall, except in tests
@@ -89,7 +91,7 @@ type Server struct {
 
 // New returns a server that publishes to p. It serves nothing until Serve.
 func New(cfg Config, p Publisher, log *slog.Logger) *Server {
-	s := &Server{cfg: cfg, pub: p, log: log, lastCall: defaultLastCall}
+	s := &Server{cfg: cfg, pub: p, log: log, gate: front.NewGate(cfg.Pages), lastCall: defaultLastCall}
 	s.http = &fasthttp.Server{
 		Handler:        s.handle,
 		ErrorHandler:   s.refuse,
@@ -177,6 +179,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		if r := recover(); r != nil {
 			s.log.Error("request handler panicked", "panic", r, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
+			s.gate.Expose(ctx)
 			answer(ctx, errInternal)
 		}
 		// Sooner than fasthttp's CloseOnShutdown, which begins after the last call.
@@ -191,6 +194,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 
 // serve answers the request or returns the problem with it.
 func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem.Problem {
+	if p := s.gate.Admit(ctx); p != nil {
+		return p
+	}
 	if p := misdirected(ctx); p != nil {
 		return p
 	}

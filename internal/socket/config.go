@@ -1,10 +1,9 @@
 package socket
 
 import (
-	"fmt"
-	"strings"
 	"time"
 
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/setting"
 )
 
@@ -37,11 +36,8 @@ type Config struct {
 	// try again. Default 16.
 	MaxResuming int
 
-	// AllowOrigins are the web origins (scheme://host[:port]) whose pages may
-	// listen besides those of the server's own host name; "*" allows all.
-	// Default none: browsers would otherwise let any page on the internet
-	// read results from an internal network.
-	AllowOrigins []string
+	// Pages are the web pages that may listen.
+	Pages front.Pages
 }
 
 // maxHeard is how many bytes a listener may send in one PingInterval.
@@ -61,21 +57,13 @@ func DefaultConfig() Config {
 
 // Settings declares what an operator can set of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
-	return setting.In("limits",
+	limits := setting.In("limits",
 		setting.Count("max-listeners", "listeners", "most `LISTENERS` at once", &c.MaxListeners, 1, 0).
 			With("More are answered 503. The unit's `LimitNOFILE` (131072) and `MemoryMax` must allow for them."),
 		setting.Count("max-resuming", "listeners", "most `LISTENERS` at once that catch up from the broker", &c.MaxResuming, 1, 0),
 		setting.Time("ping-interval", "`TIME` between signs of life that a listener must give", &c.PingInterval, time.Second, 0),
 		setting.Time("write-timeout", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout, time.Second, 0),
 		setting.Time("handshake-timeout", "`TIME` for the request to listen", &c.HandshakeTimeout, time.Second, 0),
-		setting.Strings("allow-origin", "web `ORIGIN` whose pages may listen, besides this host's own, as https://example.org; * for all (repeatable)", &c.AllowOrigins,
-			func(origins []string) error {
-				for _, o := range origins {
-					if o != "*" && !strings.Contains(o, "://") {
-						return fmt.Errorf("%q is not an origin: give scheme://host, as https://example.org", o)
-					}
-				}
-				return nil
-			}),
 	)
+	return append(limits, c.Pages.Settings()...)
 }

@@ -23,9 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +32,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
@@ -47,11 +46,19 @@ const (
 	readyPath  = "/readyz"
 )
 
+// methods lists what each path answers to.
+var methods = map[string][]string{
+	listenPath: {"GET", "OPTIONS"},
+	healthPath: {"GET", "HEAD", "OPTIONS"},
+	readyPath:  {"GET", "HEAD", "OPTIONS"},
+}
+
 // A Server serves listeners on any number of sites.
 type Server struct {
 	cfg      Config
 	feed     *feed.Feed
 	log      *slog.Logger
+	gate     *front.Gate
 	http     *fasthttp.Server
 	upgrader websocket.FastHTTPUpgrader
 
@@ -86,7 +93,7 @@ type Source interface {
 // New returns a server of what is appended to f from source. Shutdown must be
 // called to release what the server holds.
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
-	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
+	s := &Server{cfg: cfg, feed: f, source: source, log: log, gate: front.NewGate(cfg.Pages), resuming: make(chan struct{}, cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.noMore = sync.OnceFunc(func() {
 		for range cap(s.resuming) {
@@ -94,7 +101,7 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 		}
 	})
 	s.upgrader = websocket.FastHTTPUpgrader{
-		CheckOrigin: s.originAllowed,
+		CheckOrigin: func(*fasthttp.RequestCtx) bool { return true }, // the gate has looked at it
 		Error: func(ctx *fasthttp.RequestCtx, status int, reason error) {
 			problem.New(status, reason.Error()).Answer(ctx)
 		},
@@ -103,7 +110,7 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	}
 	s.http = &fasthttp.Server{
 		Handler:            s.handle,
-		ErrorHandler:       answerUnreadable,
+		ErrorHandler:       s.answerUnreadable,
 		Logger:             quiet{},
 		Concurrency:        cfg.MaxListeners,
 		ReadTimeout:        cfg.HandshakeTimeout,
@@ -189,9 +196,20 @@ func (s *Server) Alive() error {
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
+	if p := s.gate.Admit(ctx); p != nil {
+		p.Answer(ctx)
+		return
+	}
 	path := string(ctx.Path())
 	if path != listenPath && path != healthPath && path != readyPath {
 		problem.New(fasthttp.StatusNotFound, "there is nothing here: listen at "+listenPath).Answer(ctx)
+		return
+	}
+	if ctx.IsOptions() {
+		allowed := methods[path]
+		ctx.SetStatusCode(fasthttp.StatusNoContent)
+		ctx.Response.Header.Set("Allow", strings.Join(allowed, ", "))
+		front.AnswerPreflight(ctx, allowed)
 		return
 	}
 	if !ctx.IsGet() && (path == listenPath || !ctx.IsHead()) {
@@ -246,19 +264,11 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) {
 
 // listenEvents answers with server-sent events.
 func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) {
-	if !s.originAllowed(ctx) {
-		problem.New(fasthttp.StatusForbidden, "pages of this origin may not listen: see --allow-origin").Answer(ctx)
-		return
-	}
 	if !ctx.Request.Header.IsHTTP11() {
 		problem.New(fasthttp.StatusHTTPVersionNotSupported, "events come in chunks, which need HTTP/1.1").Answer(ctx)
 		return
 	}
-	header := eventsHeader
-	if origin := ctx.Request.Header.Peek("Origin"); len(origin) > 0 {
-		header += "Access-Control-Allow-Origin: " + string(origin) + "\r\nVary: Origin\r\n"
-	}
-	header += "\r\n"
+	header := eventsHeader + front.CORSLines(ctx) + "\r\n"
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(c net.Conn) {
 		s.join(&listener{conn: c, dialect: eventsDialect{}, control: []byte(header)}, feed.Events, after)
@@ -314,26 +324,12 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 	}
 }
 
-// originAllowed lets programs in, which send no Origin, and pages of this host
-// (on any port) and of the configured origins.
-func (s *Server) originAllowed(ctx *fasthttp.RequestCtx) bool {
-	origin := string(ctx.Request.Header.Peek("Origin"))
-	if origin == "" || slices.Contains(s.cfg.AllowOrigins, "*") || slices.Contains(s.cfg.AllowOrigins, origin) {
-		return true
-	}
-	from, err := url.Parse(origin)
-	if err != nil {
-		return false
-	}
-	to, err := url.Parse("//" + string(ctx.Host()))
-	return err == nil && strings.EqualFold(from.Hostname(), to.Hostname())
-}
-
-func answerUnreadable(ctx *fasthttp.RequestCtx, err error) {
+func (s *Server) answerUnreadable(ctx *fasthttp.RequestCtx, err error) {
 	status := fasthttp.StatusBadRequest
 	if netErr, ok := err.(net.Error); ok && netErr.Timeout() {
 		status = fasthttp.StatusRequestTimeout
 	}
+	s.gate.Expose(ctx)
 	problem.New(status, "this is not a valid HTTP request that came in time").Answer(ctx)
 }
 

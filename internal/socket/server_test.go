@@ -19,6 +19,7 @@ import (
 	"github.com/fasthttp/websocket"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -416,40 +417,92 @@ func TestAnswersWithoutWebsocket(t *testing.T) {
 	}
 }
 
-func TestOrigins(t *testing.T) {
+// A page may listen if it is known, by websocket and by EventSource. (The cases that package front tells apart are its
+// own tests.)
+func TestPages(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
-		allow, origin string
-		ok            bool
+		name    string
+		pages   front.Pages
+		headers string
+		status  int // 0: it listens
+		cors    string
 	}{
-		{"", "", true},
-		{"", "http://127.0.0.1", true},
-		{"", "https://127.0.0.1:8443", true},
-		{"", "https://example.org", false},
-		{"", "null", false},
-		{"", "http://[", false},
-		{"https://example.org", "https://example.org", true},
-		{"https://example.org", "https://evil.example.org", false},
-		{"*", "https://example.org", true},
+		{"a program", front.Pages{}, "Host: x", 0, ""},
+		{"this host", front.Pages{}, "Host: 127.0.0.1:8083|Origin: http://127.0.0.1|Sec-Fetch-Site: same-site", 0, "http://127.0.0.1"},
+		{"this host behind TLS", front.Pages{}, "Host: localhost|Origin: https://localhost:8443", 0, "https://localhost:8443"},
+		{"same origin", front.Pages{}, "Host: localhost:8083|Sec-Fetch-Site: same-origin", 0, ""},
+		{"elsewhere", front.Pages{}, "Host: localhost|Origin: https://evil.example", 403, ""},
+		{"no origin of its own", front.Pages{}, "Host: localhost|Origin: null", 403, ""},
+		{"no URL", front.Pages{}, "Host: localhost|Origin: http://[", 403, ""},
+		{"an image elsewhere", front.Pages{}, "Host: localhost|Sec-Fetch-Site: cross-site|Sec-Fetch-Mode: no-cors", 403, ""},
+		{"allowed", front.Pages{AllowOrigins: []string{"https://Example.org/"}}, "Host: localhost|Origin: https://example.org", 0, "https://example.org"},
+		{"below what is allowed", front.Pages{AllowOrigins: []string{"https://example.org"}}, "Host: localhost|Origin: https://evil.example.org", 403, ""},
+		{"all are allowed", front.Pages{AllowOrigins: []string{"*"}}, "Host: x|Origin: https://example.org", 0, "https://example.org"},
+		{"rebinding", front.Pages{}, "Host: evil.example:8083|Origin: http://evil.example:8083", 421, ""},
+		{"rebinding, same origin", front.Pages{}, "Host: evil.example|Sec-Fetch-Site: same-origin", 421, ""},
+		{"rebinding without TLS", front.Pages{}, "Host: evil.example|User-Agent: Mozilla/5.0 (X11)|Accept-Language: en", 421, ""},
+		{"an allowed name", front.Pages{AllowHosts: []string{"queue.example"}}, "Host: queue.example|Origin: https://queue.example", 0, "https://queue.example"},
 	} {
-		t.Run(tc.allow+" lets in "+tc.origin, func(t *testing.T) {
-			cfg := DefaultConfig()
-			if tc.allow != "" {
-				cfg.AllowOrigins = []string{tc.allow}
-			}
-			_, b := setup(t, cfg, feed.DefaultConfig())
-			header := http.Header{}
-			if tc.origin != "" {
-				header.Set("Origin", tc.origin)
-			}
-			c, res, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results", header)
-			if err == nil {
-				c.Close()
-			}
-			if (err == nil) != tc.ok || err != nil && res.StatusCode != http.StatusForbidden {
-				t.Errorf("%v, %v; want allowed %v", res, err, tc.ok)
-			}
-		})
+		for protocol, wanted := range map[string]struct {
+			headers string
+			status  int
+		}{
+			"websocket": {"Connection: Upgrade|Upgrade: websocket|Sec-WebSocket-Version: 13|Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", 101},
+			"events":    {"Accept: text/event-stream", 200},
+		} {
+			t.Run(tc.name+", "+protocol, func(t *testing.T) {
+				t.Parallel()
+				cfg := DefaultConfig()
+				cfg.Pages = tc.pages
+				_, b := setup(t, cfg, feed.DefaultConfig())
+				res := b.ask(t, "GET", tc.headers+"|"+wanted.headers)
+				want := wanted.status
+				if tc.status != 0 {
+					want = tc.status
+				}
+				if res.StatusCode != want {
+					t.Errorf("status %d, want %d", res.StatusCode, want)
+				}
+				// No page can read the answer to a websocket's handshake.
+				if got := res.Header.Values("Access-Control-Allow-Origin"); want != 101 && strings.Join(got, "|") != tc.cors {
+					t.Errorf("%q may read the answer, want %q", got, tc.cors)
+				}
+			})
+		}
 	}
+}
+
+// A fetch that resumes sends Last-Event-ID, which browsers ask about before.
+func TestPreflight(t *testing.T) {
+	t.Parallel()
+	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
+	const asks = "Host: localhost|Access-Control-Request-Method: GET|Access-Control-Request-Headers: last-event-id"
+	res := b.ask(t, "OPTIONS", asks+"|Origin: http://localhost:3000")
+	if h := res.Header; res.StatusCode != 204 || h.Get("Access-Control-Allow-Origin") != "http://localhost:3000" ||
+		!strings.Contains(h.Get("Access-Control-Allow-Headers"), "Last-Event-ID") || !strings.Contains(h.Get("Access-Control-Allow-Methods"), "GET") {
+		t.Errorf("%d %v", res.StatusCode, h)
+	}
+	if res := b.ask(t, "OPTIONS", asks+"|Origin: http://evil.example"); res.StatusCode != 403 {
+		t.Errorf("a foreign page gets %d", res.StatusCode)
+	}
+}
+
+// ask sends a request to listen, with header lines separated by |, and returns the head of the answer.
+func (b *bundle) ask(t *testing.T, method, headers string) *http.Response {
+	t.Helper()
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintf(c, "%s /listen_results HTTP/1.1\r\n%s\r\n\r\n", method, strings.ReplaceAll(headers, "|", "\r\n"))
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
 }
 
 // until polls for a state that has no signal of its own.

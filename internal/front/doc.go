@@ -1,0 +1,2 @@
+// Package front is what the two HTTP fronts, api and socket, share.
+package front
