@@ -26,13 +26,22 @@ type batch struct {
 	places  int    // held of MaxInFlight
 	status  int    // common to the lines answered so far, 0 before the first
 	retry   bool   // a line may succeed later
+
+	named map[string]*outcome // of the tasks published under the client's own ids
+}
+
+// An outcome is what became of a task, known once its line was answered.
+type outcome struct {
+	text string
+	err  error
 }
 
 // A line is one line of a batch on its way to an answer.
 type line struct {
 	number    int // in the body, from 1
 	id        string
-	confirmed <-chan error // nil if there is a problem already
+	confirmed <-chan error // nil if there is a problem already, or for a repetition
+	outcome   *outcome     // nil if nobody may ask for it
 	problem   *problem.Problem
 }
 
@@ -42,7 +51,7 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
 		return badRequest(idempotencyKey + ` is for one text: give each line of a batch its own "id"`)
 	}
 	body := ctx.PostBody()
-	if bytes.Count(body, []byte("\n")) > maxLines {
+	if lines := bytes.Count(bytes.TrimSuffix(body, []byte("\n")), []byte("\n")) + 1; lines > maxLines {
 		return problem.New(fasthttp.StatusRequestEntityTooLarge,
 			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
 	}
@@ -71,7 +80,8 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
 	return nil
 }
 
-// publish starts to publish the task that text, a line, describes.
+// publish starts to publish the task that text, a line, describes. A line that
+// repeats an id and its text is not published again, and answered as the first.
 func (b *batch) publish(text []byte) line {
 	sub, p := parseJSON(text)
 	if p != nil {
@@ -81,6 +91,12 @@ func (b *batch) publish(text []byte) line {
 	if p != nil {
 		return line{problem: p}
 	}
+	if first := b.named[sub.id]; first != nil {
+		if first.text != t.Text {
+			return line{problem: otherText(t.ID)}
+		}
+		return line{id: t.ID, outcome: first} // which is answered before
+	}
 	for !b.s.acquire() {
 		if b.places == 0 {
 			return line{problem: b.s.busy()}
@@ -88,20 +104,34 @@ func (b *batch) publish(text []byte) line {
 		b.answerOldest()
 	}
 	b.places++
-	return line{id: t.ID, confirmed: b.s.pub.PublishTask(t)}
+	l := line{id: t.ID, confirmed: b.s.pub.PublishTask(t)}
+	if sub.id != "" {
+		if b.named == nil {
+			b.named = make(map[string]*outcome)
+		}
+		l.outcome = &outcome{text: t.Text}
+		b.named[t.ID] = l.outcome
+	}
+	return l
 }
 
 // answerOldest waits until the first pending line is decided and writes its answer.
 func (b *batch) answerOldest() {
 	l := b.pending[0]
 	b.pending = b.pending[1:]
+	var err error
 	if l.confirmed != nil {
-		err := <-l.confirmed
+		err = <-l.confirmed
 		b.s.release(1)
 		b.places--
-		if err != nil {
-			l.problem = unconfirmed(l.id, err)
+		if l.outcome != nil {
+			l.outcome.err = err
 		}
+	} else if l.outcome != nil {
+		err = l.outcome.err
+	}
+	if err != nil {
+		l.problem = unconfirmed(l.id, err)
 	}
 	resp := &b.ctx.Response
 	status := fasthttp.StatusAccepted

@@ -26,6 +26,11 @@ func TestBatch(t *testing.T) {
 		{"all bad", "1\n2", nil, 400, []string{"1 400 expected", "2 400 expected"}},
 		{"all refused", "{\"text\":\"a\"}\n{\"text\":\"b\"}", refuse, 503, []string{"1 503 not connected", "2 503 not connected"}},
 		{"some refused", "{\"text\":\"a\"}\n{", refuse, 207, []string{"1 503 not connected", "2 400 malformed"}},
+		{"an id and its text again", "{\"text\":\"a\",\"id\":\"1\"}\n{\"text\":\"b\",\"id\":\"2\"}\n{\"text\":\"a\",\"id\":\"1\"}", nil, 202, []string{"1", "2", "1"}},
+		{"another text under an id", "{\"text\":\"a\",\"id\":\"1\"}\n{\"text\":\"b\",\"id\":\"1\"}\n{\"text\":\"a\",\"id\":\"1\"}", nil, 207,
+			[]string{"1", "2 422 another text under the id", "1"}},
+		{"an id again that was not confirmed", "{\"text\":\"a\",\"id\":\"1\"}\n{\"text\":\"a\",\"id\":\"1\"}", refuse, 503, []string{"1 503 not connected", "2 503 not connected"}},
+		{"a bad line does not take an id", "{\"text\":\"\",\"id\":\"1\"}\n{\"text\":\"a\",\"id\":\"1\"}", nil, 207, []string{"1 400 empty", "1"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -69,6 +74,36 @@ func TestBatchRefusedWhole(t *testing.T) {
 	s.do(t, "POST", queuePath, strings.Repeat("\n", maxLines+1), "Content-Type", typeNDJSON).check(t, 413, "10000 lines")
 	s.do(t, "POST", queuePath, `{"text":"a"}`, "Content-Type", typeNDJSON, "Idempotency-Key", "k").
 		check(t, 400, "its own")
+}
+
+// A batch has as many lines as the limit says, with a last line break or without.
+func TestBatchLines(t *testing.T) {
+	t.Parallel()
+	s := setup(t, &broker{})
+	for _, tc := range []struct {
+		lines  int
+		end    string
+		status int
+	}{{maxLines, "", 202}, {maxLines, "\n", 202}, {maxLines, "\r\n", 202}, {maxLines + 1, "", 413}, {maxLines + 1, "\n", 413}} {
+		body := strings.Repeat("{\"text\":\"a\"}\n", tc.lines-1) + `{"text":"a"}` + tc.end
+		if r := s.do(t, "POST", queuePath, body, "Content-Type", typeNDJSON); r.StatusCode != tc.status {
+			t.Errorf("%d lines that end with %q: %d, want %d", tc.lines, tc.end, r.StatusCode, tc.status)
+		}
+	}
+}
+
+// The text under an id is published once, however often the batch has it.
+func TestBatchPublishesARepetitionOnce(t *testing.T) {
+	t.Parallel()
+	published := make(chan string, 10)
+	s := setup(t, &broker{publish: func(tk task.Task) <-chan error {
+		published <- tk.ID + tk.Text
+		return decided(nil)
+	}}, func(c *Config) { c.MaxInFlight = 1 })
+	s.do(t, "POST", queuePath, strings.Repeat("{\"text\":\"a\",\"id\":\"1\"}\n", 3)+"{\"text\":\"a\"}\n{\"text\":\"a\"}", "Content-Type", typeNDJSON)
+	if len(published) != 3 || <-published != "1a" {
+		t.Errorf("%d texts were published, want one under the id and two without", len(published))
+	}
 }
 
 // All lines are on their way before any is confirmed.

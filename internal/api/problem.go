@@ -28,6 +28,12 @@ func badText(err error) *problem.Problem {
 	return badRequest(err.Error())
 }
 
+// otherText is the problem that a batch has two texts under one id.
+func otherText(id string) *problem.Problem {
+	return problem.New(fasthttp.StatusUnprocessableEntity, fmt.Sprintf(
+		"an earlier line has another text under the id %q: give each text its own id", id))
+}
+
 // busy is the problem that MaxInFlight tasks wait for the broker.
 func (s *Server) busy() *problem.Problem {
 	return problem.New(fasthttp.StatusTooManyRequests, fmt.Sprintf(

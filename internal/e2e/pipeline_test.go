@@ -149,6 +149,31 @@ func TestOneIDOneResult(t *testing.T) {
 	l.drainWith(t, s, "the-end") // what came behind the first was dropped
 }
 
+// Another text under an id that is in use is another task: what was answered
+// 202 has a result, also for who resumes, and after a restart of the server.
+func TestOneIDTwoTexts(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	l := s.listen(t, "json")
+	s.startWorker(t, "--pause", "0s")
+	texts := []string{"abc", "xyz", "abc", "xyz"} // the last two are repetitions
+	for i, text := range texts {
+		send(t, s.apiSites[i%2], "order-1", text)
+	}
+	check := func(l *listener) {
+		t.Helper()
+		got := []string{l.nextResult(t).Text, l.nextResult(t).Text}
+		slices.Sort(got)
+		if want := []string{"cba", "zyx"}; !slices.Equal(got, want) {
+			t.Errorf("listeners got %q, want %q", got, want)
+		}
+	}
+	check(l)
+	await(t, "all are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
+	l.drainWith(t, s, "the-end")
+	check(s.listenAfter(t, "json", "-1"))
+}
+
 // Two workers share the tasks; the tasks of one that is killed in the middle go to the other.
 func TestWorkerKilled(t *testing.T) {
 	t.Parallel()

@@ -184,12 +184,13 @@ func (f *Feed) GoLive() {
 }
 
 // Append adds a result to all logs, unless its task's result is there already:
-// a task is done at least once, and listeners see it once.
+// a task is done at least once, and listeners see it once. Another text that
+// came under the same id is another task: it was accepted, too.
 func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id := digestOf(r.ID)
-	if !f.seen.add(id) {
+	if !f.seen.add(id.with(r.Of)) {
 		return
 	}
 	f.last = Mark{offset, r.ID}
@@ -350,7 +351,9 @@ func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
 	}
 }
 
-// A Window remembers the newest ids.
+// A Window remembers the newest results, each by its id and by the digest of
+// the text that it was made of. Where that is not known, the same id with a
+// digest is another result: to show one twice is better than not at all.
 type Window struct {
 	ids  map[digest]struct{}
 	ring []digest // the oldest at next, once full
@@ -359,21 +362,23 @@ type Window struct {
 
 // A digest stands for an id of any length, within this process. Among 100,000
 // ids, a new one is taken for another once in 10^14 times. That is for
-// accidents: two ids that collide cannot be looked for without the seed, and
-// who wants the result of a task dropped need only know its id and use it.
+// accidents: two ids that collide cannot be looked for without the seed.
 type digest uint64
 
 var digestSeed = maphash.MakeSeed()
 
 func digestOf(id string) digest { return digest(maphash.String(digestSeed, id)) }
 
-// NewWindow returns a Window of size ids.
+// with returns the digest of an id and a text.
+func (d digest) with(text task.Digest) digest { return d ^ digest(text) }
+
+// NewWindow returns a Window of size results.
 func NewWindow(size int) *Window {
 	return &Window{ids: make(map[digest]struct{}), ring: make([]digest, 0, size)}
 }
 
-// Add returns false if id is remembered already.
-func (w *Window) Add(id string) bool { return w.add(digestOf(id)) }
+// Add returns false if the result of r's task is remembered already.
+func (w *Window) Add(r task.Result) bool { return w.add(digestOf(r.ID).with(r.Of)) }
 
 func (w *Window) add(d digest) bool {
 	if _, ok := w.ids[d]; ok {

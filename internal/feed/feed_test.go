@@ -48,6 +48,30 @@ func TestAppendDropsRepetitionsWithinTheWindow(t *testing.T) {
 	}
 }
 
+// Only the same id with the same text is a repetition.
+func TestWindow(t *testing.T) {
+	abc, xyz := task.DigestOf("abc"), task.DigestOf("xyz")
+	w := NewWindow(10)
+	for _, tc := range []struct {
+		name string
+		r    task.Result
+		new  bool
+	}{
+		{"the first", task.Result{ID: "order-1", Of: abc}, true},
+		{"the same again, though it became another text", task.Result{ID: "order-1", Of: abc, Text: "other"}, false},
+		{"another text under the same id", task.Result{ID: "order-1", Of: xyz}, true},
+		{"that again", task.Result{ID: "order-1", Of: xyz}, false},
+		{"the first text again", task.Result{ID: "order-1", Of: abc}, false},
+		{"the same text under another id", task.Result{ID: "order-2", Of: abc}, true},
+		{"no digest, as from other programs", task.Result{ID: "order-1"}, true},
+		{"again none", task.Result{ID: "order-1"}, false},
+	} {
+		if got := w.Add(tc.r); got != tc.new {
+			t.Errorf("%s: Add = %t, want %t", tc.name, got, tc.new)
+		}
+	}
+}
+
 func TestJoinBeginsBehindTheNewest(t *testing.T) {
 	f := New(DefaultConfig())
 	if from, m := f.Join(Text); from != Pending || m.Offset != -1 {

@@ -151,11 +151,13 @@ func encodeBundle(bundle []unsent) amqp.Publishing {
 		return encodeResult(bundle[0].result)
 	}
 	var body []byte
+	digests := make([]byte, 0, len(bundle)*digestDigits)
 	for _, u := range bundle {
 		body = appendRecord(body, u.result)
+		digests = appendDigest(digests, u.result.Of)
 	}
 	first := bundle[0].result
-	m := message(first.ID, body, first.Done, nil)
+	m := message(first.ID, body, first.Done, amqp.Table{digestHeader: string(digests)})
 	m.ContentType = bundleType
 	return m
 }

@@ -216,6 +216,76 @@ func TestGarbledBundle(t *testing.T) {
 	r.out.says(t, fmt.Sprintf("offset=%d id=empty error=%q", places, task.ErrNoText))
 }
 
+// The digest of the task's text comes through the broker with a lone result and
+// with several in a message. Messages without it, as other programs and
+// earlier versions publish them, are read as well.
+func TestDigests(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	results := r.follow(NewReader(r.cfg, everything, r.log))
+	of := func(i int) task.Digest { return task.DigestOf(fmt.Sprint("text ", i)) }
+	var answers []<-chan error
+	const n = 40
+	for i := range n {
+		res := result(i)
+		if i != 7 { // one that is not known among others
+			res.Of = of(i)
+		}
+		answers = append(answers, p.PublishResult(res))
+	}
+	for _, answer := range answers {
+		if err := r.answered(answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bare := encodeBundle([]unsent{{result: result(n)}, {result: result(n + 1)}})
+	delete(bare.Headers, digestHeader)
+	lone := encodeResult(result(n + 2))
+	short := encodeBundle([]unsent{{result: result(n + 3)}, {result: result(n + 4)}})
+	short.Headers[digestHeader] = short.Headers[digestHeader].(string)[:digestDigits+1]
+	strange := encodeResult(result(n + 5))
+	strange.Headers[digestHeader] = int32(7)
+	r.enqueue(resultsKey, bare, lone, short, strange)
+	shared := 0
+	for i := range n + 6 {
+		got := receive(t, "result", results)
+		if got.offset%places > 0 {
+			shared++
+		}
+		want := of(i)
+		if i == 7 || i >= n {
+			want = 0
+		}
+		if got.ID != result(i).ID || got.Of != want {
+			t.Errorf("result %d is %s with the digest %x, want %x", i, got.ID, got.Of, want)
+		}
+	}
+	if shared < n/2 {
+		t.Errorf("%d results only have shared a message", shared)
+	}
+}
+
+// FuzzDigests reads any header that another program may set.
+func FuzzDigests(f *testing.F) {
+	f.Add("0123456789abcdef0123456789ABCDEF", 1)
+	f.Add("0123456789abcdeg", 0)
+	f.Add("+123456789abcdef", 0)
+	f.Fuzz(func(t *testing.T, header string, i int) {
+		if i < 0 || i >= places {
+			return
+		}
+		d := digestAt(amqp.Table{digestHeader: header}, i)
+		if d == 0 {
+			return
+		}
+		digits := header[i*digestDigits : (i+1)*digestDigits]
+		if again := string(appendDigest(nil, d)); again != strings.ToLower(digits) {
+			t.Errorf("%q was read as %q", digits, again)
+		}
+	})
+}
+
 func FuzzBundle(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(appendRecord(nil, result(1)))

@@ -1,6 +1,9 @@
 package rabbit
 
 import (
+	"encoding/binary"
+	"encoding/hex"
+	"strconv"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -13,6 +16,14 @@ import (
 const (
 	acceptedHeader = "revq-accepted"
 	doneHeader     = "revq-done"
+
+	// digestHeader has the digest of the task's text for each result in the
+	// message, in order, as 16 hexadecimal digits each. It is a header, and no
+	// part of a bundle's records, so that any version reads what another has
+	// published: who does not know it tells results apart by their ids only.
+	// Where it is missing, as from other programs, the digests are not known.
+	digestHeader = "revq-text-sha256"
+	digestDigits = 16
 
 	// deliveryCountHeader is set by quorum queues: how often the message was
 	// delivered before without being acknowledged.
@@ -28,6 +39,9 @@ func encodeTask(t task.Task) amqp.Publishing {
 
 func encodeResult(r task.Result) amqp.Publishing {
 	headers := amqp.Table{doneHeader: r.Done.UnixMicro()}
+	if r.Of != 0 {
+		headers[digestHeader] = string(appendDigest(make([]byte, 0, digestDigits), r.Of))
+	}
 	if !r.Accepted.IsZero() {
 		headers[acceptedHeader] = r.Accepted.UnixMicro()
 	}
@@ -63,6 +77,7 @@ func decodeResult(d amqp.Delivery) (task.Result, error) {
 	r := task.Result{
 		ID:       d.MessageId,
 		Text:     string(d.Body),
+		Of:       digestAt(d.Headers, 0),
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 		Done:     timeHeader(d.Headers, doneHeader),
 	}
@@ -74,6 +89,24 @@ func checkResult(r task.Result) error {
 		return err
 	}
 	return task.CheckText(r.Text, task.MaxText)
+}
+
+func appendDigest(dst []byte, d task.Digest) []byte {
+	return hex.AppendEncode(dst, binary.BigEndian.AppendUint64(make([]byte, 0, 8), uint64(d)))
+}
+
+// digestAt returns the digest of the result at index i of a message, 0 where
+// there is none that can be read.
+func digestAt(headers amqp.Table, i int) task.Digest {
+	all, _ := headers[digestHeader].(string)
+	if len(all) < (i+1)*digestDigits {
+		return 0
+	}
+	d, err := strconv.ParseUint(all[i*digestDigits:(i+1)*digestDigits], 16, 64)
+	if err != nil {
+		return 0
+	}
+	return task.Digest(d)
 }
 
 // timeHeader returns the zero time where there is no such header.

@@ -385,6 +385,7 @@ func decodeEntries(entries []entry, d amqp.Delivery) ([]entry, error) {
 		return append(entries, entry{offset: offset, id: d.MessageId, invalid: err}), nil
 	}
 	for i, r := range results {
+		r.Of = digestAt(d.Headers, i)
 		entries = append(entries, entry{offset + int64(i), r.ID, r, checkResult(r)})
 	}
 	return entries, nil

@@ -21,7 +21,7 @@ const (
 	// waitTick is how often is looked whether the wait is over.
 	waitTick = 10 * time.Millisecond
 
-	// remembered is how many ids are kept to know repetitions by.
+	// remembered is how many results are kept to know repetitions by.
 	remembered = 20_000
 
 	// catchUpBytes is how much is gathered for one write.
@@ -96,7 +96,7 @@ type catchUp struct {
 	after feed.Mark     // where the listener stands
 	at    int64         // how far it has come: an offset
 	met   bool          // the result at the mark has been seen
-	seen  *feed.Window  // ids of results before and behind the mark
+	seen  *feed.Window  // results before and behind the mark
 	pos   feed.Position // in the log, once there
 }
 
@@ -183,19 +183,19 @@ func (c *catchUp) gap(after feed.Mark, reason string) (feed.Mark, error) {
 func (c *catchUp) take(offset int64, r task.Result) error {
 	switch {
 	case offset < c.after.Offset:
-		c.seen.Add(r.ID)
+		c.seen.Add(r)
 		return nil
 	case offset == c.after.Offset:
 		if c.after.ID != "" && r.ID != c.after.ID {
 			return errAnotherStream
 		}
-		c.seen.Add(r.ID)
+		c.seen.Add(r)
 		c.met = true
 		return nil
 	case !c.met:
 		return errExpired
 	}
-	if c.seen.Add(r.ID) {
+	if c.seen.Add(r) {
 		c.l.control = feed.AppendResult(c.l.control, c.format, offset, r)
 		if len(c.l.control) >= catchUpBytes {
 			if err := c.flush(); err != nil {

@@ -201,15 +201,21 @@ func TestResumeUnderLoadHasNoHoleAndNoRepetition(t *testing.T) {
 func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
 	_, b := setup(t, DefaultConfig(), small)
 	b.source.add(0, 8000)
-	b.source.stream[100].result = result(40)   // before the mark
-	b.source.stream[3000].result = result(10)  // behind it, of one before
-	b.source.stream[3001].result = result(500) // behind it, of one behind
+	b.source.stream[100].result = result(40)         // before the mark
+	b.source.stream[3000].result = result(10)        // behind it, of one before
+	b.source.stream[3001].result = result(500)       // behind it, of one behind
+	b.source.stream[3002].result.ID = result(501).ID // another text under the same id
+	b.source.stream[3002].result.Of = task.DigestOf("another")
 	for _, e := range b.source.stream {
 		b.feed.Append(e.offset, e.result)
 	}
 	c := b.jsonListener(t, "200")
 	expectMessages(t, c, 201, 3000)
-	expectMessages(t, c, 3002, 8000)
+	var m feed.Message
+	if err := c.ReadJSON(&m); err != nil || m.Offset != 3002 || m.ID != result(501).ID {
+		t.Errorf("got %+v, %v; want the result of another text under an id that was there before", m, err)
+	}
+	expectMessages(t, c, 3003, 8000)
 }
 
 func TestGaps(t *testing.T) {

@@ -3,10 +3,13 @@
 package task
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/google/uuid"
 )
@@ -29,7 +32,7 @@ const (
 
 // A Task is a text that was accepted for processing.
 type Task struct {
-	ID       string    // unique; a repeated ID is the same task
+	ID       string    // the same ID with the same Text is the same task
 	Text     string    // not empty, UTF-8
 	Accepted time.Time // when the API took it; zero if enqueued by someone else
 }
@@ -38,8 +41,21 @@ type Task struct {
 type Result struct {
 	ID       string    // the ID of its Task
 	Text     string    // the processed text, UTF-8
+	Of       Digest    // of its Task's text: a repeated ID with the same Of is the same result
 	Accepted time.Time // copied from its Task
 	Done     time.Time // when the worker finished it
+}
+
+// A Digest tells the texts that came under one ID apart: the first 8 bytes of
+// the text's SHA-256. 0 means that it is not known. Nobody can make a text that
+// is taken for another's, as would be easy with a shorter or faster hash, and
+// so have that one's result dropped.
+type Digest uint64
+
+// DigestOf returns the digest of a task's text.
+func DigestOf(text string) Digest {
+	sum := sha256.Sum256(unsafe.Slice(unsafe.StringData(text), len(text))) // only read
+	return Digest(binary.BigEndian.Uint64(sum[:]))
 }
 
 // What CheckText and CheckID find wrong.

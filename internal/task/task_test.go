@@ -65,3 +65,15 @@ func TestNewIDSortsByTime(t *testing.T) {
 		t.Error("an id was made twice")
 	}
 }
+
+// Other programs may compute it, too.
+func TestDigestOf(t *testing.T) {
+	// printf abcdef | sha256sum | cut -c1-16
+	if got := DigestOf("abcdef"); got != 0xbef57ec7f53a6d40 {
+		t.Errorf("DigestOf(abcdef) = %x", got)
+	}
+	text := strings.Repeat("x", 1000)
+	if n := testing.AllocsPerRun(100, func() { DigestOf(text) }); n > 0 {
+		t.Errorf("DigestOf allocates %v times", n)
+	}
+}

@@ -109,7 +109,7 @@ func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err err
 // An attempt under way when ctx ends is waited for: the work is done, and the
 // publisher answers soon.
 func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text string) bool {
-	r := task.Result{ID: t.ID, Text: text, Accepted: t.Accepted, Done: time.Now()}
+	r := task.Result{ID: t.ID, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now()}
 	for wait := publishRetryMin; ; wait = min(2*wait, publishRetryMax) {
 		err := <-w.results.PublishResult(r)
 		if err == nil {
