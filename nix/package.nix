@@ -74,6 +74,7 @@ buildGoModule (finalAttrs: {
     install -D -m 555 -t $out/libexec/revq systemd/install
   ''
   + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/revq man $out/share/man
     for program in $out/bin/*; do
       installShellCompletion --cmd "''${program##*/}" \
         --bash <("$program" completion bash) \

@@ -29,6 +29,9 @@ type Program struct {
 	Name  string // of the binary
 	Usage string // in half a line
 
+	// Description is the rest of what --help says, with the heading EXAMPLES.
+	Description string
+
 	// Settings are the daemon's own; those of this package are added.
 	Settings []setting.Setting
 
@@ -98,30 +101,23 @@ func run(p Program, args []string) int {
 	if p.Sites != nil {
 		d.Patience = servePatience
 	}
-	cmd := &cli.Command{
-		Name:                  p.Name,
-		Usage:                 p.Usage,
-		Flags:                 command.Flags(p.settings(&logs, d)),
-		EnableShellCompletion: true,
-		HideHelpCommand:       true,
-		ErrWriter:             os.Stderr,
-		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if err := command.NoArguments(cmd); err != nil {
-				return err
+	cmd := p.command(&logs, d)
+	cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
+		if err := command.NoArguments(cmd); err != nil {
+			return err
+		}
+		for _, check := range p.Checks {
+			if err := check(); err != nil {
+				return command.UsageError(err)
 			}
-			for _, check := range p.Checks {
-				if err := check(); err != nil {
-					return command.UsageError(err)
-				}
-			}
-			d.Log = logs.logger(os.Stderr)
-			if err := d.listen(p); err != nil {
-				return err
-			}
-			ctx, stop := command.UntilSignal(ctx)
-			defer stop()
-			return p.Run(ctx, d)
-		},
+		}
+		d.Log = logs.logger(os.Stderr)
+		if err := d.listen(p); err != nil {
+			return err
+		}
+		ctx, stop := command.UntilSignal(ctx)
+		defer stop()
+		return p.Run(ctx, d)
 	}
 	failure := command.Try(context.Background(), cmd, args)
 	if failure == nil {
@@ -132,6 +128,25 @@ func run(p Program, args []string) int {
 		d.Log.Warn("could not tell the service manager why this ends", "error", err)
 	}
 	return failure.Status
+}
+
+// Command returns the command line of p, which does nothing: it is for the
+// manual.
+func (p Program) Command() *cli.Command {
+	logs := defaultLog()
+	return p.command(&logs, newDaemon())
+}
+
+func (p Program) command(logs *logConfig, d *Daemon) *cli.Command {
+	return &cli.Command{
+		Name:                  p.Name,
+		Usage:                 p.Usage,
+		Description:           p.Description,
+		Flags:                 command.Flags(p.settings(logs, d)),
+		EnableShellCompletion: true,
+		HideHelpCommand:       true,
+		ErrWriter:             os.Stderr,
+	}
 }
 
 // AllSettings returns everything that can be set about the daemon, with the
