@@ -381,7 +381,7 @@ in
         type = types.bool;
         default = false;
         description = ''
-          Whether to run the broker on this host: RabbitMQ with the virtual host `revq`, a user with the least permissions for
+          Whether to run the broker on this host: RabbitMQ with the virtual host `revq`, a user with only the needed permissions for
           each role, no `guest`, on the loopback interface. Its secrets are made on the host at the first start, in
           {file}`${secrets}`; `systemctl start rabbitmq-revq-rotate` makes new ones, without an interruption.
 
