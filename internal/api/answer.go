@@ -10,33 +10,18 @@ import (
 	"github.com/revq/revq/internal/front"
 )
 
-// Header names and values, as the bytes that fasthttp takes without converting.
-var (
-	headerCacheControl = []byte("Cache-Control")
-	headerTaskID       = []byte("Revq-Task-Id")
-	noStore            = []byte("no-store")
-)
-
-// start sets what all answers share.
-func start(ctx *fasthttp.RequestCtx, status int, contentType string) {
-	ctx.SetStatusCode(status)
-	ctx.SetContentType(contentType)
-	ctx.Response.Header.SetCanonical(headerCacheControl, noStore)
-}
-
-func answerText(ctx *fasthttp.RequestCtx, status int, text string) {
-	start(ctx, status, "text/plain; charset=utf-8")
-	ctx.SetBodyString(text)
-}
+// headerTaskID is what fasthttp takes without converting.
+var headerTaskID = []byte("Revq-Task-Id")
 
 // answerAccepted says that the broker has confirmed the task id.
 func answerAccepted(ctx *fasthttp.RequestCtx, id string) {
 	ctx.Response.Header.SetBytesK(headerTaskID, id)
 	if !prefersJSON(ctx.Request.Header.Peek("Accept")) {
-		answerText(ctx, fasthttp.StatusAccepted, "Got it")
+		front.Text(ctx, fasthttp.StatusAccepted, "Got it")
 		return
 	}
-	start(ctx, fasthttp.StatusAccepted, typeJSON)
+	ctx.SetStatusCode(fasthttp.StatusAccepted)
+	ctx.SetContentType(typeJSON)
 	ctx.Response.AppendBodyString(`{"status":"accepted","message":"Got it","id":`)
 	ctx.Response.AppendBody(appendID(nil, id))
 	ctx.Response.AppendBodyString("}")
@@ -62,15 +47,4 @@ func prefersJSON(accept []byte) bool {
 		}
 	}
 	return false
-}
-
-// answerOptions says what the path takes.
-func answerOptions(ctx *fasthttp.RequestCtx) {
-	start(ctx, fasthttp.StatusNoContent, "")
-	path := string(ctx.Path())
-	ctx.Response.Header.Set("Allow", strings.Join(methods[path], ", "))
-	front.AnswerPreflight(ctx, methods[path])
-	if path == queuePath {
-		ctx.Response.Header.Set("Accept-Post", acceptPost)
-	}
 }

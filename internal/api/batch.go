@@ -47,9 +47,6 @@ type line struct {
 
 // queueBatch publishes each line of an NDJSON body.
 func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
-	if len(ctx.Request.Header.Peek(idempotencyKey)) > 0 {
-		return badRequest(idempotencyKey + ` is for one text: give each line of a batch its own "id"`)
-	}
 	body := ctx.PostBody()
 	if lines := bytes.Count(bytes.TrimSuffix(body, []byte("\n")), []byte("\n")) + 1; lines > maxLines {
 		return problem.New(fasthttp.StatusRequestEntityTooLarge,
@@ -73,7 +70,8 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
 	if b.status == 0 {
 		return badRequest(`the batch is empty: send lines such as {"text": "abcdef"}`)
 	}
-	start(ctx, b.status, typeNDJSON)
+	ctx.SetStatusCode(b.status)
+	ctx.SetContentType(typeNDJSON)
 	if b.retry {
 		ctx.Response.Header.Set("Retry-After", problem.RetryAfter)
 	}

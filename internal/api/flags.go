@@ -10,6 +10,8 @@ import (
 
 // Config bounds what a Server takes on.
 type Config struct {
+	front.Config // what both HTTP fronts have in common
+
 	// MaxText is the longest text, in bytes. Default 64 KiB: a text is kept in
 	// memory by the broker and by every front until all listeners have it.
 	MaxText int
@@ -24,7 +26,7 @@ type Config struct {
 	MaxInFlight int
 
 	// MaxConnections is the most connections on each listener; one beyond is
-	// answered 503 and closed. Default 4096: each costs some 20 KiB, and a body
+	// answered 503 and closed. Default 4096: each costs some 30 KiB, and a body
 	// that it is sending, at most the largest that is taken, comes on top.
 	MaxConnections int
 
@@ -39,14 +41,12 @@ type Config struct {
 	// IdleTimeout is how long a connection is kept without a request. Default
 	// 60 s, so that clients that send every now and then keep theirs.
 	IdleTimeout time.Duration
-
-	// Pages are the web pages that may queue texts.
-	Pages front.Pages
 }
 
 // DefaultConfig returns the limits that hold unless configured otherwise.
 func DefaultConfig() Config {
 	return Config{
+		Config:         front.DefaultConfig(),
 		MaxText:        task.DefaultMaxText,
 		MaxBatch:       1 << 20,
 		MaxInFlight:    4096,
@@ -77,5 +77,5 @@ func (c *Config) Settings() []setting.Setting {
 		duration("write-timeout", "`TIME` for an answer to be received, such as 10s", &c.WriteTimeout),
 		duration("idle-timeout", "`TIME` to keep a connection without requests, such as 1m", &c.IdleTimeout),
 	)
-	return append(limits, c.Pages.Settings()...)
+	return append(limits, c.Config.Settings()...)
 }

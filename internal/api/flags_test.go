@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"reflect"
 	"testing"
@@ -29,8 +28,12 @@ func TestFlags(t *testing.T) {
 	t.Setenv("REVQ_IDLE_TIMEOUT", "5s")
 	c := DefaultConfig()
 	err := run(&c, "--max-batch=300", "--max-in-flight", "7", "--max-connections=8",
-		"--read-timeout=1s", "--write-timeout=2s", "--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b")
-	want := Config{100, 300, 7, 8, time.Second, 2 * time.Second, 5 * time.Second, front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}}
+		"--read-timeout=1s", "--write-timeout=2s", "--max-header=9000",
+		"--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b")
+	want := Config{
+		front.Config{MaxHeader: 9000, Pages: front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}},
+		100, 300, 7, 8, time.Second, 2 * time.Second, 5 * time.Second,
+	}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, %v; want %+v", c, err, want)
 	}
@@ -39,7 +42,7 @@ func TestFlags(t *testing.T) {
 func TestFlagsKeepDefaults(t *testing.T) {
 	t.Parallel()
 	c := DefaultConfig()
-	if err := run(&c); err != nil || fmt.Sprint(c) != fmt.Sprint(DefaultConfig()) {
+	if err := run(&c); err != nil || !reflect.DeepEqual(c, DefaultConfig()) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

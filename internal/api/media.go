@@ -1,11 +1,13 @@
 package api
 
 import (
+	"bytes"
 	"mime"
 	"strings"
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/problem"
 )
 
@@ -58,20 +60,56 @@ func mediaOf(contentType []byte) media {
 	return unsupported
 }
 
-// checkMedia returns a problem if the headers announce a body that cannot be
-// taken. A body without a type is not guessed at: a form and a plain text can
-// look the same and mean different texts.
-func checkMedia(h *fasthttp.RequestHeader) *problem.Problem {
+// checkHead returns a problem if the headers announce what cannot be taken. A
+// body without a type is not guessed at: a form and a plain text can look the
+// same and mean different texts.
+func checkHead(h *fasthttp.RequestHeader) *problem.Problem {
+	m := mediaOf(h.ContentType())
 	switch {
 	case len(h.ContentEncoding()) > 0 && !strings.EqualFold(string(h.ContentEncoding()), "identity"):
-		return problem.New(fasthttp.StatusUnsupportedMediaType, "send the body without Content-Encoding")
-	case mediaOf(h.ContentType()) != unsupported:
-		return nil
-	case len(h.ContentType()) == 0 && h.ContentLength() == 0:
+		return unsupportedMedia("send the body without Content-Encoding")
+	case m == unsupported && len(h.ContentType()) == 0 && h.ContentLength() == 0:
 		return errNoBody
+	case m == unsupported:
+		return unsupportedMedia("the Content-Type must be one of " + acceptPost + "; the only charset is utf-8")
 	}
-	return problem.New(fasthttp.StatusUnsupportedMediaType,
-		"the Content-Type must be one of "+acceptPost+"; the only charset is utf-8")
+	return checkKeys(h, m)
+}
+
+func unsupportedMedia(detail string) *problem.Problem {
+	return problem.New(fasthttp.StatusUnsupportedMediaType, detail).
+		With("Accept-Post", acceptPost).With("Accept-Encoding", "identity")
+}
+
+// checkKeys returns a problem if there is an Idempotency-Key that cannot be
+// that of the body.
+func checkKeys(h *fasthttp.RequestHeader, m media) *problem.Problem {
+	if len(h.Peek(idempotencyKey)) == 0 {
+		return nil // nor is there one in a trailer
+	}
+	keys := front.HeaderLines(h, idempotencyKey)
+	for i, key := range keys {
+		if m == ndjson {
+			return badRequest(idempotencyKey + ` is for one text: give each line of a batch its own "id"`)
+		}
+		if i > 0 && !bytes.Equal(key, keys[0]) {
+			return badRequest("there are " + idempotencyKey + " headers that differ: send one")
+		}
+	}
+	return nil
+}
+
+// keyOf returns the Idempotency-Key among a request's headers. One in the
+// trailer of its body is none.
+func keyOf(h *fasthttp.RequestHeader) []byte {
+	if len(h.Peek(idempotencyKey)) == 0 {
+		return nil
+	}
+	keys := front.HeaderLines(h, idempotencyKey)
+	if len(keys) == 0 {
+		return nil
+	}
+	return keys[0]
 }
 
 // bodySlack is room beside the text for names, an id and white space.
@@ -90,9 +128,4 @@ func (s *Server) bodyLimit(m media) int {
 	default:
 		return s.cfg.MaxText + bodySlack
 	}
-}
-
-// limitBody is fasthttp's hook between a request's headers and its body.
-func (s *Server) limitBody(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
-	return fasthttp.RequestConfig{MaxRequestBodySize: s.bodyLimit(mediaOf(h.ContentType()))}
 }

@@ -56,7 +56,7 @@ func TestPagesReadWhatIsWrong(t *testing.T) {
 	s := setup(t, &broker{ready: errDown, publish: func(task.Task) <-chan error { panic("a bug") }})
 	const page = "http://127.0.0.1"
 	for _, r := range []reply{
-		s.do(t, "GET", readyPath, "", "Origin", page),
+		s.do(t, "GET", "/readyz", "", "Origin", page),
 		s.do(t, "GET", "/", "", "Origin", page),
 		s.do(t, "GET", queuePath, "", "Origin", page),
 		s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm, "Origin", page),

@@ -98,12 +98,12 @@ func TestUnreadableRequests(t *testing.T) {
 		status    int
 		detail    string
 	}{
-		{"not HTTP", "hello\r\n\r\n", 400, "not valid HTTP"},
-		{"no Host", "GET /healthz HTTP/1.1\r\n\r\n", 400, "not valid HTTP"},
-		{"bad length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400, "not valid HTTP"},
-		{"bad chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "not valid HTTP"},
-		{"long headers", "GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", headerLimit) + "\r\n\r\n", 431, "8192 bytes"},
-		{"long path", "GET /" + strings.Repeat("x", headerLimit) + " HTTP/1.1\r\nHost: a\r\n\r\n", 431, "8192 bytes"},
+		{"not HTTP", "hello\r\n\r\n", 400, "request line"},
+		{"no Host", "GET /healthz HTTP/1.1\r\n\r\n", 400, "Host header is missing"},
+		{"bad length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400, "must be a number"},
+		{"bad chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "chunk of the body"},
+		{"long headers", "GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 16<<10) + "\r\n\r\n", 431, "16384 bytes"},
+		{"long path", "GET /" + strings.Repeat("x", 16<<10) + " HTTP/1.1\r\nHost: a\r\n\r\n", 431, "16384 bytes"},
 		// Bodies too big to be read are refused for what is wrong with them first.
 		{"big body, wrong path", "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n", 404, "nothing here"},
 		{"big body, wrong method", "PUT /queue_reverse_text HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n", 405, "use"},

@@ -330,7 +330,7 @@ func requestOf(ctx *fasthttp.RequestCtx) request {
 
 // isHealth reports whether path is one of those that monitoring services ask
 // for, some of which call themselves browsers. The answers are no secrets.
-func isHealth(path string) bool { return path == "/healthz" || path == "/readyz" }
+func isHealth(path string) bool { return path == healthPath || path == readyPath }
 
 // looksLikeBrowser reports whether a GET without Origin and Sec-Fetch-Site may
 // be a browser's. They leave both out of a GET within the same origin where the

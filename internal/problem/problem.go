@@ -24,12 +24,20 @@ type Problem struct {
 	Detail string `json:"detail"`         // what is wrong and what to do
 	ID     string `json:"id,omitempty"`   // of a task that may or may not be queued
 	Line   int    `json:"line,omitempty"` // of a batch, from 1
+
+	header []string // of the answer, names and values in turn
 }
 
 // New returns the problem with an HTTP status; detail says what is wrong and
 // what to do.
 func New(status int, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: fasthttp.StatusMessage(status), Status: status, Detail: detail}
+}
+
+// With adds a header to the answer, and returns p.
+func (p *Problem) With(name, value string) *Problem {
+	p.header = append(p.header, name, value)
+	return p
 }
 
 // Retryable reports whether the same request may succeed later.
@@ -44,6 +52,9 @@ func (p *Problem) Answer(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if Retryable(p.Status) {
 		ctx.Response.Header.Set("Retry-After", RetryAfter)
+	}
+	for i := 0; i+1 < len(p.header); i += 2 {
+		ctx.Response.Header.Set(p.header[i], p.header[i+1])
 	}
 	ctx.SetBody(p.JSON())
 }

@@ -9,6 +9,8 @@ import (
 
 // Config limits what listeners may use. DefaultConfig gives a usable one.
 type Config struct {
+	front.Config // what both HTTP fronts have in common
+
 	// MaxListeners is how many may listen at once; more get 503. Default
 	// 100,000: about what the kernel's buffers and one process's descriptors
 	// are good for.
@@ -35,9 +37,6 @@ type Config struct {
 	// the broker still has; each costs a connection to it. More are asked to
 	// try again. Default 16.
 	MaxResuming int
-
-	// Pages are the web pages that may listen.
-	Pages front.Pages
 }
 
 // maxHeard is how many bytes a listener may send in one PingInterval.
@@ -46,6 +45,7 @@ const maxHeard = 64 << 10
 // DefaultConfig returns the limits used unless others are given.
 func DefaultConfig() Config {
 	return Config{
+		Config:           front.DefaultConfig(),
 		MaxListeners:     100_000,
 		PingInterval:     30 * time.Second,
 		WriteTimeout:     30 * time.Second,
@@ -65,5 +65,5 @@ func (c *Config) Settings() []setting.Setting {
 		setting.Time("write-timeout", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout, time.Second, 0),
 		setting.Time("handshake-timeout", "`TIME` for the request to listen", &c.HandshakeTimeout, time.Second, 0),
 	)
-	return append(limits, c.Pages.Settings()...)
+	return append(limits, c.Config.Settings()...)
 }

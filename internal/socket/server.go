@@ -28,7 +28,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/fasthttp/websocket"
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/feed"
@@ -40,27 +39,14 @@ import (
 // Greeting is the text of the first frame.
 const Greeting = "Salut, let's wait some text..."
 
-const (
-	listenPath = "/listen_results"
-	healthPath = "/healthz"
-	readyPath  = "/readyz"
-)
-
-// methods lists what each path answers to.
-var methods = map[string][]string{
-	listenPath: {"GET", "OPTIONS"},
-	healthPath: {"GET", "HEAD", "OPTIONS"},
-	readyPath:  {"GET", "HEAD", "OPTIONS"},
-}
+const listenPath = "/listen_results"
 
 // A Server serves listeners on any number of sites.
 type Server struct {
-	cfg      Config
-	feed     *feed.Feed
-	log      *slog.Logger
-	gate     *front.Gate
-	http     *fasthttp.Server
-	upgrader websocket.FastHTTPUpgrader
+	cfg   Config
+	feed  *feed.Feed
+	log   *slog.Logger
+	front *front.Server
 
 	source    Source
 	err       error // why there are not enough shards
@@ -93,38 +79,29 @@ type Source interface {
 // New returns a server of what is appended to f from source. Shutdown must be
 // called to release what the server holds.
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
-	s := &Server{cfg: cfg, feed: f, source: source, log: log, gate: front.NewGate(cfg.Pages), resuming: make(chan struct{}, cfg.MaxResuming)}
+	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.noMore = sync.OnceFunc(func() {
 		for range cap(s.resuming) {
 			s.resuming <- struct{}{}
 		}
 	})
-	s.upgrader = websocket.FastHTTPUpgrader{
-		CheckOrigin: func(*fasthttp.RequestCtx) bool { return true }, // the gate has looked at it
-		Error: func(ctx *fasthttp.RequestCtx, status int, reason error) {
-			problem.New(status, reason.Error()).Answer(ctx)
+	s.front = front.New(front.App{
+		Config: cfg.Config,
+		Routes: []front.Route{
+			{Path: listenPath, Methods: []string{fasthttp.MethodGet}, Handle: s.listen},
 		},
-		// The connection is used without the library's buffers.
-		ReadBufferSize: 1, WriteBufferSize: 1, WriteBufferPool: &sync.Pool{},
-	}
-	s.http = &fasthttp.Server{
-		Handler:            s.handle,
-		ErrorHandler:       s.answerUnreadable,
-		Logger:             quiet{},
-		Concurrency:        cfg.MaxListeners,
-		ReadTimeout:        cfg.HandshakeTimeout,
-		WriteTimeout:       cfg.HandshakeTimeout,
-		IdleTimeout:        cfg.HandshakeTimeout,
-		MaxRequestBodySize: 1 << 10, // nobody has to send one
-		CloseOnShutdown:    true,
-		// Together they leave nothing of fasthttp behind a listener.
-		KeepHijackedConns: true,
-		ReduceMemoryUsage: true,
-
-		NoDefaultServerHeader:        true,
-		DisablePreParseMultipartForm: true,
-	}
+		Elsewhere: "listen at " + listenPath,
+		Ready:     source.Ready,
+		TooLarge:  "a request to listen has no body",
+		// Those that listen have their own limit and are counted by then.
+		MaxConnections: cfg.MaxListeners,
+		ReadTimeout:    cfg.HandshakeTimeout,
+		WriteTimeout:   cfg.HandshakeTimeout,
+		IdleTimeout:    cfg.HandshakeTimeout,
+		Frugal:         true,
+		Log:            log,
+	})
 	onDrop := func() { s.listeners.Add(-1) }
 	s.hub = newHub(cfg, onDrop)
 	s.running.Go(s.hub.run)
@@ -148,7 +125,7 @@ func (s *Server) Serve(ln net.Listener) error {
 	if s.err != nil {
 		return s.err
 	}
-	return s.http.Serve(ln)
+	return s.front.Serve(ln)
 }
 
 // Shutdown takes no more connections, closes the listeners with the status
@@ -156,7 +133,7 @@ func (s *Server) Serve(ln net.Listener) error {
 // ends.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
-	err := s.http.ShutdownWithContext(ctx)
+	err := s.front.Shutdown(ctx, 0)
 	s.noMore() // each write of those that catch up has a deadline
 	for _, shard := range s.shards {
 		shard.close(byeRestart)
@@ -194,85 +171,53 @@ func (s *Server) Alive() error {
 	return errors.Join(errs...)
 }
 
-func (s *Server) handle(ctx *fasthttp.RequestCtx) {
-	ctx.Response.Header.Set("Cache-Control", "no-store")
-	if p := s.gate.Admit(ctx); p != nil {
-		p.Answer(ctx)
-		return
-	}
-	path := string(ctx.Path())
-	if path != listenPath && path != healthPath && path != readyPath {
-		problem.New(fasthttp.StatusNotFound, "there is nothing here: listen at "+listenPath).Answer(ctx)
-		return
-	}
-	if ctx.IsOptions() {
-		allowed := methods[path]
-		ctx.SetStatusCode(fasthttp.StatusNoContent)
-		ctx.Response.Header.Set("Allow", strings.Join(allowed, ", "))
-		front.AnswerPreflight(ctx, allowed)
-		return
-	}
-	if !ctx.IsGet() && (path == listenPath || !ctx.IsHead()) {
-		problem.New(fasthttp.StatusMethodNotAllowed, "use GET").Answer(ctx)
-		ctx.Response.Header.Set("Allow", "GET")
-		return
-	}
-	switch path {
-	case listenPath:
-		s.listen(ctx)
-	case healthPath:
-		ctx.SetBodyString("ok")
-	case readyPath:
-		if err := s.source.Ready(); err != nil {
-			problem.New(fasthttp.StatusServiceUnavailable, err.Error()).Answer(ctx)
-			return
-		}
-		ctx.SetBodyString("ready")
-	}
-}
-
-func (s *Server) listen(ctx *fasthttp.RequestCtx) {
+// listen lets a client listen, or returns the problem with its request.
+func (s *Server) listen(ctx *fasthttp.RequestCtx) *problem.Problem {
 	format, err := feed.ParseFormat(string(ctx.QueryArgs().Peek("format")))
 	if err != nil {
-		problem.New(fasthttp.StatusBadRequest, err.Error()).Answer(ctx)
-		return
+		return problem.New(fasthttp.StatusBadRequest, err.Error())
 	}
 	after, err := resumeMark(ctx)
 	if err != nil {
-		problem.New(fasthttp.StatusBadRequest, err.Error()).Answer(ctx)
-		return
+		return problem.New(fasthttp.StatusBadRequest, err.Error())
 	}
 	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
-		problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected, and no more are taken: try another site, or later", s.cfg.MaxListeners)).Answer(ctx)
-		return
+		return problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected, and no more are taken: try another site, or later", s.cfg.MaxListeners))
 	}
-	switch {
-	case acceptsEvents(ctx):
-		s.listenEvents(ctx, after)
-	case websocket.FastHTTPIsWebSocketUpgrade(ctx):
-		// The upgrader has answered by itself if it returns an error.
-		_ = s.upgrader.Upgrade(ctx, func(c *websocket.Conn) {
-			s.join(&listener{conn: c.NetConn(), dialect: websocketDialect{}}, format, after)
-		})
-	default:
-		problem.New(fasthttp.StatusUpgradeRequired,
-			"results come over a websocket: connect with ws:// instead of http://, or accept text/event-stream").Answer(ctx)
-		ctx.Response.Header.Set("Upgrade", "websocket")
-		ctx.Response.Header.Set("Connection", "Upgrade")
+	if acceptsEvents(ctx) {
+		return s.listenEvents(ctx, after)
 	}
+	return s.listenWebsocket(ctx, format, after)
 }
 
 // listenEvents answers with server-sent events.
-func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) {
+func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) *problem.Problem {
 	if !ctx.Request.Header.IsHTTP11() {
-		problem.New(fasthttp.StatusHTTPVersionNotSupported, "events come in chunks, which need HTTP/1.1").Answer(ctx)
-		return
+		return problem.New(fasthttp.StatusHTTPVersionNotSupported,
+			"events come in chunks, which need HTTP/1.1; a proxy in between must use it, too (nginx: proxy_http_version 1.1)")
 	}
 	header := eventsHeader + front.CORSLines(ctx) + "\r\n"
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(c net.Conn) {
 		s.join(&listener{conn: c, dialect: eventsDialect{}, control: []byte(header)}, feed.Events, after)
 	})
+	return nil
+}
+
+// listenWebsocket answers the handshake of a websocket.
+func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, after *feed.Mark) *problem.Problem {
+	h := &ctx.Request.Header
+	if p := checkHandshake(h); p != nil {
+		return p
+	}
+	ctx.SetStatusCode(fasthttp.StatusSwitchingProtocols)
+	ctx.Response.Header.Set("Upgrade", "websocket")
+	ctx.Response.Header.Set("Connection", "Upgrade")
+	ctx.Response.Header.Set("Sec-WebSocket-Accept", acceptKey(h.Peek("Sec-WebSocket-Key")))
+	ctx.Hijack(func(c net.Conn) {
+		s.join(&listener{conn: c, dialect: websocketDialect{}}, format, after)
+	})
+	return nil
 }
 
 func acceptsEvents(ctx *fasthttp.RequestCtx) bool {
@@ -295,9 +240,7 @@ func resumeMark(ctx *fasthttp.RequestCtx) (*feed.Mark, error) {
 // join makes a listener of a connection after its handshake. after is where it
 // wants to go on; nil for what comes from now on.
 func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
-	if wrapped, ok := l.conn.(interface{ UnsafeConn() net.Conn }); ok {
-		l.conn = wrapped.UnsafeConn() // without fasthttp's reader
-	}
+	l.conn = front.Detach(l.conn)
 	fd, err := descriptor(l.conn)
 	pollable := err == nil
 	if pollable {
@@ -323,17 +266,3 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 		s.hub.join(l)
 	}
 }
-
-func (s *Server) answerUnreadable(ctx *fasthttp.RequestCtx, err error) {
-	status := fasthttp.StatusBadRequest
-	if netErr, ok := err.(net.Error); ok && netErr.Timeout() {
-		status = fasthttp.StatusRequestTimeout
-	}
-	s.gate.Expose(ctx)
-	problem.New(status, "this is not a valid HTTP request that came in time").Answer(ctx)
-}
-
-// quiet drops what fasthttp logs: the mistakes of clients, which they are told.
-type quiet struct{}
-
-func (quiet) Printf(string, ...any) {}

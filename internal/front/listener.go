@@ -1,4 +1,4 @@
-package api
+package front
 
 import (
 	"errors"
@@ -6,13 +6,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/problem"
 )
@@ -33,22 +30,23 @@ const (
 // connections, and may be closed twice, which fasthttp does.
 type listener struct {
 	net.Listener
-	log   *slog.Logger
-	most  int64         // connections at once
-	open  atomic.Int64  // of them, and of those that are being refused
-	total *atomic.Int64 // the same of all listeners of a server
-	close sync.Once
-	err   error // of closing
+	log       *slog.Logger
+	most      int64         // connections at once
+	maxHeader int           // of each request
+	open      atomic.Int64  // connections, with those that are being refused
+	total     *atomic.Int64 // the same of all listeners of a server
+	close     sync.Once
+	err       error // of closing
 }
 
-// Accept waits while there are too many open files: to fasthttp that is the
-// end of the listener.
+// Accept waits while there are no descriptors or no memory for a connection:
+// to fasthttp such an error is the end of the listener.
 func (l *listener) Accept() (net.Conn, error) {
 	for waiting := false; ; waiting = true {
 		c, err := l.Listener.Accept()
 		if err == nil {
 			l.total.Add(1)
-			taken := &conn{Conn: c, closed: func() { l.open.Add(-1); l.total.Add(-1) }}
+			taken := &conn{Conn: c, from: l, guard: guard{limit: l.maxHeader}}
 			switch n := l.open.Add(1); {
 			case n <= l.most:
 				return taken, nil
@@ -63,7 +61,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if !waiting {
-			l.log.Warn("cannot take connections, trying again", "addr", l.Addr().String(), "err", err)
+			l.log.Warn("cannot take connections, trying again", "address", l.Addr().String(), "error", err)
 		}
 		time.Sleep(acceptPause)
 	}
@@ -79,13 +77,29 @@ func (l *listener) Close() error {
 	return l.err
 }
 
-// A conn is a connection that can be closed without losing the last answer.
+// A conn is a connection whose requests are guarded, and which can be closed
+// without losing the last answer.
 type conn struct {
 	net.Conn
+	guard  guard
+	from   *listener
 	linger atomic.Bool // the client may still be sending what nobody will read
+	gone   sync.Once   // it is no longer counted
+}
 
-	close  sync.Once
-	closed func() // called once
+// Read hands over what the guard lets pass.
+func (c *conn) Read(b []byte) (int, error) {
+	if c.guard.wrong != nil {
+		return 0, c.guard.wrong
+	}
+	n, err := c.Conn.Read(b)
+	if n == 0 {
+		return 0, err
+	}
+	if n = c.guard.pass(b[:n]); n == 0 {
+		return 0, c.guard.wrong
+	}
+	return n, err
 }
 
 // refuse tells the client of a connection that there are most already. It
@@ -96,9 +110,8 @@ func (c *conn) refuse(most int64) {
 	if c.SetDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
-	_, _ = c.Read(make([]byte, 512)) // the beginning will do
-	p := problem.New(fasthttp.StatusServiceUnavailable,
-		fmt.Sprintf("there are %d connections already: send this again in a second", most))
+	_, _ = c.Conn.Read(make([]byte, 512)) // the beginning will do
+	p := problem.New(503, fmt.Sprintf("there are %d connections already: send this again in a second", most))
 	body := p.JSON()
 	if c.SetDeadline(time.Now().Add(lingerTime)) == nil {
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nRetry-After: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
@@ -110,7 +123,7 @@ func (c *conn) refuse(most int64) {
 // that holds unread data resets the connection, and the reset overtakes the
 // answer.
 func (c *conn) Close() error {
-	defer c.close.Do(c.closed)
+	defer c.leave()
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() {
 		if w.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
 			_, _ = io.Copy(io.Discard, c.Conn)
@@ -119,15 +132,24 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// httpLog passes on what fasthttp has to say.
-type httpLog struct{ log *slog.Logger }
+// leave gives c's place to another one.
+func (c *conn) leave() {
+	c.gone.Do(func() {
+		c.from.open.Add(-1)
+		c.from.total.Add(-1)
+	})
+}
 
-// Printf logs at debug level what any client can cause at will.
-func (l httpLog) Printf(format string, args ...any) {
-	msg := fmt.Sprintf(format, args...)
-	if strings.HasPrefix(format, "error when serving connection") {
-		l.log.Debug(msg)
-	} else {
-		l.log.Warn(msg)
+// Detach returns the bare connection behind one that a request was hijacked
+// from, without the reader of fasthttp and without the guard, so that nothing
+// of them stays in memory. It no longer counts as a connection of the server.
+func Detach(c net.Conn) net.Conn {
+	if hijacked, ok := c.(interface{ UnsafeConn() net.Conn }); ok {
+		c = hijacked.UnsafeConn()
 	}
+	if own, ok := c.(*conn); ok {
+		own.leave()
+		c = own.Conn
+	}
+	return c
 }

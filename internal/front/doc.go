@@ -1,2 +1,0 @@
-// Package front is what the two HTTP fronts, api and socket, share.
-package front

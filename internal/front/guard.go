@@ -1,0 +1,446 @@
+package front
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/problem"
+)
+
+// A fault is what is wrong with a request as HTTP. It ends the connection:
+// where the next request begins is not certain.
+type fault struct {
+	status int
+	detail string
+}
+
+func (f *fault) Error() string { return f.detail }
+
+func (f *fault) problem() *problem.Problem { return problem.New(f.status, f.detail) }
+
+func malformed(detail string) *fault { return &fault{fasthttp.StatusBadRequest, detail} }
+
+// The faults. Each has its own words, so that whoever wrote the client or
+// configured the proxy knows where to look.
+var (
+	faultTLS     = malformed("this is TLS, and the server speaks plain HTTP here: use http:// or ws://")
+	faultNotHTTP = malformed("this is not HTTP: a request begins with a method, such as GET or POST")
+	faultLF      = malformed("lines of a request must end with CR and LF, not with LF alone")
+	faultCR      = malformed("there is a CR within a line of the request: only the end of a line has one")
+	faultLine    = malformed("the request line must be a method, a path and HTTP/1.1, with one space between them")
+	faultTarget  = malformed("the request line must have a path that begins with /, or an http:// URL")
+	faultConnect = &fault{fasthttp.StatusNotImplemented, "CONNECT is for proxies, and this is none"}
+	faultVersion = &fault{fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here"}
+
+	faultFold   = malformed("a header line begins with white space: continued lines are obsolete, send each header in one line")
+	faultSpace  = malformed("there is white space between a header's name and its colon")
+	faultField  = malformed("a header line must be a name of letters, digits and hyphens, a colon, and a value")
+	faultLines  = &fault{fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("a request may have %d header lines", maxFields)}
+	faultNoHost = malformed("the Host header is missing: HTTP/1.1 requires it (nginx: proxy_set_header Host $host)")
+	faultHosts  = malformed("there is more than one Host header")
+	faultHost   = malformed("the Host header must be a host name or an address, and a port if need be, such as example.org:8083 (nginx: proxy_set_header Host $host)")
+
+	faultTypes     = malformed("there is more than one Content-Type header")
+	faultLength    = malformed("Content-Length must be a number")
+	faultLengths   = malformed("there is more than one Content-Length header")
+	faultEncodings = malformed("there is more than one Transfer-Encoding header")
+	faultEncoding  = malformed("the only Transfer-Encoding that is taken is chunked")
+	faultUnknownTE = &fault{fasthttp.StatusNotImplemented, "the only Transfer-Encoding that is taken is chunked, without others"}
+	faultOldTE     = malformed("HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
+	faultBoth      = malformed("there are both a Content-Length and a Transfer-Encoding: send one of them")
+	faultExpect    = &fault{fasthttp.StatusExpectationFailed, "the only expectation that can be met is Expect: 100-continue"}
+
+	faultChunk    = malformed("a chunk of the body must begin with its length in hexadecimal digits, in a line of its own")
+	faultChunkEnd = malformed("a chunk of the body is not as long as it says: CR and LF must follow it")
+)
+
+const (
+	// maxFields is the most header lines of a request, and of a trailer. Each
+	// costs some hundred bytes of memory, however short it is.
+	maxFields = 256
+
+	// maxChunkLine is the longest line with the length of a chunk: what comes
+	// after the length is of no use to anyone.
+	maxChunkLine = 256
+)
+
+// A phase is what a guard expects next.
+type phase uint8
+
+const (
+	requestLine phase = iota
+	fieldLine
+	body      // left bytes of it
+	chunkLine // the length of a chunk
+	chunk     // left bytes of it
+	chunkEnd  // the line break after a chunk
+	trailerLine
+)
+
+// A guard reads along with fasthttp, before it, and lets nothing pass that
+// could be understood in more than one way: what a proxy in front takes for one
+// request must not be two here. fasthttp itself is more lenient, waits for the
+// end of what cannot end well, and does not say what is wrong.
+//
+// It works on the bytes in fasthttp's buffer as they come. Nothing is copied
+// but lines that arrive in parts.
+type guard struct {
+	limit   int    // of bytes in the request line and the headers
+	size    int    // of them so far, or of the trailer
+	fields  int    // lines
+	left    int64  // bytes of the body or chunk that are still to come
+	partial []byte // the beginning of a line whose end has not come
+	wrong   *fault // once found, for good
+
+	phase   phase
+	minor   byte // of the version
+	begun   bool // fasthttp has a part of the request
+	host    bool
+	typed   bool
+	length  bool
+	chunked bool
+}
+
+// pass returns how many of the bytes p, which came next, fasthttp may read. If
+// these are not all, g.wrong is set, and fasthttp has at least one byte
+// of the request that is wrong, without which it would not answer.
+func (g *guard) pass(p []byte) int {
+	for at := 0; at < len(p); {
+		switch g.phase {
+		case body, chunk:
+			n := min(g.left, int64(len(p)-at))
+			at += int(n)
+			if g.left -= n; g.left == 0 {
+				g.bodyPart()
+			}
+			continue
+		case requestLine:
+			if !g.begun && len(g.partial) == 0 && !tokenByte[p[at]] && p[at] != '\r' && p[at] != '\n' {
+				g.wrong = faultNotHTTP
+				if p[at] == 0x16 { // a handshake record
+					g.wrong = faultTLS
+				}
+			}
+		}
+		n := bytes.IndexByte(p[at:], '\n') + 1
+		complete := n > 0
+		if !complete {
+			n = len(p) - at
+		}
+		if g.wrong == nil {
+			g.wrong = g.count(n)
+		}
+		if g.wrong == nil {
+			g.wrong = g.take(p[at:at+n], complete)
+		}
+		if g.wrong != nil {
+			if !g.begun {
+				p[at] = 'X' // any but a line break, which fasthttp would skip
+				at++
+			}
+			return at
+		}
+		at += n
+		g.begun = g.phase != requestLine || len(g.partial) > 0
+	}
+	return len(p)
+}
+
+// count adds n bytes of a line to the size of what they are part of.
+func (g *guard) count(n int) *fault {
+	if g.phase == chunkLine || g.phase == chunkEnd {
+		return nil
+	}
+	if g.size += n; g.size > g.limit {
+		return &fault{fasthttp.StatusRequestHeaderFieldsTooLarge,
+			fmt.Sprintf("the request line and headers may have %d bytes together (--max-header)", g.limit)}
+	}
+	return nil
+}
+
+// take checks a line, once it is complete, with what has come of it before.
+func (g *guard) take(line []byte, complete bool) *fault {
+	if len(g.partial) > 0 || !complete {
+		if g.phase == chunkLine && len(g.partial)+len(line) > maxChunkLine {
+			return faultChunk
+		}
+		g.partial = append(g.partial, line...)
+		if !complete {
+			return nil
+		}
+		line = g.partial
+		g.partial = nil
+	}
+	if len(line) < 2 || line[len(line)-2] != '\r' {
+		return faultLF
+	}
+	line = line[:len(line)-2]
+	if bytes.IndexByte(line, '\r') >= 0 {
+		return faultCR
+	}
+	switch g.phase {
+	case requestLine:
+		return g.request(line)
+	case fieldLine:
+		if len(line) > 0 {
+			return g.field(line)
+		}
+		return g.endHead()
+	case chunkLine:
+		return g.chunkSize(line)
+	case chunkEnd:
+		if len(line) > 0 {
+			return faultChunkEnd
+		}
+		g.phase = chunkLine
+	case trailerLine:
+		if len(line) == 0 {
+			g.next()
+			return nil
+		}
+		_, _, wrong := g.split(line)
+		return wrong
+	}
+	return nil
+}
+
+// next prepares g for another request.
+func (g *guard) next() { *g = guard{limit: g.limit} }
+
+// bodyPart is called at the end of a body or chunk.
+func (g *guard) bodyPart() {
+	if g.phase == chunk {
+		g.phase = chunkEnd
+	} else {
+		g.next()
+	}
+}
+
+func (g *guard) request(line []byte) *fault {
+	if len(line) == 0 {
+		return nil // some clients send line breaks after a body
+	}
+	g.phase = fieldLine
+	method, rest, _ := bytes.Cut(line, []byte(" "))
+	target, version, ok := bytes.Cut(rest, []byte(" "))
+	switch {
+	case !ok || !isToken(method) || len(target) == 0 || bytes.IndexByte(version, ' ') >= 0 || !bytes.HasPrefix(version, []byte("HTTP/")):
+		return faultLine
+	case len(version) != len("HTTP/1.1") || !bytes.HasPrefix(version, []byte("HTTP/1.")) || version[7] < '0' || version[7] > '9':
+		return faultVersion
+	case string(method) == "CONNECT":
+		return faultConnect
+	case target[0] != '/' && string(line) != "OPTIONS * "+string(version) && !hasFold(target, "http://") && !hasFold(target, "https://"):
+		return faultTarget
+	}
+	for _, c := range target {
+		if c <= ' ' || c == 0x7f {
+			return faultTarget
+		}
+	}
+	g.minor = version[7] - '0'
+	return nil
+}
+
+// split returns a header's name, and the value without white space around it.
+func (g *guard) split(line []byte) (name, value []byte, wrong *fault) {
+	if g.fields++; g.fields > maxFields {
+		return nil, nil, faultLines
+	}
+	if line[0] == ' ' || line[0] == '\t' {
+		return nil, nil, faultFold
+	}
+	colon := bytes.IndexByte(line, ':')
+	if colon > 0 && (line[colon-1] == ' ' || line[colon-1] == '\t') {
+		return nil, nil, faultSpace
+	}
+	if colon < 0 || !isToken(line[:colon]) {
+		return nil, nil, faultField
+	}
+	return line[:colon], bytes.Trim(line[colon+1:], " \t"), nil
+}
+
+func (g *guard) field(line []byte) *fault {
+	name, value, wrong := g.split(line)
+	if wrong != nil {
+		return wrong
+	}
+	// The lengths differ, so that most names are compared with nothing.
+	switch len(name) {
+	case len("Host"):
+		if hasFold(name, "Host") {
+			switch {
+			case g.host:
+				return faultHosts
+			case !isHost(value):
+				return faultHost
+			}
+			g.host = true
+		}
+	case len("Expect"):
+		// In HTTP/1.0 it is to be ignored.
+		if hasFold(name, "Expect") && g.minor > 0 && !bytes.EqualFold(value, []byte("100-continue")) {
+			return faultExpect
+		}
+	case len("Content-Type"):
+		if hasFold(name, "Content-Type") {
+			if g.typed {
+				return faultTypes
+			}
+			g.typed = true
+		}
+	case len("Content-Length"):
+		if hasFold(name, "Content-Length") {
+			return g.contentLength(value)
+		}
+	case len("Transfer-Encoding"):
+		if hasFold(name, "Transfer-Encoding") {
+			return g.transferEncoding(value)
+		}
+	}
+	return nil
+}
+
+func (g *guard) contentLength(value []byte) *fault {
+	const mostDigits = 18 // in an int64
+	if g.length {
+		return faultLengths
+	}
+	g.length = true
+	if len(value) == 0 || len(value) > mostDigits {
+		return faultLength
+	}
+	for _, c := range value {
+		if c < '0' || c > '9' {
+			return faultLength
+		}
+		g.left = 10*g.left + int64(c-'0')
+	}
+	return nil
+}
+
+func (g *guard) transferEncoding(value []byte) *fault {
+	const known = "chunked"
+	switch {
+	case g.minor != 1:
+		return faultOldTE
+	case g.chunked:
+		return faultEncodings
+	case bytes.EqualFold(value, []byte(known)):
+		g.chunked = true
+		return nil
+	case len(value) > len(known) && bytes.EqualFold(value[len(value)-len(known):], []byte(known)):
+		return faultUnknownTE // RFC 9112, section 6.1
+	}
+	return faultEncoding
+}
+
+func (g *guard) endHead() *fault {
+	switch {
+	case g.chunked && g.length:
+		return faultBoth
+	case !g.host && g.minor > 0:
+		return faultNoHost
+	case g.chunked:
+		g.phase, g.size, g.fields = chunkLine, 0, 0 // from now on those of the trailer
+	case g.left > 0:
+		g.phase = body
+	default:
+		g.next()
+	}
+	return nil
+}
+
+func (g *guard) chunkSize(line []byte) *fault {
+	const mostDigits = 15 // in an int64
+	digits := 0
+	for g.left = 0; digits < len(line); digits++ {
+		v := hexValue(line[digits])
+		if v < 0 {
+			break
+		}
+		g.left = 16*g.left + v
+		if digits == mostDigits {
+			return faultChunk
+		}
+	}
+	switch {
+	case digits == 0 || digits < len(line) && line[digits] != ';' && line[digits] != ' ' && line[digits] != '\t':
+		return faultChunk
+	case g.left > 0:
+		g.phase = chunk
+	default:
+		g.phase = trailerLine
+	}
+	return nil
+}
+
+func hexValue(c byte) int64 {
+	switch {
+	case '0' <= c && c <= '9':
+		return int64(c - '0')
+	case 'a' <= c|0x20 && c|0x20 <= 'f':
+		return int64(c|0x20-'a') + 10
+	}
+	return -1
+}
+
+// isHost reports whether b is a host name or a literal address, with or without
+// a port.
+func isHost(b []byte) bool {
+	if len(b) == 0 {
+		return false
+	}
+	host, port := b, []byte(nil)
+	if b[0] == '[' {
+		end := bytes.IndexByte(b, ']')
+		if end < 0 || end+1 < len(b) && b[end+1] != ':' {
+			return false
+		}
+		host, port = b[1:end], b[min(end+2, len(b)):]
+		for _, c := range host {
+			if hexValue(c) < 0 && c != ':' && c != '.' {
+				return false
+			}
+		}
+	} else if host, port, _ = bytes.Cut(b, []byte(":")); true {
+		for _, c := range host {
+			if !tokenByte[c] || bytes.IndexByte([]byte("!#$%&'*+^`|"), c) >= 0 {
+				return false
+			}
+		}
+	}
+	for _, c := range port {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return len(host) > 0 && len(port) <= len("65535")
+}
+
+// hasFold reports whether b begins with the ASCII text prefix in any case.
+func hasFold(b []byte, prefix string) bool {
+	return len(b) >= len(prefix) && bytes.EqualFold(b[:len(prefix)], []byte(prefix))
+}
+
+func isToken(b []byte) bool {
+	for _, c := range b {
+		if !tokenByte[c] {
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+// tokenByte has the characters of methods and names (RFC 9110, section 5.6.2).
+var tokenByte = func() (t [256]bool) {
+	for c := range t {
+		t[c] = '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
+	}
+	for _, c := range "!#$%&'*+-.^_`|~" {
+		t[c] = true
+	}
+	return t
+}()

@@ -1,0 +1,115 @@
+package front
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/problem"
+)
+
+const (
+	healthPath = "/healthz"
+	readyPath  = "/readyz"
+)
+
+// knownMethods are those that RFC 9110 and RFC 5789 define. Others are not
+// implemented, rather than not allowed at a path.
+var knownMethods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+
+// routes are the routes of a server by their paths.
+type routes struct {
+	byPath    map[string]*route
+	elsewhere string
+}
+
+type route struct {
+	Route
+	methods []string // with OPTIONS, in order
+}
+
+func newRoutes(app *App) routes {
+	r := routes{make(map[string]*route), "there is nothing here: " + app.Elsewhere}
+	for _, of := range append(slices.Clone(app.Routes), healthRoutes(app.Ready)...) {
+		methods := append(slices.Clone(of.Methods), fasthttp.MethodOptions)
+		slices.Sort(methods)
+		r.byPath[of.Path] = &route{of, methods}
+	}
+	return r
+}
+
+func healthRoutes(ready func() error) []Route {
+	methods := []string{fasthttp.MethodGet, fasthttp.MethodHead}
+	return []Route{
+		{Path: healthPath, Methods: methods, Handle: func(ctx *fasthttp.RequestCtx) *problem.Problem {
+			Text(ctx, fasthttp.StatusOK, "ok")
+			return nil
+		}},
+		{Path: readyPath, Methods: methods, Handle: func(ctx *fasthttp.RequestCtx) *problem.Problem {
+			if err := ready(); err != nil {
+				return problem.New(fasthttp.StatusServiceUnavailable, err.Error())
+			}
+			Text(ctx, fasthttp.StatusOK, "ready")
+			return nil
+		}},
+	}
+}
+
+// find returns the route of a request, or what is wrong with it by its headers
+// alone.
+func (r *routes) find(h *fasthttp.RequestHeader) (*route, *problem.Problem) {
+	method := h.Method()
+	known := slices.Contains(knownMethods, string(method))
+	if !known {
+		return nil, problem.New(fasthttp.StatusNotImplemented, "there is no such method: use "+strings.Join(knownMethods[:3], ", "))
+	}
+	to, ok := r.byPath[string(rawPath(h.RequestURI()))]
+	if !ok {
+		return nil, problem.New(fasthttp.StatusNotFound, r.elsewhere)
+	}
+	if !slices.Contains(to.methods, string(method)) {
+		return nil, problem.New(fasthttp.StatusMethodNotAllowed, "use "+strings.Join(to.methods, " or ")).
+			With("Allow", strings.Join(to.methods, ", "))
+	}
+	if to.Check != nil && string(method) != fasthttp.MethodOptions {
+		return to, to.Check(h)
+	}
+	return to, nil
+}
+
+// answerOptions says what the path takes.
+func (to *route) answerOptions(ctx *fasthttp.RequestCtx) {
+	ctx.SetStatusCode(fasthttp.StatusNoContent)
+	ctx.Response.Header.Set("Allow", strings.Join(to.methods, ", "))
+	AnswerPreflight(ctx, to.methods)
+	for i := 0; i+1 < len(to.Options); i += 2 {
+		ctx.Response.Header.Set(to.Options[i], to.Options[i+1])
+	}
+}
+
+// rawPath returns the path of a request target as it was sent. Proxies decide by
+// it who may do what: a path that becomes another one here, by decoding or
+// joining it, would get past their rules.
+func rawPath(target []byte) []byte {
+	if len(target) > 0 && target[0] != '/' {
+		if _, rest, ok := bytes.Cut(target, []byte("://")); ok {
+			target = rest[max(bytes.IndexByte(rest, '/'), 0):]
+		}
+	}
+	path, _, _ := bytes.Cut(target, []byte("?"))
+	return path
+}
+
+// HeaderLines returns the values of the lines of a request's headers that have
+// this name. Unlike fasthttp's own, they are not those of a trailer, which
+// anyone who sends a body's chunks can add.
+func HeaderLines(h *fasthttp.RequestHeader, name string) (values [][]byte) {
+	for line := range bytes.SplitSeq(h.RawHeaders(), []byte("\r\n")) {
+		if key, value, ok := bytes.Cut(line, []byte(":")); ok && len(key) == len(name) && hasFold(key, name) {
+			values = append(values, bytes.Trim(value, " \t"))
+		}
+	}
+	return values
+}

@@ -1,0 +1,268 @@
+package front
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/problem"
+)
+
+// A Server serves an App on any number of listening sockets.
+type Server struct {
+	app    App
+	routes routes
+	gate   *Gate
+	http   *fasthttp.Server
+
+	connections atomic.Int64 // open ones, of all listeners
+
+	draining atomic.Bool // set once, under mu
+	mu       sync.Mutex
+	open     []net.Listener
+}
+
+// New returns a server of app. It serves nothing until Serve.
+func New(app App) *Server {
+	s := &Server{app: app, routes: newRoutes(&app), gate: NewGate(app.Pages)}
+	s.http = &fasthttp.Server{
+		Handler:        s.Handle,
+		ErrorHandler:   s.refuse,
+		ExpectHandler:  s.expect,
+		HeaderReceived: s.limitBody,
+		Logger:         httpLog{app.Log},
+
+		Concurrency:        2 * app.MaxConnections, // listeners refuse sooner, and say why
+		ReadTimeout:        app.ReadTimeout,
+		WriteTimeout:       app.WriteTimeout,
+		IdleTimeout:        app.IdleTimeout,
+		ReadBufferSize:     app.MaxHeader,
+		MaxRequestBodySize: 1, // unless limitBody says otherwise
+		CloseOnShutdown:    true,
+
+		// Together they leave nothing of fasthttp behind a hijacked connection.
+		KeepHijackedConns: app.Frugal,
+		ReduceMemoryUsage: app.Frugal,
+
+		// Name and version are nobody's business; each answer sets its own type.
+		NoDefaultServerHeader: true,
+		NoDefaultContentType:  true,
+		// A multipart body is refused, not spooled to temporary files.
+		DisablePreParseMultipartForm: true,
+		// Texts are the clients' own and stay out of the log.
+		SecureErrorLogMessage: true,
+	}
+	return s
+}
+
+// Serve answers requests on ln until Shutdown, then returns nil. It is called
+// once for each listening socket and takes ln over.
+func (s *Server) Serve(ln net.Listener) error {
+	ln = &listener{
+		Listener: ln, log: s.app.Log, most: int64(s.app.MaxConnections),
+		maxHeader: s.app.MaxHeader, total: &s.connections,
+	}
+	s.mu.Lock()
+	draining := s.draining.Load()
+	if !draining {
+		s.open = append(s.open, ln)
+	}
+	s.mu.Unlock()
+	if draining {
+		return ln.Close()
+	}
+	return s.http.Serve(ln)
+}
+
+// Shutdown stops taking connections, lets running requests be answered, and
+// closes connections as they fall idle, after lastCall. A client that has just
+// read an answer sends its next request within that time and is told to close,
+// where closing at once would break that request off. Shutdown returns ctx's
+// error if some connections are still busy when ctx ends.
+func (s *Server) Shutdown(ctx context.Context, lastCall time.Duration) error {
+	s.mu.Lock()
+	s.draining.Store(true)
+	for _, ln := range s.open {
+		if err := ln.Close(); err != nil {
+			s.app.Log.Warn("closing a listening socket", "address", ln.Addr().String(), "error", err)
+		}
+	}
+	s.open = nil
+	s.mu.Unlock()
+
+	select {
+	case <-time.After(lastCall):
+	case <-ctx.Done():
+	}
+	return s.http.ShutdownWithContext(ctx)
+}
+
+// Connections returns how many are open, without those that were detached.
+func (s *Server) Connections() int { return int(s.connections.Load()) }
+
+// Handle answers a request.
+func (s *Server) Handle(ctx *fasthttp.RequestCtx) {
+	// fasthttp recovers nothing: one request that meets a bug would take
+	// every other one down with it, and a repeated one the whole site.
+	defer func() {
+		if r := recover(); r != nil {
+			s.app.Log.Error("request handler panicked", "panic", r, "stack", string(debug.Stack()))
+			ctx.Response.Reset()
+			s.gate.Expose(ctx)
+			answer(ctx, problem.New(fasthttp.StatusInternalServerError, "this is a bug in revq: its log has the details"))
+		}
+		// Sooner than fasthttp's CloseOnShutdown, which begins after the last call.
+		if s.draining.Load() {
+			ctx.SetConnectionClose()
+		}
+	}()
+	if p := s.serve(ctx); p != nil {
+		answer(ctx, p)
+	}
+}
+
+// serve answers the request or returns the problem with it.
+func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem.Problem {
+	noStore(ctx)
+	if p := s.gate.Admit(ctx); p != nil {
+		return p
+	}
+	if string(ctx.Request.Header.RequestURI()) == "*" { // the guard lets only OPTIONS do so
+		ctx.SetStatusCode(fasthttp.StatusNoContent)
+		return nil
+	}
+	to, p := s.routes.find(&ctx.Request.Header)
+	if p != nil {
+		return p
+	}
+	if ctx.IsOptions() {
+		to.answerOptions(ctx)
+		return nil
+	}
+	return to.Handle(ctx)
+}
+
+// limitBody is fasthttp's hook between a request's headers and its body.
+func (s *Server) limitBody(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	return fasthttp.RequestConfig{MaxRequestBodySize: s.bodyLimit(h)}
+}
+
+func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int {
+	const least = 1 // 0 is fasthttp's default, which is 4 MiB
+	if s.app.BodyLimit == nil {
+		return least
+	}
+	return max(s.app.BodyLimit(h), least)
+}
+
+// expect decides whether a client that asks before it sends a body is to send
+// it. One that would be refused by the headers alone is refused now.
+func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
+	h := &ctx.Request.Header
+	p := s.gate.Admit(ctx)
+	if p == nil {
+		_, p = s.routes.find(h)
+	}
+	if p == nil && h.ContentLength() > s.bodyLimit(h) {
+		p = s.tooLarge()
+	}
+	if p == nil {
+		return fasthttp.StatusContinue
+	}
+	s.last(ctx, p)
+	return p.Status
+}
+
+// refuse answers a request that could not be read, and then closes the
+// connection.
+func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
+	s.gate.Expose(ctx)
+	s.last(ctx, s.unreadable(ctx, err))
+}
+
+// last answers a request whose body, or whose end, is not read, and closes the
+// connection once the client has had the time to read that.
+func (s *Server) last(ctx *fasthttp.RequestCtx, p *problem.Problem) {
+	if c, ok := ctx.Conn().(*conn); ok {
+		c.linger.Store(true)
+	}
+	answer(ctx, p)
+}
+
+func (s *Server) tooLarge() *problem.Problem {
+	return problem.New(fasthttp.StatusRequestEntityTooLarge, s.app.TooLarge)
+}
+
+func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *problem.Problem {
+	if c, ok := ctx.Conn().(*conn); ok && c.guard.wrong != nil {
+		return c.guard.wrong.problem()
+	}
+	var long *fasthttp.ErrSmallBuffer
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		// A smaller body would not help a request that is wrong otherwise. (Of a
+		// chunked one fasthttp has dropped the headers by now, Host with them.)
+		if h := &ctx.Request.Header; len(h.Host()) > 0 {
+			if _, p := s.routes.find(h); p != nil {
+				return p
+			}
+		}
+		return s.tooLarge()
+	case errors.As(err, &long):
+		return problem.New(fasthttp.StatusRequestHeaderFieldsTooLarge,
+			fmt.Sprintf("the request line and headers may have %d bytes together (--max-header)", s.app.MaxHeader))
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return problem.New(fasthttp.StatusRequestTimeout,
+			fmt.Sprintf("the whole request must arrive within %v", s.app.ReadTimeout))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return problem.New(fasthttp.StatusBadRequest, "the connection ended before the request was complete")
+	}
+	return problem.New(fasthttp.StatusBadRequest,
+		"this is not valid HTTP: check the request's path, the values of its headers, and the chunks of its body")
+}
+
+var (
+	headerCacheControl = []byte("Cache-Control")
+	valueNoStore       = []byte("no-store")
+)
+
+// noStore keeps answers out of caches: each is about this moment.
+func noStore(ctx *fasthttp.RequestCtx) {
+	ctx.Response.Header.SetCanonical(headerCacheControl, valueNoStore)
+}
+
+func answer(ctx *fasthttp.RequestCtx, p *problem.Problem) {
+	noStore(ctx)
+	p.Answer(ctx)
+}
+
+// Text answers with a text.
+func Text(ctx *fasthttp.RequestCtx, status int, text string) {
+	ctx.SetStatusCode(status)
+	ctx.SetContentType("text/plain; charset=utf-8")
+	ctx.SetBodyString(text)
+}
+
+// httpLog passes on what fasthttp has to say.
+type httpLog struct{ log *slog.Logger }
+
+// Printf logs at debug level what any client can cause at will.
+func (l httpLog) Printf(format string, args ...any) {
+	msg := fmt.Sprintf(format, args...)
+	if strings.HasPrefix(format, "error when serving connection") {
+		l.log.Debug(msg)
+	} else {
+		l.log.Warn(msg)
+	}
+}
