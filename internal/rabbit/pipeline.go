@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -24,6 +25,15 @@ const stuckTimeout = 30 * time.Second
 // binding that was removed under a running publisher.
 const repairInterval = time.Second
 
+// probeInterval is how often a publisher that publishes nothing sends a probe:
+// the broker says that it is short of memory or disk space only to connections
+// that publish. It is also how long that may stay unknown.
+const probeInterval = 5 * time.Second
+
+// probeKey is the routing key of probes. No queue is bound to it: the broker
+// confirms a probe and drops it.
+const probeKey = "probe"
+
 // A publication is a message on its way to its confirmation.
 type publication struct {
 	key      string
@@ -31,6 +41,17 @@ type publication struct {
 	deadline time.Time
 	answer   chan error // has room for the one answer
 	settled  bool
+	probe    bool // meant for no queue
+}
+
+// What the pipelines of one publisher know together.
+type shared struct {
+	// blocked is how many of them the broker has blocked. An alarm is one of
+	// the whole cluster, so then none of them is worth trying.
+	blocked atomic.Int32
+
+	// published is when something was published last, in nanoseconds since 1970.
+	published atomic.Int64
 }
 
 // settle answers, once. It is called under the pipeline's lock.
@@ -45,9 +66,10 @@ func (p *publication) settle(err error) {
 // (watch) takes in everything that the broker says; callers only wait for
 // their answer, so that a connection that hangs never holds them up.
 type pipeline struct {
-	s   *session
-	cfg Config
-	log *slog.Logger
+	s      *session
+	cfg    Config
+	log    *slog.Logger
+	shared *shared
 
 	confirms chan amqp.Confirmation
 	returns  chan amqp.Return
@@ -57,18 +79,19 @@ type pipeline struct {
 	mu      sync.Mutex
 	refusal error          // why nothing is taken now; nil if it is
 	blocked bool           // the broker reads nothing at present
+	probing bool           // there is a probe among waiting or sent
 	waiting []*publication // taken, not handed to the connection yet
 	sent    []*publication // handed to the connection, not confirmed, in the order of their delivery tags
 }
 
 // newPipeline returns a pipeline over s, whose channel is in confirm mode.
-func newPipeline(s *session, cfg Config, log *slog.Logger) *pipeline {
+func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipeline {
 	return &pipeline{
-		s: s, cfg: cfg, log: log,
+		s: s, cfg: cfg, log: log, shared: all,
 		// amqp091-go drops a notification that nobody takes for five seconds.
-		// There is room for one of each kind for every message under way, so
-		// that its reader never has to wait.
-		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxUnconfirmed)),
+		// There is room for one of each kind for every message under way and a
+		// probe, so that its reader never has to wait.
+		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxUnconfirmed+1)),
 		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxUnconfirmed)),
 		blocks:   s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
 		wake:     make(chan struct{}, 1),
@@ -79,19 +102,38 @@ func newPipeline(s *session, cfg Config, log *slog.Logger) *pipeline {
 func (p *pipeline) take(pub *publication) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pub.deadline = time.Now().Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
+	now := time.Now()
+	pub.deadline = now.Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
+	most := p.cfg.MaxUnconfirmed
+	if p.probing {
+		most++ // it takes nobody's place
+	}
 	switch {
 	case p.refusal != nil:
 		return p.refusal
-	case len(p.waiting)+len(p.sent) >= p.cfg.MaxUnconfirmed:
+	case pub.probe:
+		p.probing = true
+	case len(p.waiting)+len(p.sent) >= most:
 		return ErrBusy
 	}
+	p.shared.published.Store(now.UnixNano())
 	p.waiting = append(p.waiting, pub)
 	select {
 	case p.wake <- struct{}{}:
 	default: // the writer has not looked since the last one
 	}
 	return nil
+}
+
+// probe publishes a message that is for nobody, if there is none on its way.
+func (p *pipeline) probe() {
+	p.mu.Lock()
+	probing := p.probing
+	p.mu.Unlock()
+	if !probing {
+		// Refused if messages are: then what is wrong is known.
+		_ = p.take(&publication{key: probeKey, probe: true, answer: make(chan error, 1)})
+	}
 }
 
 func (p *pipeline) ready() error {
@@ -134,6 +176,7 @@ func (p *pipeline) abandon(reason error) {
 		pub.settle(ErrLost)
 	}
 	p.waiting, p.sent = nil, nil
+	p.block(false)
 }
 
 // write hands to the connection what is waiting.
@@ -145,7 +188,7 @@ func (p *pipeline) write(ctx context.Context) error {
 			return nil
 		}
 		for _, pub := range p.next() {
-			if _, err := p.s.ch.PublishWithDeferredConfirm(Exchange, pub.key, true, false, pub.message); err != nil {
+			if _, err := p.s.ch.PublishWithDeferredConfirm(Exchange, pub.key, !pub.probe, false, pub.message); err != nil {
 				err = fmt.Errorf("publish: %w", err)
 				if errors.Is(err, amqp.ErrClosed) {
 					err = p.s.why(err)
@@ -163,8 +206,11 @@ func (p *pipeline) next() []*publication {
 	defer p.mu.Unlock()
 	batch := make([]*publication, 0, len(p.waiting))
 	for _, pub := range p.waiting {
-		if !pub.settled {
+		switch {
+		case !pub.settled:
 			batch = append(batch, pub)
+		case pub.probe:
+			p.probing = false
 		}
 	}
 	clear(p.waiting)
@@ -206,6 +252,9 @@ func (p *pipeline) watch(ctx context.Context) error {
 			if p.expire(now) {
 				return fmt.Errorf("the broker has left a message unconfirmed for %v", stuckTimeout)
 			}
+			if now.Sub(time.Unix(0, p.shared.published.Load())) >= probeInterval {
+				p.probe()
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -234,6 +283,9 @@ func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool
 	pub := p.sent[0]
 	p.sent[0] = nil
 	p.sent = p.sent[1:]
+	if pub.probe {
+		p.probing = false
+	}
 	id := pub.message.MessageId
 	switch {
 	case returned[id] > 0:
@@ -261,11 +313,22 @@ func (p *pipeline) setBlocked(b amqp.Blocking) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.blocked = b.Active
+	p.block(b.Active)
 	if b.Active {
 		p.settleAll(func(*publication) bool { return true }, ErrBlocked)
 	}
 	p.review()
+}
+
+// block records, under the lock, whether the broker has blocked the connection.
+func (p *pipeline) block(blocked bool) {
+	switch {
+	case blocked && !p.blocked:
+		p.shared.blocked.Add(1)
+	case !blocked && p.blocked:
+		p.shared.blocked.Add(-1)
+	}
+	p.blocked = blocked
 }
 
 // expire answers everyone whose time is over. It returns true when the broker

@@ -18,7 +18,7 @@ func fakePipeline(cfg Config) *pipeline {
 	s := &session{}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return &pipeline{
-		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler),
+		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler), shared: &shared{},
 		confirms: make(chan amqp.Confirmation, cfg.MaxUnconfirmed),
 		returns:  make(chan amqp.Return, cfg.MaxUnconfirmed),
 		blocks:   make(chan amqp.Blocking, 1),

@@ -32,6 +32,7 @@ var (
 type Publisher struct {
 	lanes   []*lane
 	turn    atomic.Uint32
+	shared  shared
 	results bundler
 }
 
@@ -41,8 +42,9 @@ const burst = 16
 
 // A lane is one of a Publisher's connections.
 type lane struct {
-	link *link
-	pipe atomic.Pointer[pipeline] // nil while there is no session
+	link   *link
+	pipe   atomic.Pointer[pipeline] // nil while there is no session
+	shared *shared
 }
 
 // NewPublisher returns a Publisher that is connected while Run runs.
@@ -59,7 +61,7 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 		if len(p.lanes) > 1 {
 			role = fmt.Sprintf("publisher %d", i+1)
 		}
-		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log)}
+		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log), shared: &p.shared}
 	}
 	return p
 }
@@ -80,7 +82,8 @@ func (l *lane) run(ctx context.Context) {
 		if err := s.bounded(ctx, func() error { return s.ch.Confirm(false) }); err != nil {
 			return fmt.Errorf("ask for confirmations: %w", err)
 		}
-		pipe := newPipeline(s, l.link.cfg, l.link.log)
+		pipe := newPipeline(s, l.link.cfg, l.link.log, l.shared)
+		pipe.probe() // an alarm may be there already
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
@@ -105,8 +108,13 @@ func (p *Publisher) Ready() error {
 }
 
 // any calls do with one pipeline after the other, from the lane in turn on,
-// until it succeeds. It returns the first error otherwise.
+// until it succeeds. It returns the first error otherwise. When the broker has
+// blocked one of them, all are taken for blocked: it tells each only when that
+// publishes.
 func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
+	if p.shared.blocked.Load() > 0 {
+		return ErrBlocked
+	}
 	n := uint32(len(p.lanes))
 	for i := range n {
 		pipe, err := p.lanes[(turn+i)%n].current()

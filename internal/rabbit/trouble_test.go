@@ -23,6 +23,7 @@ func TestBrokerInTrouble(t *testing.T) {
 		test func(*testing.T, *node.Node)
 	}{
 		{"blocked", testBlocked},
+		{"alarm while idle", testAlarmWhileIdle},
 		{"alarm longer than heartbeats", testLongAlarm},
 		{"suspended", testSuspended},
 		{"stop while suspended", testStopWhileSuspended},
@@ -95,6 +96,41 @@ func testBlocked(t *testing.T, n *node.Node) {
 	if err := r.answered(p.PublishTask(newTask(-2))); err != nil {
 		t.Errorf("PublishTask after the alarm = %v", err)
 	}
+}
+
+// An alarm is noticed though nobody publishes, also by a publisher that begins
+// meanwhile, and what one connection is told holds for all.
+func testAlarmWhileIdle(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	r.cfg.PublishConnections = 4
+	p := r.publisher()
+	rabbittest.SetAlarm(t, n)
+	isBlocked := func(p *Publisher) {
+		t.Helper()
+		eventually(t, "blocked", func() error {
+			if err := p.Ready(); !errors.Is(err, ErrBlocked) {
+				return fmt.Errorf("Ready = %w, want %w", err, ErrBlocked)
+			}
+			return nil
+		})
+	}
+	isBlocked(p)
+	for range 4 * burst { // over each of the connections
+		r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(1)) }, ErrBlocked)
+	}
+	later := NewPublisher(r.cfg, r.log)
+	r.run(later.Run)
+	isBlocked(later)
+
+	rabbittest.ClearAlarm(t, n)
+	for _, p := range []*Publisher{p, later} {
+		r.ready(p.Ready)
+		if err := r.answered(p.PublishTask(newTask(2))); err != nil {
+			t.Errorf("PublishTask after the alarm = %v", err)
+		}
+	}
+	r.take(TasksQueue, 2)
+	r.empty(TasksQueue) // probes are for nobody
 }
 
 // Heartbeats must not end a session because the broker does not read.
