@@ -150,7 +150,7 @@ func findBrowser(t *testing.T) string {
 }
 
 // startBrowser opens a page until the test ends, as a user who has never used the browser.
-func startBrowser(t *testing.T, path, url string) {
+func startBrowser(t *testing.T, path, url string, args ...string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "revq-browser-")
 	if err != nil {
@@ -165,9 +165,9 @@ func startBrowser(t *testing.T, path, url string) {
 			t.Error(err)
 		}
 	})
-	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+	cmd := exec.Command(path, append(args, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-		"--user-data-dir="+dir, "--remote-debugging-port=0", url) // without the port it would end when the page is there
+		"--user-data-dir="+dir, "--remote-debugging-port=0", url)...) // without the port it would end when the page is there
 	cmd.Env = append(os.Environ(), "HOME="+dir)
 	if _, err := group.Start(cmd); err != nil {
 		t.Fatal(err)
