@@ -163,15 +163,15 @@ func (g *guard) count(n int) *fault {
 // take checks a line, once it is complete, with what has come of it before.
 func (g *guard) take(line []byte, complete bool) *fault {
 	if len(g.partial) > 0 || !complete {
-		if g.phase == chunkLine && len(g.partial)+len(line) > maxChunkLine {
-			return faultChunk
-		}
 		g.partial = append(g.partial, line...)
 		if !complete {
-			return nil
+			return g.early(g.partial)
 		}
 		line = g.partial
 		g.partial = nil
+	}
+	if g.phase == chunkEnd && string(line) != "\r\n" {
+		return faultChunkEnd
 	}
 	if len(line) < 2 || line[len(line)-2] != '\r' {
 		return faultLF
@@ -191,9 +191,6 @@ func (g *guard) take(line []byte, complete bool) *fault {
 	case chunkLine:
 		return g.chunkSize(line)
 	case chunkEnd:
-		if len(line) > 0 {
-			return faultChunkEnd
-		}
 		g.phase = chunkLine
 	case trailerLine:
 		if len(line) == 0 {
@@ -202,6 +199,18 @@ func (g *guard) take(line []byte, complete bool) *fault {
 		}
 		_, _, wrong := g.split(line)
 		return wrong
+	}
+	return nil
+}
+
+// early returns what is wrong with a line of which only the beginning has come,
+// if it would be too long to wait for the rest, or if fasthttp does not.
+func (g *guard) early(line []byte) *fault {
+	switch {
+	case g.phase == chunkLine && !isChunkLine(line):
+		return faultChunk
+	case g.phase == chunkEnd && string(line) != "\r":
+		return faultChunkEnd
 	}
 	return nil
 }
@@ -353,25 +362,37 @@ func (g *guard) endHead() *fault {
 	return nil
 }
 
-func (g *guard) chunkSize(line []byte) *fault {
-	const mostDigits = 15 // in an int64
-	digits := 0
-	for g.left = 0; digits < len(line); digits++ {
-		v := hexValue(line[digits])
-		if v < 0 {
-			break
-		}
-		g.left = 16*g.left + v
-		if digits == mostDigits {
-			return faultChunk
-		}
+// mostHexDigits is how many fit into an int64.
+const mostHexDigits = 15
+
+// hexDigits returns how many b begins with.
+func hexDigits(b []byte) int {
+	n := 0
+	for n < len(b) && hexValue(b[n]) >= 0 {
+		n++
 	}
-	switch {
-	case digits == 0 || digits < len(line) && line[digits] != ';' && line[digits] != ' ' && line[digits] != '\t':
+	return n
+}
+
+// isChunkLine reports whether b is, or begins, a line with the length of a
+// chunk.
+func isChunkLine(b []byte) bool {
+	n := hexDigits(b)
+	return 0 < n && n <= mostHexDigits && len(b) <= maxChunkLine &&
+		(n == len(b) || bytes.IndexByte([]byte("; \t\r"), b[n]) >= 0)
+}
+
+func (g *guard) chunkSize(line []byte) *fault {
+	if !isChunkLine(line) {
 		return faultChunk
-	case g.left > 0:
+	}
+	g.left = 0
+	for _, c := range line[:hexDigits(line)] {
+		g.left = 16*g.left + hexValue(c)
+	}
+	if g.left > 0 {
 		g.phase = chunk
-	default:
+	} else {
 		g.phase = trailerLine
 	}
 	return nil
