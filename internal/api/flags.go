@@ -20,14 +20,22 @@ type Config struct {
 	// 10,000 texts of 100 bytes, which a broker confirms within a second.
 	MaxBatch int
 
+	// MaxBodies is how many bytes the request bodies that are being received or
+	// handled may have together; a request beyond is answered 503, and bodies
+	// that come slower than 64 KiB a second give way. Bodies of up to 16 KiB are
+	// not counted, so that texts are taken while others upload. Default 64 MiB:
+	// as many batches of the largest size as a broker confirms in a minute, and
+	// about a quarter of what the unit may have with their tasks and answers.
+	MaxBodies int64
+
 	// MaxInFlight is the most tasks being published at once; a text beyond is
 	// answered 429. Default 4096: several times what keeps a broker busy, so
 	// that only one that cannot keep up is held back.
 	MaxInFlight int
 
 	// MaxConnections is the most connections on each listener; one beyond is
-	// answered 503 and closed. Default 4096: each costs some 30 KiB, and a body
-	// that it is sending, at most the largest that is taken, comes on top.
+	// answered 503 and closed. Default 4096: each costs some 30 KiB, and up to
+	// 16 KiB for a body that MaxBodies does not count.
 	MaxConnections int
 
 	// ReadTimeout is how long a whole request may take to arrive. Default 10 s:
@@ -49,6 +57,7 @@ func DefaultConfig() Config {
 		Config:         front.DefaultConfig(),
 		MaxText:        task.DefaultMaxText,
 		MaxBatch:       1 << 20,
+		MaxBodies:      64 << 20,
 		MaxInFlight:    4096,
 		MaxConnections: 4096,
 		ReadTimeout:    10 * time.Second,
@@ -69,6 +78,8 @@ func (c *Config) Settings() []setting.Setting {
 	limits := setting.In("limits",
 		number("max-text", "bytes", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
 		number("max-batch", "bytes", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
+		setting.Count("max-body-bytes", "bytes", "most `BYTES` of all request bodies being received or handled, together", &c.MaxBodies, 1<<20, 0).
+			With("More are answered 503. Bodies of up to 16 KiB are not counted, and there is always room for one of the largest size. When there is no room, a body that comes slower than 64 KiB a second is ended with 408. The unit's `MemoryMax` must allow for about four times as much."),
 		number("max-in-flight", "tasks", "most `TASKS` being published at once", &c.MaxInFlight, 1<<20).
 			With("More are answered 429."),
 		number("max-connections", "connections", "most `CONNECTIONS` on each listening address", &c.MaxConnections, 1<<20).

@@ -28,12 +28,12 @@ func TestFlags(t *testing.T) {
 	t.Setenv("REVQ_MAX_BATCH", "200")
 	t.Setenv("REVQ_IDLE_TIMEOUT", "5s")
 	c := DefaultConfig()
-	err := run(&c, "--max-batch=300", "--max-in-flight", "7", "--max-connections=8",
+	err := run(&c, "--max-batch=300", "--max-body-bytes=1048576", "--max-in-flight", "7", "--max-connections=8",
 		"--read-timeout=1s", "--write-timeout=2s", "--max-header=9000",
 		"--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b")
 	want := Config{
 		front.Config{MaxHeader: 9000, Pages: front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}},
-		100, 300, 7, 8, time.Second, 2 * time.Second, 5 * time.Second,
+		100, 300, 1 << 20, 7, 8, time.Second, 2 * time.Second, 5 * time.Second,
 	}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, %v; want %+v", c, err, want)

@@ -71,6 +71,8 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 		BodyLimit: func(h *fasthttp.RequestHeader) int { return s.bodyLimit(mediaOf(h.ContentType())) },
 		TooLarge: fmt.Sprintf("the body is too big: a text may have %d bytes, a batch (%s) %d in all",
 			cfg.MaxText, typeNDJSON, cfg.MaxBatch),
+		MaxBodies:      cfg.MaxBodies,
+		LargestBody:    int64(max(s.bodyLimit(form), s.bodyLimit(object), s.bodyLimit(ndjson))),
 		MaxConnections: cfg.MaxConnections,
 		ReadTimeout:    cfg.ReadTimeout,
 		WriteTimeout:   cfg.WriteTimeout,

@@ -60,6 +60,12 @@ type App struct {
 	BodyLimit func(*fasthttp.RequestHeader) int
 	TooLarge  string
 
+	// MaxBodies is how many bytes all bodies may have together that are being
+	// received or handled, without small ones; a request beyond is answered 503.
+	// 0 is for a front that takes none. LargestBody is the most that BodyLimit
+	// returns.
+	MaxBodies, LargestBody int64
+
 	// MaxConnections is the most connections at each listening address; one
 	// beyond is answered 503 and closed.
 	MaxConnections int

@@ -91,8 +91,13 @@ type guard struct {
 	size    int    // of them so far, or of the trailer
 	fields  int    // lines
 	left    int64  // bytes of the body or chunk that are still to come
+	total   int64  // bytes of all chunks that have begun
 	partial []byte // the beginning of a line whose end has not come
 	wrong   *fault // once found, for good
+
+	// announce, if it is not nil, is told how long a body is, before it is
+	// received: the bytes known by now of one in chunks.
+	announce func(total int64) *fault
 
 	phase   phase
 	minor   byte // of the version
@@ -216,7 +221,10 @@ func (g *guard) early(line []byte) *fault {
 }
 
 // next prepares g for another request.
-func (g *guard) next() { *g = guard{limit: g.limit} }
+func (g *guard) next() { *g = guard{limit: g.limit, announce: g.announce} }
+
+// between reports whether everything that fasthttp has are whole requests.
+func (g *guard) between() bool { return g.phase == requestLine && !g.begun && len(g.partial) == 0 }
 
 // bodyPart is called at the end of a body or chunk.
 func (g *guard) bodyPart() {
@@ -356,10 +364,19 @@ func (g *guard) endHead() *fault {
 		g.phase, g.size, g.fields = chunkLine, 0, 0 // from now on those of the trailer
 	case g.left > 0:
 		g.phase = body
+		return g.expect(g.left)
 	default:
 		g.next()
 	}
 	return nil
+}
+
+// expect announces a body.
+func (g *guard) expect(total int64) *fault {
+	if g.announce == nil {
+		return nil
+	}
+	return g.announce(total)
 }
 
 // mostHexDigits is how many fit into an int64.
@@ -390,12 +407,15 @@ func (g *guard) chunkSize(line []byte) *fault {
 	for _, c := range line[:hexDigits(line)] {
 		g.left = 16*g.left + hexValue(c)
 	}
-	if g.left > 0 {
-		g.phase = chunk
-	} else {
+	if g.left == 0 {
 		g.phase = trailerLine
+		return nil
 	}
-	return nil
+	g.phase = chunk
+	if g.total += g.left; g.total < 0 {
+		return faultChunk
+	}
+	return g.expect(g.total)
 }
 
 func hexValue(c byte) int64 {

@@ -33,6 +33,7 @@ type listener struct {
 	log       *slog.Logger
 	most      int64         // connections at once
 	maxHeader int           // of each request
+	bodies    *bodies       // nil if there are none
 	open      atomic.Int64  // connections, with those that are being refused
 	total     *atomic.Int64 // the same of all listeners of a server
 	close     sync.Once
@@ -46,7 +47,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		c, err := l.Listener.Accept()
 		if err == nil {
 			l.total.Add(1)
-			taken := &conn{Conn: c, from: l, guard: guard{limit: l.maxHeader}}
+			taken := l.take(c)
 			switch n := l.open.Add(1); {
 			case n <= l.most:
 				return taken, nil
@@ -67,6 +68,14 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
+func (l *listener) take(c net.Conn) *conn {
+	taken := &conn{Conn: c, from: l, guard: guard{limit: l.maxHeader}}
+	if l.bodies != nil {
+		taken.guard.announce = func(total int64) *fault { return l.bodies.announce(taken, total) }
+	}
+	return taken
+}
+
 func shortage(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
@@ -85,6 +94,9 @@ type conn struct {
 	from   *listener
 	linger atomic.Bool // the client may still be sending what nobody will read
 	gone   sync.Once   // it is no longer counted
+
+	sharing bool // it may have a share; for the goroutine that reads
+	share   share
 }
 
 // Read hands over what the guard lets pass.
@@ -92,12 +104,25 @@ func (c *conn) Read(b []byte) (int, error) {
 	if c.guard.wrong != nil {
 		return 0, c.guard.wrong
 	}
+	if c.sharing && c.guard.between() {
+		c.from.bodies.release(c) // fasthttp reads on when it has answered
+		c.sharing = false
+	}
 	n, err := c.Conn.Read(b)
+	if c.sharing {
+		if slow := c.from.bodies.received(c, n); slow != nil {
+			c.guard.wrong = slow
+			return 0, slow
+		}
+	}
 	if n == 0 {
 		return 0, err
 	}
 	if n = c.guard.pass(b[:n]); n == 0 {
 		return 0, c.guard.wrong
+	}
+	if c.sharing && c.guard.between() {
+		c.from.bodies.complete(c)
 	}
 	return n, err
 }
@@ -124,6 +149,9 @@ func (c *conn) refuse(most int64) {
 // answer.
 func (c *conn) Close() error {
 	defer c.leave()
+	if c.from.bodies != nil {
+		c.from.bodies.release(c)
+	}
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() {
 		if w.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
 			_, _ = io.Copy(io.Discard, c.Conn)

@@ -23,6 +23,7 @@ type Server struct {
 	app    App
 	routes routes
 	gate   *Gate
+	bodies *bodies
 	http   *fasthttp.Server
 
 	connections atomic.Int64 // open ones, of all listeners
@@ -34,7 +35,7 @@ type Server struct {
 
 // New returns a server of app. It serves nothing until Serve.
 func New(app App) *Server {
-	s := &Server{app: app, routes: newRoutes(&app), gate: NewGate(app.Pages)}
+	s := &Server{app: app, routes: newRoutes(&app), gate: NewGate(app.Pages), bodies: newBodies(app.MaxBodies, app.LargestBody)}
 	s.http = &fasthttp.Server{
 		Handler:        s.Handle,
 		ErrorHandler:   s.refuse,
@@ -70,7 +71,7 @@ func New(app App) *Server {
 func (s *Server) Serve(ln net.Listener) error {
 	ln = &listener{
 		Listener: ln, log: s.app.Log, most: int64(s.app.MaxConnections),
-		maxHeader: s.app.MaxHeader, total: &s.connections,
+		maxHeader: s.app.MaxHeader, total: &s.connections, bodies: s.bodies,
 	}
 	s.mu.Lock()
 	draining := s.draining.Load()
