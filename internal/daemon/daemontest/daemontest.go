@@ -48,6 +48,13 @@ func Binary(t testing.TB, name string) string {
 	return filepath.Join(built.dir, name)
 }
 
+// Race reports whether the test and the programs have the race detector, which takes several times the memory of
+// what it watches.
+func Race() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
 func build() (string, error) {
 	dir, err := os.MkdirTemp("", "revq-bin-")
 	if err != nil {
@@ -57,7 +64,7 @@ func build() (string, error) {
 		return "", errors.Join(err, os.RemoveAll(dir))
 	}
 	args := []string{"build", "-o", dir}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if Race() {
 		args = append(args, "-race")
 	}
 	if out, err := exec.Command("go", append(args, module+"...")...).CombinedOutput(); err != nil {
