@@ -18,6 +18,7 @@ import (
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/visible"
 )
 
 func dead() *cli.Command {
@@ -70,9 +71,9 @@ func deadList() *cli.Command {
 			switch {
 			case err != nil:
 			case n == 0:
-				fmt.Fprintln(stderr, "revq: there are no dead letters")
+				note(stderr, "there are no dead letters")
 			case n > limit:
-				fmt.Fprintf(stderr, "revq: %d more are there; see --limit\n", n-limit)
+				note(stderr, "%d more are there; see --limit", n-limit)
 			}
 			return errors.Join(err, out.flush())
 		},
@@ -97,7 +98,7 @@ func deadShow() *cli.Command {
 					return rabbit.Keep, newLetterWriter(stdout, true).write(l)
 				}
 				_, err := fmt.Fprintf(stdout, "id:       %s\nreason:   %s\ndied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
-					id(l), reason(l), when(l.Died), cmp.Or(printable(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
+					id(l), reason(l), when(l.Died), cmp.Or(visible.Text(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
 				return rabbit.Keep, err
 			})
 			return err
@@ -128,7 +129,7 @@ func deadRequeue() *cli.Command {
 			})
 			reportDone(cmd, n, "requeued", err)
 			if improper > 0 {
-				fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d stay, since they are no proper tasks\n", improper)
+				note(cmd.Root().ErrWriter, "%d stay, since they are no proper tasks", improper)
 			}
 			return err
 		},
@@ -167,7 +168,7 @@ func deadPurge() *cli.Command {
 // reportDone says what was done to how many, unless an error says it all.
 func reportDone(cmd *cli.Command, n int, done string, err error) {
 	if n > 0 || err == nil {
-		fmt.Fprintf(cmd.Root().ErrWriter, "revq: %d %s\n", n, done)
+		note(cmd.Root().ErrWriter, "%d %s", n, done)
 	}
 }
 
@@ -177,7 +178,7 @@ func confirm(cmd *cli.Command) error {
 		return command.Usagef("what is purged is gone for good: confirm with --yes")
 	}
 	what := cmp.Or(strings.Join(cmd.Args().Slice(), ", "), "all dead letters")
-	fmt.Fprintf(cmd.Root().ErrWriter, "purge %s for good? [y/N] ", what)
+	fmt.Fprintf(cmd.Root().ErrWriter, "purge %s for good? [y/N] ", visible.Line(what))
 	answer, err := bufio.NewReader(cmd.Root().Reader).ReadString('\n')
 	if err != nil && err != io.EOF {
 		return err
@@ -259,6 +260,9 @@ type letterWriter struct {
 
 func newLetterWriter(w io.Writer, asJSON bool) *letterWriter {
 	if asJSON {
+		if isTerminal(w) {
+			w = visible.JSONWriter(w)
+		}
 		encoder := json.NewEncoder(w)
 		encoder.SetEscapeHTML(false)
 		return &letterWriter{json: encoder}
@@ -304,25 +308,16 @@ func (w *letterWriter) flush() error {
 func reason(l rabbit.DeadLetter) string {
 	switch {
 	case l.Invalid != nil:
-		return "not a proper task: " + l.Invalid.Error()
+		return "not a proper task: " + visible.Line(l.Invalid.Error())
 	case l.Reason == "delivery_limit":
 		return "too many attempts failed"
 	case l.Reason == "rejected":
 		return "refused by a worker"
 	}
-	return cmp.Or(printable(l.Reason), "unknown")
+	return cmp.Or(visible.Text(l.Reason), "unknown")
 }
 
-func id(l rabbit.DeadLetter) string { return cmp.Or(printable(l.Task.ID), "(no id)") }
-
-// printable quotes what could upset a terminal or the table: anyone who may
-// publish can write it.
-func printable(s string) string {
-	if quoted := strconv.Quote(s); quoted != `"`+s+`"` {
-		return quoted
-	}
-	return s
-}
+func id(l rabbit.DeadLetter) string { return cmp.Or(visible.Text(l.Task.ID), "(no id)") }
 
 func when(t time.Time) string {
 	if t.IsZero() {

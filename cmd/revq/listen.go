@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ func listen() *cli.Command {
 		ca    trust
 		json  bool
 		count int
+		how   printing
 	)
 	return &cli.Command{
 		Name:  "listen",
@@ -29,7 +31,7 @@ func listen() *cli.Command {
 		Description: `When the connection is lost, it is made again, and goes on behind the last
 result received, at the next site if there are several. If results are missing all the
 same, since they are no longer kept, a line on standard error says so.`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{
 				Name:        "url",
 				Usage:       "`URL` of a socket site; if several are given, each is tried when the one before is away (repeatable)",
@@ -56,12 +58,12 @@ same, since they are no longer kept, a line on standard error says so.`,
 				Destination: &count,
 				Validator:   command.Within(1, 0),
 			},
-		},
+		}, how.flags()...),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if err := command.NoArguments(cmd); err != nil {
+			err := cmp.Or(command.NoArguments(cmd), how.check())
+			if err != nil {
 				return err
 			}
-			var err error
 			if l.TLS, err = ca.config(); err != nil {
 				return err
 			}
@@ -74,17 +76,17 @@ same, since they are no longer kept, a line on standard error says so.`,
 			}
 			stdout, stderr := cmd.Root().Writer, cmd.Root().ErrWriter
 			write := func(m client.Message) error {
-				line := m.Raw
-				if !json {
-					line = []byte(m.Text)
+				line := how.text(stdout, m.Text)
+				if json {
+					line = how.json(stdout, m.Raw)
 				}
-				_, err := fmt.Fprintf(stdout, "%s\n", line)
+				_, err := fmt.Fprintln(stdout, line)
 				return err
 			}
 			greeted, received := false, 0
 			l.Greeted = func(m client.Message) error {
 				if greeted {
-					fmt.Fprintln(stderr, "revq: connected again")
+					note(stderr, "connected again")
 					return nil
 				}
 				greeted = true
@@ -92,7 +94,7 @@ same, since they are no longer kept, a line on standard error says so.`,
 			}
 			l.Received = func(m client.Message) error {
 				if m.Type == feed.TypeGap {
-					fmt.Fprintf(stderr, "revq: results are missing here: %s\n", m.Text)
+					note(stderr, "results are missing here: %s", m.Text)
 				}
 				if m.Type != feed.TypeResult && !json {
 					return nil
@@ -116,7 +118,7 @@ same, since they are no longer kept, a line on standard error says so.`,
 				case l.After == nil:
 					what = "connection lost, results may be missed"
 				}
-				fmt.Fprintf(stderr, "revq: %s: %v; trying again in %v\n", what, reason, wait.Round(time.Millisecond))
+				note(stderr, "%s: %v; trying again in %v", what, reason, wait.Round(time.Millisecond))
 			}
 			ctx, cancel := untilHangUp(ctx, stdout)
 			defer cancel()

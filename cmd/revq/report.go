@@ -56,7 +56,7 @@ func (r *report) problem(format string, args ...any) {
 	if r.bar != nil {
 		r.bar.Clear()
 	}
-	fmt.Fprintf(r.stderr, "revq: "+format+"\n", args...)
+	note(r.stderr, format, args...)
 }
 
 // advance shows that batch is done.

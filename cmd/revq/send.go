@@ -29,6 +29,7 @@ type sending struct {
 	wait        bool
 	waitTimeout time.Duration
 	quiet       bool
+	how         printing
 
 	stdout, stderr io.Writer
 }
@@ -43,7 +44,7 @@ func send() *cli.Command {
 standard input; empty lines are skipped. What fails for a reason that may pass
 is sent again, with the same id, until --timeout. The exit status is 1 if a
 text was not accepted, and standard error says which and why.`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{
 				Name:        "url",
 				Usage:       "`URL` of the API",
@@ -77,9 +78,12 @@ text was not accepted, and standard error says which and why.`,
 				Destination: &s.waitTimeout,
 				Validator:   command.Within(time.Millisecond, 0),
 			},
-		},
+		}, s.how.flags()...),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			s.stdout, s.stderr = cmd.Root().Writer, cmd.Root().ErrWriter
+			if err := s.how.check(); err != nil {
+				return err
+			}
 			texts, size, err := s.texts(cmd)
 			if err != nil {
 				return err
@@ -206,7 +210,7 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 				if err != nil {
 					return fmt.Errorf("%s was accepted, but %w", batch[i].name, err)
 				}
-				if err := report.print(text); err != nil {
+				if err := report.print(s.how.text(s.stdout, text)); err != nil {
 					return err
 				}
 			}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/visible"
 )
 
 func setup() *cli.Command {
@@ -37,7 +38,7 @@ for, revq says so, and how to keep or to change them, and ends with status 1.`,
 			stderr := cmd.Root().ErrWriter
 			created, err := rabbit.Setup(ctx, broker)
 			for _, o := range created {
-				fmt.Fprintf(stderr, "revq: made %s\n", o)
+				note(stderr, "made %s", o)
 			}
 			vhost, user := broker.Login()
 			var differences rabbit.Differences
@@ -53,9 +54,9 @@ for, revq says so, and how to keep or to change them, and ends with status 1.`,
 			case err != nil:
 				return err
 			case len(created) == 0:
-				fmt.Fprintln(stderr, "revq: everything was there already, as asked for")
+				note(stderr, "everything was there already, as asked for")
 			default:
-				fmt.Fprintln(stderr, "revq: the broker has all that revq needs")
+				note(stderr, "the broker has all that revq needs")
 			}
 			return nil
 		},
@@ -75,8 +76,8 @@ func explain(w io.Writer, d rabbit.Difference, vhost string) {
 	fmt.Fprintf(w, "revq: the %s %s is there, but differs:\n", d.Kind, d.Name)
 	var keep []string
 	for _, a := range d.Arguments {
-		fmt.Fprintf(w, "    %s is %s, asked for was %s\n", a.Name, orNone(a.Is), orNone(a.Asked))
-		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, a.Keep()))
+		fmt.Fprintf(w, "    %s is %s, asked for was %s\n", a.Name, visible.Line(orNone(a.Is)), orNone(a.Asked))
+		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, shellQuote(visible.Line(a.Keep()))))
 	}
 	if d.Sizes() {
 		fmt.Fprintf(w, "  To keep it as it is:\n    revq setup %s\n", strings.Join(keep, " "))

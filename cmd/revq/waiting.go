@@ -52,7 +52,7 @@ func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr
 			w.lost = reason
 			select {
 			case <-w.greeted:
-				fmt.Fprintf(stderr, "revq: connection to %s lost: %v\n", w.client.URL(), reason)
+				note(stderr, "connection to %s lost: %v", w.client.URL(), reason)
 				return
 			default:
 			}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/visible"
 )
 
 // ListenPath is where results are listened to.
@@ -151,7 +152,7 @@ func (l *Listener) once(ctx context.Context) error {
 		alive()
 		_, raw, err := conn.ReadMessage()
 		if err != nil {
-			return err
+			return &lostError{err}
 		}
 		m := Message{Raw: raw}
 		if err := json.Unmarshal(raw, &m.Message); err != nil || m.Type == "" {
@@ -165,6 +166,12 @@ func (l *Listener) once(ctx context.Context) error {
 		l.moveOn(m.Message)
 	}
 }
+
+// A lostError is why a connection ended, with the server's words if it closed it.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string { return visible.Line(e.err.Error()) }
+func (e *lostError) Unwrap() error { return e.err }
 
 // moveOn records how far the listener has come. A greeting tells, too, where
 // one that had no place yet has begun.
@@ -223,10 +230,10 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 		}
 		return nil, err
 	}
-	reason := fmt.Sprintf("%s answers %s, not as revq does: check the URL", address.Host, res.Status)
+	reason := fmt.Sprintf("%s answers %s, not as revq does: check the URL", address.Host, visible.Line(res.Status))
 	var p problem.Problem
 	if body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)); json.Unmarshal(body, &p) == nil && p.Detail != "" {
-		reason = p.Detail
+		reason = visible.Line(p.Detail)
 	}
 	if res.StatusCode < 500 && !mayPass(res.StatusCode) {
 		return nil, &finalError{fmt.Errorf("%w: %s", ErrRefused, reason)}

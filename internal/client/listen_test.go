@@ -162,7 +162,8 @@ func TestListenReconnects(t *testing.T) {
 	next(t, calls, "received")
 
 	stop()
-	if lost := next(t, calls, "lost"); !websocket.IsCloseError(lost.reason, websocket.CloseServiceRestart) {
+	var closed *websocket.CloseError
+	if lost := next(t, calls, "lost"); !errors.As(lost.reason, &closed) || closed.Code != websocket.CloseServiceRestart {
 		t.Errorf("reason: %v, want that the service restarts", lost.reason)
 	}
 	serveSocket(t, address, socket.DefaultConfig(), f)

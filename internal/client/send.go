@@ -21,6 +21,7 @@ import (
 
 	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/visible"
 )
 
 // QueuePath is where texts are posted.
@@ -134,7 +135,7 @@ func pick(tasks []task.Task, indices []int) []task.Task {
 // A Refusal is the API's answer to a text that it did not accept.
 type Refusal struct{ problem.Problem }
 
-func (r *Refusal) Error() string { return r.Detail }
+func (r *Refusal) Error() string { return visible.Line(r.Detail) }
 
 func retryable(err error) bool {
 	var refusal *Refusal
@@ -199,7 +200,7 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 		p := problem.New(res.StatusCode, fmt.Sprintf("%s answers %s", url, res.Status))
 		return all(len(tasks), &Refusal{*p}), after, nil
 	}
-	return nil, 0, fmt.Errorf("%s answers %s, not as revq does: check the URL", url, res.Status)
+	return nil, 0, fmt.Errorf("%s answers %s, not as revq does: check the URL", url, visible.Line(res.Status))
 }
 
 // noAnswer returns an ErrNoAnswer that says whether the time was over.

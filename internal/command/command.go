@@ -17,6 +17,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/visible"
 )
 
 // The exit status of all programs.
@@ -83,9 +85,9 @@ func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	}
 	var wrong *usageError
 	if r.acted && !errors.As(err, &wrong) {
-		return &Failure{StatusFailed, fmt.Sprintf("%s: %s", cmd.Name, redact(err.Error())), err}
+		return &Failure{StatusFailed, fmt.Sprintf("%s: %s", cmd.Name, visible.Lines(redact(err.Error()))), err}
 	}
-	return &Failure{StatusUsage, fmt.Sprintf("%s: %s (see %s --help)", cmd.Name, redact(plain(err)), r.in), err}
+	return &Failure{StatusUsage, fmt.Sprintf("%s: %s (see %s --help)", cmd.Name, Clean(plain(err)), r.in), err}
 }
 
 // A runner follows how far a command line was understood.
@@ -127,6 +129,10 @@ func redact(message string) string {
 		return "://…@"
 	})
 }
+
+// Clean returns a message of one line without passwords, and without anything
+// that a terminal could obey.
+func Clean(message string) string { return visible.Line(redact(message)) }
 
 // UntilSignal returns a context that ends with the first SIGTERM or SIGINT. A
 // second one ends the program at once. The function returned undoes this.

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/visible"
 )
 
 type logConfig struct {
@@ -39,7 +40,7 @@ func (c *logConfig) logger(w *os.File) *slog.Logger {
 		}
 	}
 	if c.format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
+		return slog.New(slog.NewJSONHandler(visible.JSONWriter(w), options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
 }

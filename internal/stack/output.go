@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/revq/revq/internal/visible"
 )
 
 // An output joins what several processes write, line by line.
@@ -21,7 +23,7 @@ func (o *output) say(format string, args ...any) {
 func (o *output) line(name string, text []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	fmt.Fprintf(o.w, "%-8s | %s\n", name, text)
+	fmt.Fprintf(o.w, "%-8s | %s\n", name, visible.Lines(string(text)))
 }
 
 // prefixed returns a writer for the output of one process.
