@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -138,11 +139,20 @@ func TestBrowser(t *testing.T) {
 // findBrowser returns the path of Chromium, and skips the test where there is none.
 func findBrowser(t *testing.T) string {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
+	return findProgram(t, "chromium")
+}
+
+// findProgram returns the path of a program that is not ours, and skips the test where there is none.
+func findProgram(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrNotFound) {
+		path, err = exec.LookPath("/usr/sbin/" + name) // Debian has servers there, and not every user has it in the PATH
+	}
 	switch {
 	case err == nil:
-	case errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "":
-		t.Skip("install chromium to see what a browser does: ", err)
+	case errors.Is(err, fs.ErrNotExist) && os.Getenv("CI") == "":
+		t.Skipf("install %s to see what it does: %v", name, err)
 	default:
 		t.Fatal(err)
 	}

@@ -420,7 +420,7 @@ func AnswerPreflight(ctx *fasthttp.RequestCtx, methods []string) {
 	h.Set("Access-Control-Max-Age", preflightAge)
 }
 
-const passHost = "have the proxy pass on the Host header (nginx: proxy_set_header Host $http_host)"
+const passHost = "have the proxy pass on the Host header (nginx: proxy_set_header Host $host)"
 
 // foreignDetail says what to do about a 403.
 func foreignDetail(r request) string {
