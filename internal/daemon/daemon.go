@@ -220,6 +220,9 @@ type Server interface {
 	Shutdown(ctx context.Context) error
 }
 
+// Addresses returns how many sites there are.
+func (d *Daemon) Addresses() int { return len(d.listeners) }
+
 // Serve returns work for Run: to have s serve all listeners.
 func (d *Daemon) Serve(s Server) func(context.Context) error {
 	for _, ln := range d.listeners {

@@ -18,6 +18,10 @@ const (
 	// acceptPause is the wait for file descriptors or memory to come free.
 	acceptPause = 100 * time.Millisecond
 
+	// warnPause is the wait between two lines in the log about a shortage, which
+	// may come and go with each connection.
+	warnPause = 10 * time.Second
+
 	// lingerTime is how long a refused client is given to read the reason.
 	lingerTime = time.Second
 
@@ -36,6 +40,7 @@ type listener struct {
 	bodies    *bodies       // nil if there are none
 	open      atomic.Int64  // connections, with those that are being refused
 	total     *atomic.Int64 // the same of all listeners of a server
+	warned    time.Time     // of a shortage; Accept's own
 	close     sync.Once
 	err       error // of closing
 }
@@ -43,25 +48,18 @@ type listener struct {
 // Accept waits while there are no descriptors or no memory for a connection:
 // to fasthttp such an error is the end of the listener.
 func (l *listener) Accept() (net.Conn, error) {
-	for waiting := false; ; waiting = true {
+	for {
 		c, err := l.Listener.Accept()
-		if err == nil {
-			l.total.Add(1)
-			taken := l.take(c)
-			switch n := l.open.Add(1); {
-			case n <= l.most:
+		switch {
+		case err == nil:
+			if taken := l.take(c); l.admit(taken) {
 				return taken, nil
-			case n <= l.most+maxRefusing:
-				go taken.refuse(l.most)
-			default:
-				taken.Close()
 			}
 			continue
-		}
-		if !shortage(err) {
+		case !shortage(err):
 			return nil, err
-		}
-		if !waiting {
+		case time.Since(l.warned) > warnPause:
+			l.warned = time.Now()
 			l.log.Warn("cannot take connections, trying again", "address", l.Addr().String(), "error", err)
 		}
 		time.Sleep(acceptPause)
@@ -74,6 +72,20 @@ func (l *listener) take(c net.Conn) *conn {
 		taken.guard.announce = func(total int64) *fault { return l.bodies.announce(taken, total) }
 	}
 	return taken
+}
+
+// admit counts c. It returns false if there are too many, and c is told so.
+func (l *listener) admit(c *conn) bool {
+	l.total.Add(1)
+	switch n := l.open.Add(1); {
+	case n <= l.most:
+		return true
+	case n <= l.most+maxRefusing:
+		go c.refuse(l.most)
+	default:
+		c.Close()
+	}
+	return false
 }
 
 func shortage(err error) bool {

@@ -10,6 +10,7 @@ import (
 	"github.com/revq/revq/internal/api"
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/setting"
@@ -19,16 +20,17 @@ import (
 
 // API returns revq-api, which takes texts over HTTP and queues them.
 func API() daemon.Program {
-	broker, front := rabbit.DefaultConfig("revq-api"), api.DefaultConfig()
+	broker, cfg := rabbit.DefaultConfig("revq-api"), api.DefaultConfig()
 	return daemon.Program{
 		Name:     "revq-api",
 		Usage:    "take texts over HTTP and queue them",
-		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), front.Settings()),
+		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings()),
 		Sites:    &daemon.Sites{Default: []int{1, 2}},
 		Checks:   []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			publisher := rabbit.NewPublisher(broker, d.Log)
-			server := api.New(front, publisher, d.Log)
+			cfg.MaxConnections = front.Connections(d.Log, "max-connections", cfg.MaxConnections, d.Addresses(), 0)
+			server := api.New(cfg, publisher, d.Log)
 			d.Ready, d.Alive = publisher.Ready, []func() error{publisher.Alive}
 			d.Status, d.Reload = server.Status, broker.Reload
 			return d.Run(ctx, d.Serve(server), publisher.Run)
@@ -38,16 +40,18 @@ func API() daemon.Program {
 
 // Socket returns revq-socket, which sends every result to everyone who listens.
 func Socket() daemon.Program {
-	broker, front, log := rabbit.DefaultConfig("revq-socket"), socket.DefaultConfig(), feed.DefaultConfig()
+	broker, cfg, log := rabbit.DefaultConfig("revq-socket"), socket.DefaultConfig(), feed.DefaultConfig()
 	return daemon.Program{
 		Name:     "revq-socket",
 		Usage:    "send every result to everyone who listens",
-		Settings: slices.Concat(broker.Settings(), front.Settings(), log.Settings()),
+		Settings: slices.Concat(broker.Settings(), cfg.Settings(), log.Settings()),
 		Sites:    &daemon.Sites{Default: []int{3}},
 		Checks:   []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			results, reader := feed.New(log), rabbit.NewReader(broker, log.Backlog, d.Log)
-			server := socket.New(front, results, reader, d.Log)
+			// Each that catches up has a connection to the broker.
+			cfg.MaxListeners = front.Connections(d.Log, "max-listeners", cfg.MaxListeners, 1, cfg.MaxResuming)
+			server := socket.New(cfg, results, reader, d.Log)
 			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
 			d.Status, d.Reload = server.Status, broker.Reload
 			return d.Run(ctx, d.Serve(server), func(ctx context.Context) error { return reader.Run(ctx, results) })

@@ -102,6 +102,9 @@ type Config struct {
 	// Watchdog is how soon the daemon is told to give signs of life; 0: not at all.
 	Watchdog time.Duration
 
+	// OpenFiles is the limit of open files (ulimit -n); 0: that of the test.
+	OpenFiles int
+
 	// Attr are attributes of the process, if it needs any.
 	Attr *syscall.SysProcAttr
 }
@@ -162,8 +165,12 @@ func Start(t testing.TB, cfg Config) *Daemon {
 	notify := listenNotify(t, filepath.Join(dir, "notify"))
 	d.notify = notify.LocalAddr().(*net.UnixAddr)
 
+	limit := ""
+	if cfg.OpenFiles > 0 {
+		limit = fmt.Sprintf("ulimit -n %d; ", cfg.OpenFiles)
+	}
 	// The shell becomes the program, so that its process id is the one announced.
-	cmd := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$ WATCHDOG_PID=${WATCHDOG_PID-$$}; exec "$0" "$@"`, cfg.Path}, cfg.Args...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", limit + `export LISTEN_PID=$$ WATCHDOG_PID=${WATCHDOG_PID-$$}; exec "$0" "$@"`, cfg.Path}, cfg.Args...)...)
 	cmd.Env = Environment("NOTIFY_SOCKET=" + notify.LocalAddr().String())
 	if len(cfg.Sockets) > 0 {
 		names := slices.Repeat([]string{d.name}, len(cfg.Sockets))
