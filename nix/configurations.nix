@@ -136,6 +136,14 @@
         config = revq { setup.settings.max-tasks = 1; };
         error = "not of type .null or integer of at least 2";
       };
+      "an origin with a path" = {
+        config = revq { socket.settings.allow-origin = [ "https://app.example/queue" ]; };
+        error = "not of type .string matching the pattern";
+      };
+      "a host with a port" = {
+        config = revq { api.settings.allow-host = [ "queue.example:443" ]; };
+        error = "not of type .string matching the pattern";
+      };
       "digit 12" = {
         config = revq { api.sites = [ 12 ]; };
         error = "not of type .integer between 1 and 9";

@@ -56,7 +56,7 @@ let
       duration = duration;
       text = noun "text such as ${s.default}" (types.strMatching (s.pattern or ".*"));
       choice = types.enum s.choices;
-      list = types.listOf types.str;
+      list = types.listOf (if s ? pattern then types.strMatching s.pattern else types.str);
       bool = types.bool;
     }
     .${s.kind};

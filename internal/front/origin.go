@@ -37,16 +37,22 @@ type Pages struct {
 
 // Settings declares what an operator can set of p.
 func (p *Pages) Settings() []setting.Setting {
-	return setting.In("web pages",
-		setting.Strings("allow-origin", "web `ORIGIN` whose pages may use this server, besides this host's own, as https://example.org; * for all (repeatable)",
-			&p.AllowOrigins, each(normalOrigin)).
-			With("Pages of other origins are answered 403. Pages of the same host may use it from any port."),
-		setting.Strings("allow-host", "`HOST` name under which browsers may use this server, as queue.example.org (repeatable)",
-			&p.AllowHosts, each(normalHost)).
-			With("Known without it are localhost, literal addresses, the machine's names and the hosts of allowed origins. "+
-				"Other names are answered 421 when a browser asks. A public name that a proxy passes on needs it."),
-	)
+	origins := setting.Strings("allow-origin", "web `ORIGIN` whose pages may use this server, besides this host's own, as https://example.org; * for all (repeatable)",
+		&p.AllowOrigins, each(normalOrigin)).
+		With("Pages of other origins are answered 403. Pages of the same host may use it from any port.")
+	hosts := setting.Strings("allow-host", "`HOST` name under which browsers may use this server, as queue.example.org (repeatable)",
+		&p.AllowHosts, each(normalHost)).
+		With("Known without it are localhost, literal addresses, the machine's names and the hosts of allowed origins. " +
+			"Other names are answered 421 when a browser asks. A public name that a proxy passes on needs it.")
+	origins.Pattern, hosts.Pattern = originPattern, hostPattern
+	return setting.In("web pages", origins, hosts)
 }
+
+// What can be an origin or a host at all.
+const (
+	originPattern = `[*]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#@[:space:]]+/?`
+	hostPattern   = `[A-Za-z0-9._-]+/?|[[]?[0-9A-Fa-f:.]+[]]?`
+)
 
 // each returns a check that all values can be normalised.
 func each(normal func(string) (string, error)) func([]string) error {
@@ -424,11 +430,11 @@ const passHost = "have the proxy pass on the Host header (nginx: proxy_set_heade
 
 // foreignDetail says what to do about a 403.
 func foreignDetail(r request) string {
-	switch {
-	case r.origin == "":
+	switch r.origin {
+	case "":
 		return fmt.Sprintf("a page of another site may not use this server (Sec-Fetch-Site: %s): "+
 			"set --allow-origin to the page's origin, and send the request with CORS", r.site)
-	case r.origin == "null":
+	case "null":
 		return "a page without an origin of its own (Origin: null), such as a file or a sandboxed frame, may not use this server: " +
 			"serve the page from a web server, and set --allow-origin to its origin"
 	}

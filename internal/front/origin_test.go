@@ -2,6 +2,7 @@ package front
 
 import (
 	"bufio"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -49,7 +50,7 @@ func TestNormalOrigin(t *testing.T) {
 		{"wss://app.example", "", "address of a websocket"},
 	} {
 		got, err := normalOrigin(tc.text)
-		checkNormal(t, tc.text, got, tc.want, err, tc.wrong)
+		checkNormal(t, originPattern, tc.text, got, tc.want, err, tc.wrong)
 		if tc.wrong == "" {
 			if again, err := normalOrigin(got); again != got || err != nil {
 				t.Errorf("%q is not normal: %q, %v", got, again, err)
@@ -80,17 +81,20 @@ func TestNormalHost(t *testing.T) {
 		{"bücher.example", "", "xn--"},
 	} {
 		got, err := normalHost(tc.text)
-		checkNormal(t, tc.text, got, tc.want, err, tc.wrong)
+		checkNormal(t, hostPattern, tc.text, got, tc.want, err, tc.wrong)
 	}
 }
 
-func checkNormal(t *testing.T, text, got, want string, err error, wrong string) {
+func checkNormal(t *testing.T, pattern, text, got, want string, err error, wrong string) {
 	t.Helper()
 	switch {
 	case wrong == "" && (err != nil || got != want):
 		t.Errorf("%q: %q, %v; want %q", text, got, err, want)
 	case wrong != "" && (err == nil || !strings.Contains(err.Error(), wrong)):
 		t.Errorf("%q: %q, %v; want an error with %q", text, got, err, wrong)
+	}
+	if matches := regexp.MustCompile("^(?:" + pattern + ")$").MatchString(text); wrong == "" && !matches {
+		t.Errorf("%q does not match %s", text, pattern)
 	}
 }
 

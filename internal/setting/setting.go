@@ -57,8 +57,9 @@ type Setting struct {
 	// Choices are the values that a Choice may have.
 	Choices []string
 
-	// Pattern is a regular expression that a Text matches, without anchors; ""
-	// for any text.
+	// Pattern is a regular expression that a Text, or each value of a List,
+	// matches, without anchors; "" for any text. It is for those who check values
+	// before the program does: what Check lets pass matches it.
 	Pattern string
 
 	// Default is the value unless something else is given, as text. A list's
