@@ -312,7 +312,7 @@ func reason(l rabbit.DeadLetter) string {
 	case l.Reason == "delivery_limit":
 		return "too many attempts failed"
 	case l.Reason == "rejected":
-		return "refused by a worker"
+		return fmt.Sprintf("refused by a worker: %d bytes are more than its --max-text", len(l.Task.Text))
 	}
 	return cmp.Or(visible.Text(l.Reason), "unknown")
 }

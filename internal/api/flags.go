@@ -76,7 +76,8 @@ func (c *Config) Settings() []setting.Setting {
 		return setting.Time(name, usage, dest, 100*time.Millisecond, time.Hour)
 	}
 	limits := setting.In("limits",
-		number("max-text", "bytes", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText),
+		number("max-text", "bytes", "longest text taken, in `BYTES`", &c.MaxText, task.MaxText).
+			With("Longer ones are answered 413. Workers have a limit of the same name, 1 MiB by default: raise it first."),
 		number("max-batch", "bytes", "largest NDJSON body taken, in `BYTES`", &c.MaxBatch, 64<<20),
 		setting.Count("max-body-bytes", "bytes", "most `BYTES` of all request bodies being received or handled, together", &c.MaxBodies, 1<<20, 0).
 			With("More are answered 503. Bodies of up to 16 KiB are not counted, and there is always room for one of the largest size. When there is no room, a body that comes slower than 64 KiB a second is ended with 408. The unit's `MemoryMax` must allow for about four times as much."),

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/worker"
 )
 
 func TestResults(t *testing.T) {
@@ -101,21 +103,41 @@ func TestFailures(t *testing.T) {
 
 func TestForeignMessageIsRefused(t *testing.T) {
 	t.Parallel()
+	most := worker.DefaultConfig().MaxText
 	r := setup(t)
 	h, began := begun(reverse.New(reverse.Config{}))
+	out := &output{}
+	r.log = slog.New(slog.NewTextHandler(out, nil))
 	r.work("worker", 1, h)
-	if err := r.ch.Publish(rabbit.Exchange, "tasks", true, false, amqp.Publishing{MessageId: "bad", Body: []byte{0xff}}); err != nil {
-		t.Fatal(err)
-	}
-	r.eventually("dead", func() error {
-		d, ok, err := r.ch.Get(rabbit.DeadQueue, true)
-		if err != nil || !ok || d.MessageId != "bad" {
-			return fmt.Errorf("the dead letter is %q (%v, %v)", d.MessageId, ok, err)
+	for _, tc := range []struct {
+		id   string
+		body []byte
+		says string
+	}{
+		{"not-a-text", []byte{0xff}, "UTF-8"},
+		{"too-long", bytes.Repeat([]byte("x"), most+1), "1048577 bytes, at most 1048576 are taken (--max-text)"},
+	} {
+		if err := r.ch.Publish(rabbit.Exchange, "tasks", true, false, amqp.Publishing{MessageId: tc.id, Body: tc.body}); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
+		r.eventually("dead", func() error {
+			d, ok, err := r.ch.Get(rabbit.DeadQueue, true)
+			if err != nil || !ok || d.MessageId != tc.id {
+				return fmt.Errorf("the dead letter is %q (%v, %v)", d.MessageId, ok, err)
+			}
+			return nil
+		})
+		if said := out.String(); !strings.Contains(said, tc.says) {
+			t.Errorf("%s: %s", tc.id, said)
+		}
+	}
 	if len(began) > 0 {
 		t.Error("the handler was called")
+	}
+	longest := task.Task{ID: "longest", Text: strings.Repeat("x", most)}
+	r.publish(longest)
+	if got := receive(t, "result", r.results); got.ID != longest.ID || len(got.Text) != most {
+		t.Errorf("the result of %s has %d bytes", got.ID, len(got.Text))
 	}
 }
 

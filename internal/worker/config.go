@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/task"
 )
 
 // Config sets how a worker takes tasks. DefaultConfig gives a usable one.
@@ -13,6 +14,13 @@ type Config struct {
 	// broker sends ahead (the prefetch): none waits in a worker while another
 	// one is free. Default 10.
 	Concurrency int
+
+	// MaxText is the longest text handled, in bytes; a task with a longer one
+	// goes to the dead letters. The API has a limit of its own, but any AMQP
+	// client may publish a task, and as the result its text takes up to eighteen
+	// times its size in each socket server. Default 1 MiB: sixteen times what
+	// the API takes by default, and little beside what each process may have.
+	MaxText int
 
 	// ConsumerTimeout is what the broker has as consumer_timeout: the time
 	// after which it takes an unacknowledged task back and closes the channel
@@ -26,13 +34,15 @@ const maxConcurrency = 10_000
 
 // DefaultConfig returns the configuration used unless something else is given.
 func DefaultConfig() Config {
-	return Config{Concurrency: 10, ConsumerTimeout: 30 * time.Minute}
+	return Config{Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute}
 }
 
 // Settings declares what an operator can set of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
 	return []setting.Setting{
 		setting.In("job", setting.Count("concurrency", "tasks", "`TASKS` at once, in each worker", &c.Concurrency, 1, maxConcurrency))[0],
+		setting.In("job", setting.Count("max-text", "bytes", "longest text handled, in `BYTES`", &c.MaxText, 1, task.MaxText).
+			With("A task with a longer one becomes a dead letter. It must not be less than --max-text of revq-api. Socket servers leave out results longer than a sixth of their --keep-bytes."))[0],
 		setting.In("broker", setting.Time("consumer-timeout", "`TIME` after which the broker takes a task back, its consumer_timeout", &c.ConsumerTimeout, time.Second, 0).
 			With("Pauses must stay below half of it."))[0],
 	}

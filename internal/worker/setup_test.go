@@ -96,7 +96,9 @@ func (r *rig) work(name string, concurrency int, h worker.Handler) (w *worker.Wo
 	cfg := r.cfg
 	cfg.Name = name
 	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
-	w = worker.New(worker.Config{Concurrency: concurrency}, h, publisher, r.log)
+	work := worker.DefaultConfig()
+	work.Concurrency = concurrency
+	w = worker.New(work, h, publisher, r.log)
 	stopPublisher := r.run(publisher.Run)
 	stopConsumer := r.run(func(ctx context.Context) error {
 		return consumer.Run(ctx, func(ctx context.Context, d *rabbit.Delivery) { w.Handle(ctx, d) })
@@ -170,6 +172,12 @@ func (o *output) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.buf.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
 }
 
 // handlerFunc makes a function a Handler.

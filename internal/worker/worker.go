@@ -76,6 +76,9 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
 	t, err := d.Task()
+	if err == nil && len(t.Text) > w.cfg.MaxText {
+		err = fmt.Errorf("%w (--max-text)", task.CheckText(t.Text, w.cfg.MaxText))
+	}
 	if err != nil {
 		w.about(t, d).Error("refused a task that cannot be handled", "error", err)
 		w.settled(t, d, "refuse", d.Refuse())
