@@ -26,9 +26,9 @@ type dialect interface {
 	frameLength(b []byte) int
 
 	// receive takes in what l has sent, of which a message may have maxMessage
-	// bytes. It returns true when l has said goodbye to ours, so that nobody
-	// waits for anything any more. parser is for listeners that are between
-	// frames; the zero value, before and after.
+	// bytes. It returns true when l has answered our farewell, so that neither
+	// side expects anything more. parser is for listeners that are between
+	// messages; it is the zero value before and after.
 	receive(l *listener, b []byte, maxMessage int, parser *inbound) (gone bool)
 }
 
@@ -41,6 +41,7 @@ type farewell struct {
 // Status codes of close frames (RFC 6455, section 7.4.1).
 const (
 	closeProtocolError = 1002
+	closeInvalidData   = 1007
 	closePolicy        = 1008
 	closeTooBig        = 1009
 	closeRestart       = 1012
@@ -81,6 +82,9 @@ func (websocketDialect) frameLength(b []byte) int {
 }
 
 func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *inbound) (gone bool) {
+	if l.deaf {
+		return false
+	}
 	in := l.in
 	if in == nil {
 		in = parser
@@ -101,13 +105,14 @@ func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *i
 		wrong = &farewell{closePolicy, "too many pings are not answered yet"}
 	}
 	if wrong != nil {
+		l.deaf = true // what follows is the rest of something that has no meaning
 		l.dismiss(*wrong)
 	}
 	switch {
 	case wrong != nil || in.idle():
 		l.in = nil
 		*parser = inbound{}
-	case l.in == nil: // the rest of the frame is still to come
+	case l.in == nil: // the rest of the message is still to come
 		l.in = in.clone()
 		*parser = inbound{}
 	}

@@ -7,30 +7,61 @@ import (
 	"github.com/revq/revq/internal/feed"
 )
 
-// An inbound takes apart what a listener sends (RFC 6455, section 5.2), in
-// whatever pieces it comes. Only control frames matter; messages are skipped.
-// The zero value is ready for the first frame.
+// An inbound parses what a listener sends (RFC 6455, section 5), in pieces of
+// any size. It checks all of it and keeps no payload but that of the control
+// frame at hand: revq has no use for messages. The zero value is ready for the
+// first frame.
 type inbound struct {
 	header  []byte // of the frame that has begun, as far as it has come
-	left    uint64 // bytes of payload still to come, once the header is whole
-	inFrame bool   // the header is whole
 	control []byte // payload of a control frame so far, unmasked
+	read    uint64 // bytes of payload so far
+	left    uint64 // bytes of payload still to come, once the header is complete
+	inFrame bool   // the header is complete
+
+	// The message that the listener has begun: its first fragment has come, or
+	// is coming, and its last one has not ended.
+	inMessage bool
+	isText    bool
+	size      uint64    // of its fragments, the current one included
+	text      utf8Check // how far it is valid
 }
 
-// idle reports whether the next byte begins a new frame, so that nothing need
-// be kept.
-func (in *inbound) idle() bool { return len(in.header) == 0 }
+// Opcodes of messages (RFC 6455, section 5.2). Control frames have bit 3 set.
+const (
+	opContinuation = 0x0
+	opText         = 0x1
+	opBinary       = 0x2
+)
 
-// clone returns a copy that shares nothing with in.
+var (
+	errExtension    = &farewell{closeProtocolError, "a frame uses an extension that was not agreed on"}
+	errOpcode       = &farewell{closeProtocolError, "a frame has an unknown opcode"}
+	errUnmasked     = &farewell{closeProtocolError, "a frame is not masked"}
+	errControl      = &farewell{closeProtocolError, "a control frame is fragmented or too long"}
+	errNotMinimal   = &farewell{closeProtocolError, "a frame's length is not in its shortest form"}
+	errLengthSign   = &farewell{closeProtocolError, "a frame's length has the most significant bit set"}
+	errNoMessage    = &farewell{closeProtocolError, "a continuation frame belongs to no message"}
+	errInterleaved  = &farewell{closeProtocolError, "a message begins before the last fragment of another"}
+	errCloseCode    = &farewell{closeProtocolError, "a close frame has a status that must not be sent"}
+	errNotUTF8      = &farewell{closeInvalidData, "a text is not UTF-8"}
+	errMessageLarge = &farewell{closeTooBig, "listeners are not expected to send that much"}
+)
+
+// idle reports whether the next byte begins a new message, so that no state
+// needs to be kept.
+func (in *inbound) idle() bool { return len(in.header) == 0 && !in.inMessage }
+
+// clone returns a copy that shares no memory with in.
 func (in *inbound) clone() *inbound {
 	c := *in
 	c.header, c.control = bytes.Clone(in.header), bytes.Clone(in.control)
 	return &c
 }
 
-// take goes through b and calls onControl for each control frame that ends in
-// it. The payload is valid during the call. maxMessage is the most bytes that
-// the payload of a message's frame may have.
+// take parses b and calls onControl for each control frame that ends in it.
+// The payload is valid during the call. A message may have maxMessage bytes in
+// all its fragments. After a violation, which take returns, in is of no more
+// use.
 func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []byte)) *farewell {
 	for len(b) > 0 {
 		if !in.inFrame {
@@ -41,65 +72,210 @@ func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []
 			}
 		} else {
 			n := int(min(in.left, uint64(len(b))))
-			if in.isControl() {
-				in.addControl(b[:n])
+			if v := in.parsePayload(b[:n]); v != nil {
+				return v
 			}
-			in.left -= uint64(n)
 			b = b[n:]
 		}
 		if in.inFrame && in.left == 0 {
-			if in.isControl() {
-				onControl(feed.Opcode(in.header[0]&0xf), in.control)
+			if v := in.endFrame(onControl); v != nil {
+				return v
 			}
-			*in = inbound{header: in.header[:0], control: in.control[:0]}
 		}
 	}
 	return nil
 }
 
 // parseHeader looks at what has come of the header, and begins the payload
-// when it is whole.
+// when the header is complete.
 func (in *inbound) parseHeader(maxMessage int) *farewell {
+	const (
+		reserved, masked = 0x70, 0x80
+		maskBytes        = 4
+	)
 	h := in.header
 	if len(h) < 2 {
 		return nil
 	}
-	length, size := uint64(h[1]&0x7f), 2
-	switch length {
+	size := 2 // of the header without the mask
+	switch h[1] &^ masked {
 	case 126:
-		if size += 2; len(h) >= size {
-			length = uint64(binary.BigEndian.Uint16(h[2:]))
-		}
+		size += 2
 	case 127:
-		if size += 8; len(h) >= size {
-			length = binary.BigEndian.Uint64(h[2:])
-		}
+		size += 8
 	}
-	final, op := h[0]&0x80 != 0, h[0]&0xf
+	op := h[0] & 0xf
 	switch {
-	case h[0]&0x70 != 0:
-		return &farewell{closeProtocolError, "a frame uses an extension that was not agreed on"}
-	case op > 2 && op < 8 || op > 0xA:
-		return &farewell{closeProtocolError, "a frame has an unknown opcode"}
-	case h[1]&0x80 == 0:
-		return &farewell{closeProtocolError, "a frame is not masked"}
-	case op >= 8 && (!final || size > 2):
-		return &farewell{closeProtocolError, "a control frame is fragmented or too long"}
-	case len(h) >= size && op < 8 && length > uint64(maxMessage):
-		return &farewell{closeTooBig, "listeners are not expected to send that much"}
+	case h[0]&reserved != 0:
+		return errExtension
+	case op > opBinary && !in.isControl() || op > byte(feed.OpPong):
+		return errOpcode
+	case h[1]&masked == 0:
+		return errUnmasked
+	case in.isControl() && (!in.isFinal() || size > 2):
+		return errControl
+	case op == opContinuation && !in.inMessage:
+		return errNoMessage
+	case (op == opText || op == opBinary) && in.inMessage:
+		return errInterleaved
+	case len(h) < size:
+		return nil
 	}
-	const mask = 4 // bytes, behind the length
-	if len(h) == size+mask {
-		in.inFrame, in.left = true, length
+	length, v := parseLength(h[1:size])
+	if v != nil {
+		return v
+	}
+	if !in.isControl() && in.size+length > uint64(maxMessage) {
+		return errMessageLarge
+	}
+	if len(h) < size+maskBytes {
+		return nil
+	}
+	in.inFrame, in.read, in.left = true, 0, length
+	if !in.isControl() {
+		if op != opContinuation {
+			in.inMessage, in.isText = true, op == opText
+		}
+		in.size += length
 	}
 	return nil
 }
 
-func (in *inbound) isControl() bool { return in.header[0]&0x8 != 0 }
-
-func (in *inbound) addControl(b []byte) {
-	mask := in.header[len(in.header)-4:]
-	for _, c := range b {
-		in.control = append(in.control, c^mask[len(in.control)%4])
+// parseLength parses the part of a header that has the length of the payload.
+func parseLength(b []byte) (length uint64, v *farewell) {
+	switch len(b) {
+	case 3:
+		if length = uint64(binary.BigEndian.Uint16(b[1:])); length < 126 {
+			return 0, errNotMinimal
+		}
+	case 9:
+		length = binary.BigEndian.Uint64(b[1:])
+		if length >= 1<<63 {
+			return 0, errLengthSign
+		}
+		if length < 1<<16 {
+			return 0, errNotMinimal
+		}
+	default:
+		length = uint64(b[0] & 0x7f)
 	}
+	return length, nil
 }
+
+func (in *inbound) isControl() bool { return in.header[0]&0x08 != 0 }
+func (in *inbound) isFinal() bool   { return in.header[0]&0x80 != 0 }
+
+// parsePayload takes the next bytes of the payload, masked as they come.
+func (in *inbound) parsePayload(b []byte) *farewell {
+	mask := in.header[len(in.header)-4:]
+	isControl := in.isControl()
+	if isControl || in.isText {
+		for i, c := range b {
+			c ^= mask[(in.read+uint64(i))%4]
+			if isControl {
+				in.control = append(in.control, c)
+			} else if !in.text.next(c) {
+				return errNotUTF8
+			}
+		}
+	}
+	in.read += uint64(len(b))
+	in.left -= uint64(len(b))
+	return nil
+}
+
+// endFrame is called behind the last byte of a frame.
+func (in *inbound) endFrame(onControl func(feed.Opcode, []byte)) *farewell {
+	if in.isControl() {
+		op := feed.Opcode(in.header[0] & 0xf)
+		if op == feed.OpClose {
+			if v := checkClose(in.control); v != nil {
+				return v
+			}
+		}
+		onControl(op, in.control)
+	} else if in.isFinal() {
+		if in.isText && !in.text.complete() {
+			return errNotUTF8
+		}
+		in.inMessage, in.isText, in.size = false, false, 0
+	}
+	in.header, in.control, in.inFrame = in.header[:0], in.control[:0], false
+	return nil
+}
+
+// checkClose checks the payload of a close frame (RFC 6455, sections 5.5.1 and
+// 7.4). Without a payload there is no status.
+func checkClose(payload []byte) *farewell {
+	if len(payload) == 0 {
+		return nil
+	}
+	if len(payload) < 2 || !mayBeSent(binary.BigEndian.Uint16(payload)) {
+		return errCloseCode
+	}
+	var reason utf8Check
+	for _, c := range payload[2:] {
+		if !reason.next(c) {
+			return errNotUTF8
+		}
+	}
+	if !reason.complete() {
+		return errNotUTF8
+	}
+	return nil
+}
+
+// mayBeSent reports whether a close frame may have the status: one that the
+// protocol or its registry at IANA defines, except those that stand for a
+// missing close frame, or one of libraries and applications.
+func mayBeSent(status uint16) bool {
+	switch status {
+	case 1004, 1005, 1006:
+		return false
+	}
+	return status >= 1000 && status <= 1014 || status >= 3000 && status <= 4999
+}
+
+// A utf8Check checks a text that comes byte by byte. The zero value is at the
+// beginning of a text.
+type utf8Check struct {
+	missing   byte // bytes of a character that has begun
+	low, high byte // the range of the first of them
+}
+
+// next reports whether the text can be UTF-8 with c as its next byte. The
+// ranges are those of the Unicode Standard, table 3-7: no surrogates, nothing
+// above U+10FFFF, no form that is longer than necessary.
+func (u *utf8Check) next(c byte) bool {
+	const low, high = 0x80, 0xBF
+	switch {
+	case u.missing > 0:
+		if c < u.low || c > u.high {
+			return false
+		}
+		*u = utf8Check{u.missing - 1, low, high}
+	case c < 0x80:
+	case c < 0xC2:
+		return false
+	case c < 0xE0:
+		*u = utf8Check{1, low, high}
+	case c == 0xE0:
+		*u = utf8Check{2, 0xA0, high}
+	case c == 0xED:
+		*u = utf8Check{2, low, 0x9F}
+	case c < 0xF0:
+		*u = utf8Check{2, low, high}
+	case c == 0xF0:
+		*u = utf8Check{3, 0x90, high}
+	case c < 0xF4:
+		*u = utf8Check{3, low, high}
+	case c == 0xF4:
+		*u = utf8Check{3, low, 0x8F}
+	default:
+		return false
+	}
+	return true
+}
+
+// complete reports whether the text does not end within a character.
+func (u *utf8Check) complete() bool { return u.missing == 0 }

@@ -1,14 +1,20 @@
 package socket
 
 import (
-	"bytes"
+	"bufio"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/revq/revq/internal/feed"
 )
+
+// final is the bit of a frame that ends a message.
+const final = 0x80
 
 // clientFrame returns a frame as a client sends it. length, if not negative,
 // is claimed instead of the payload's.
@@ -33,39 +39,219 @@ func clientFrame(first byte, payload string, length int) []byte {
 	return b
 }
 
-func TestInbound(t *testing.T) {
-	long := string(bytes.Repeat([]byte("x"), 1000))
-	for _, tc := range []struct {
-		name  string
-		bytes []byte
-		want  []string // control frames
-		code  uint16   // of the violation; 0 for none
-	}{
-		{"ping", clientFrame(0x89, "hi", -1), []string{"9 hi"}, 0},
-		{"empty ping", clientFrame(0x89, "", -1), []string{"9 "}, 0},
-		{"close with status", clientFrame(0x88, "\x03\xe8", -1), []string{"8 \x03\xe8"}, 0},
-		{"messages are skipped", slices.Concat(clientFrame(0x81, long, -1), clientFrame(0x82, "", -1), clientFrame(0x8A, "x", -1)), []string{"10 x"}, 0},
-		{"ping within a fragmented message", slices.Concat(clientFrame(0x01, "a", -1), clientFrame(0x89, "p", -1), clientFrame(0x80, "b", -1)), []string{"9 p"}, 0},
-		{"longest message", clientFrame(0x81, "", 4096), nil, 0},
-		{"message too long", clientFrame(0x81, "", 4097), nil, closeTooBig},
-		{"message far too long", clientFrame(0x81, "", 1<<40), nil, closeTooBig},
-		{"not masked", []byte{0x81, 0x01, 'a'}, nil, closeProtocolError},
-		{"reserved bit", clientFrame(0xC1, "a", -1), nil, closeProtocolError},
-		{"unknown opcode", clientFrame(0x83, "a", -1), nil, closeProtocolError},
-		{"unknown control opcode", clientFrame(0x8B, "a", -1), nil, closeProtocolError},
-		{"fragmented ping", clientFrame(0x09, "a", -1), nil, closeProtocolError},
-		{"long ping", clientFrame(0x89, "", 126), nil, closeProtocolError},
+// closeFrame returns a close frame as a client sends it.
+func closeFrame(status uint16, reason string) []byte {
+	return clientFrame(final|byte(feed.OpClose), string(binary.BigEndian.AppendUint16(nil, status))+reason, -1)
+}
+
+// fragments returns a message in several frames.
+func fragments(op byte, parts ...string) (b []byte) {
+	for i, part := range parts {
+		first := byte(opContinuation)
+		if i == 0 {
+			first = op
+		}
+		if i == len(parts)-1 {
+			first |= final
+		}
+		b = append(b, clientFrame(first, part, -1)...)
+	}
+	return b
+}
+
+// An inboundCase is what a listener may send, and what is made of it: the
+// control frames that are taken, and the status of the violation that ends it.
+type inboundCase struct {
+	name  string
+	bytes []byte
+	want  []string
+	code  uint16
+}
+
+// inboundCases follow the sections of the public conformance suite for
+// websockets, as far as they apply to a server that ignores messages.
+func inboundCases() []inboundCase {
+	const text, binary, ping, pong, end = opText, opBinary, byte(feed.OpPing), byte(feed.OpPong), byte(feed.OpClose)
+	long := strings.Repeat("x", 1000)
+	part := strings.Repeat("x", 4000)
+	whole := func(op byte, payload string) []byte { return clientFrame(final|op, payload, -1) }
+	then := func(frames ...[]byte) []byte { return slices.Concat(frames...) }
+	lastPing, pinged := whole(ping, "!"), []string{"9 !"} // behind a message: shows that it was taken
+	cases := []inboundCase{
+		// Lengths.
+		{"messages are skipped", then(whole(text, long), whole(binary, ""), whole(pong, "x")), []string{"10 x"}, 0},
+		{"a text of 125", then(whole(text, long[:125]), lastPing), pinged, 0},
+		{"a text of 126", then(whole(text, long[:126]), lastPing), pinged, 0},
+		{"the longest message", clientFrame(final|text, "", 4096), nil, 0},
+		{"a message too long", clientFrame(final|text, "", 4097), nil, closeTooBig},
+		{"a message far too long", clientFrame(final|text, "", 1<<40), nil, closeTooBig},
+		{"fragments too long in sum", fragments(binary, part, part, part, part, part), nil, closeTooBig},
+		{"a last fragment too long in sum", fragments(text, part, long), nil, closeTooBig},
+		{"fragments as long as a message", then(fragments(text, part, long[:96]), lastPing), pinged, 0},
+		{"messages that are short each", then(whole(text, part), whole(text, part), fragments(text, part, "x"), lastPing), pinged, 0},
+		{"16 bits for 125", []byte{final | text, 0x80 | 126, 0, 125, 0, 0, 0, 0}, nil, closeProtocolError},
+		{"16 bits for 0", []byte{final | binary, 0x80 | 126, 0, 0, 0, 0, 0, 0}, nil, closeProtocolError},
+		{"64 bits for 65535", []byte{final | binary, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0}, nil, closeProtocolError},
+		{"64 bits for 5", []byte{final | binary, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0}, nil, closeProtocolError},
+		{"64 bits with the top one set", []byte{final | binary, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0}, nil, closeProtocolError},
+		{"not masked", []byte{final | text, 1, 'a'}, nil, closeProtocolError},
+		{"empty and not masked", []byte{final | text, 0}, nil, closeProtocolError},
+
+		// Pings and pongs.
+		{"a ping", whole(ping, "hi"), []string{"9 hi"}, 0},
+		{"an empty ping", whole(ping, ""), []string{"9 "}, 0},
+		{"a ping of 125", whole(ping, long[:125]), []string{"9 " + long[:125]}, 0},
+		{"a ping that is not UTF-8", whole(ping, "\xfe"), []string{"9 \xfe"}, 0},
+		{"a ping of 126", clientFrame(final|ping, "", 126), nil, closeProtocolError},
+		{"a pong that nobody asked for", whole(pong, "hi"), []string{"10 hi"}, 0},
+		{"a fragmented ping", clientFrame(ping, "a", -1), nil, closeProtocolError},
+		{"a fragmented pong", clientFrame(pong, "a", -1), nil, closeProtocolError},
+		{"a fragmented close", clientFrame(end, "", -1), nil, closeProtocolError},
+
+		// Fragments.
+		{"a ping between fragments", then(clientFrame(text, "a", -1), whole(ping, "p"), clientFrame(final, "b", -1)), []string{"9 p"}, 0},
+		{"empty fragments", then(fragments(text, "", "", ""), lastPing), pinged, 0},
+		{"a continuation without a message", clientFrame(final, "a", -1), nil, closeProtocolError},
+		{"a first fragment without a message", clientFrame(0, "a", -1), nil, closeProtocolError},
+		{"a continuation behind a message", then(whole(text, "a"), clientFrame(final, "b", -1)), nil, closeProtocolError},
+		{"a continuation behind the last one", then(fragments(text, "a", "b"), clientFrame(0, "c", -1)), nil, closeProtocolError},
+		{"a message within a message", then(clientFrame(text, "a", -1), whole(text, "b")), nil, closeProtocolError},
+		{"a fragment of another message", then(clientFrame(binary, "a", -1), clientFrame(binary, "b", -1)), nil, closeProtocolError},
+		{"a message within one, behind a ping", then(clientFrame(text, "a", -1), whole(ping, "p"), whole(binary, "b")), []string{"9 p"}, closeProtocolError},
+
+		// Close frames.
+		{"an empty close", whole(end, ""), []string{"8 "}, 0},
+		{"a close of one byte", whole(end, "\x03"), nil, closeProtocolError},
+		{"a close with a reason", closeFrame(1000, "good bye"), []string{"8 \x03\xe8good bye"}, 0},
+		{"a close with the longest reason", closeFrame(1000, long[:123]), []string{"8 \x03\xe8" + long[:123]}, 0},
+		{"a close that is too long", closeFrame(1000, long[:124]), nil, closeProtocolError},
+		{"a reason that is not UTF-8", closeFrame(1000, "\xce\xba\xed\xa0\x80"), nil, closeInvalidData},
+		{"a reason cut within a character", closeFrame(3000, "\xe2\x82"), nil, closeInvalidData},
+		{"a close between fragments", then(clientFrame(text, "a", -1), closeFrame(1001, "")), []string{"8 \x03\xe9"}, 0},
+
+		// Texts.
+		{"a text", then(whole(text, "κόσμε 𝄞 \U0010ffff"), lastPing), pinged, 0},
+		{"a character in two fragments", then(fragments(text, "\xf0\x9d", "\x84\x9e"), lastPing), pinged, 0},
+		{"a character in four fragments", then(fragments(text, "\xf0", "\x9d", "", "\x84", "\x9e"), lastPing), pinged, 0},
+		{"a character around a ping", then(clientFrame(text, "\xe2\x82", -1), whole(ping, "p"), clientFrame(final, "\xac", -1)), []string{"9 p"}, 0},
+		{"a text that ends within a character", whole(text, "a\xe2\x82"), nil, closeInvalidData},
+		{"fragments that end within a character", fragments(text, "a\xe2", "\x82"), nil, closeInvalidData},
+		{"what is certain in the first fragment", clientFrame(text, "a\xed\xa0", -1), nil, closeInvalidData},
+		{"what is certain in the middle of a frame", clientFrame(final|text, "a\xf4\x90", 1000)[:11], nil, closeInvalidData},
+		{"a text behind one that is valid", then(whole(text, "é"), whole(text, "\x80")), nil, closeInvalidData},
+		{"binary need not be UTF-8", then(whole(binary, "\xff\xfe"), lastPing), pinged, 0},
+		{"a binary message behind a text", then(fragments(text, "a", "b"), whole(binary, "\xff"), lastPing), pinged, 0},
+	}
+	for name, bytes := range map[string]string{
+		"a lone continuation": "\x80", "0xC0": "\xc0\xaf", "0xC1": "\xc1\xbf", "three bytes for two": "\xe0\x9f\xbf", "four bytes for three": "\xf0\x8f\xbf\xbf",
+		"a surrogate": "\xed\xbf\xbf", "above U+10FFFF": "\xf4\x90\x80\x80", "0xF5": "\xf5\x80\x80\x80", "0xFF": "\xff", "a character cut short by another": "\xe2\x82a",
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			got, wrong := takeAll(tc.bytes, len(tc.bytes))
-			var code uint16
-			if wrong != nil {
-				code = wrong.code
-			}
-			if !slices.Equal(got, tc.want) || code != tc.code {
-				t.Errorf("take = %q, %v; want %q, %d", got, wrong, tc.want, tc.code)
-			}
-		})
+		cases = append(cases, inboundCase{"not UTF-8: " + name, whole(text, "é"+bytes), nil, closeInvalidData})
+	}
+	for _, bit := range []byte{0x40, 0x20, 0x10, 0x70} {
+		for _, op := range []byte{text, ping, end} {
+			cases = append(cases, inboundCase{fmt.Sprintf("reserved bits %#x with opcode %d", bit, op), whole(bit|op, ""), nil, closeProtocolError})
+		}
+	}
+	for _, op := range []byte{3, 4, 5, 6, 7, 0xB, 0xC, 0xD, 0xE, 0xF} {
+		cases = append(cases, inboundCase{fmt.Sprintf("opcode %d", op), then(lastPing, whole(op, "")), pinged, closeProtocolError})
+	}
+	for _, status := range []uint16{0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535} {
+		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), nil, closeProtocolError})
+	}
+	for _, status := range []uint16{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999} {
+		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), []string{"8 " + string(binary16(status))}, 0})
+	}
+	return cases
+}
+
+func binary16(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
+
+func TestInbound(t *testing.T) {
+	for _, tc := range inboundCases() {
+		for _, piece := range []int{len(tc.bytes), 1, 3} {
+			t.Run(fmt.Sprintf("%s/%d", tc.name, piece), func(t *testing.T) {
+				got, wrong := takeAll(tc.bytes, piece)
+				var code uint16
+				if wrong != nil {
+					code = wrong.code
+				}
+				if !slices.Equal(got, tc.want) || code != tc.code {
+					t.Errorf("take = %q, %v; want %q, %d", got, wrong, tc.want, tc.code)
+				}
+			})
+		}
+	}
+}
+
+// The same at a server, without TLS and with it: what is wrong is answered with
+// its status, and then the connection ends.
+func TestListenersThatBreakTheProtocolAreClosed(t *testing.T) {
+	_, b, site := setupTLS(t, DefaultConfig(), feed.DefaultConfig())
+	sites := []struct {
+		name    string
+		connect func(*testing.T) (io.Writer, *bufio.Reader)
+	}{
+		{"plain", func(t *testing.T) (io.Writer, *bufio.Reader) { return b.raw(t) }},
+		{"TLS", func(t *testing.T) (io.Writer, *bufio.Reader) { return site.raw(t) }},
+	}
+	for _, at := range sites {
+		for _, tc := range inboundCases() {
+			t.Run(at.name+"/"+tc.name, func(t *testing.T) {
+				c, r := at.connect(t)
+				c.Write(tc.bytes) // an error shows below
+				for _, frame := range tc.want {
+					kind, want, _ := strings.Cut(frame, " ")
+					answer := feed.OpPong
+					switch kind {
+					case "8":
+						answer = feed.OpClose
+					case "10": // which is not answered: a ping shows that it was taken
+						c.Write(clientFrame(final|byte(feed.OpPing), want, -1))
+					}
+					if op, payload := readFrame(t, r); op != byte(answer) || string(payload) != want {
+						t.Errorf("answer is %d %q, want %d %q", op, payload, answer, want)
+					}
+				}
+				closed := slices.ContainsFunc(tc.want, func(frame string) bool { return frame[0] == '8' })
+				if tc.code != 0 {
+					op, payload := readFrame(t, r)
+					if op != byte(feed.OpClose) || len(payload) < 3 || binary.BigEndian.Uint16(payload) != tc.code || !utf8.Valid(payload[2:]) {
+						t.Errorf("answer is %d %q, want a close frame with %d", op, payload, tc.code)
+					}
+					closed = true
+				}
+				if closed {
+					if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
+						t.Errorf("behind the close frame came %q, %v; want the end", rest, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Between messages a listener costs nothing but its place: what was parsed of a
+// message is forgotten when it ends.
+func TestNothingIsKeptBetweenMessages(t *testing.T) {
+	var parser inbound
+	l := &listener{dialect: websocketDialect{}}
+	for _, tc := range inboundCases() {
+		if tc.code != 0 || l.leaving {
+			continue
+		}
+		for _, c := range tc.bytes {
+			l.receive([]byte{c}, &Config{MaxMessage: 4096}, &parser)
+			l.control = nil // as if it was sent
+			l.heard = 0
+		}
+		if !l.leaving && l.in != nil && !l.in.idle() && !strings.Contains(tc.name, "longest message") {
+			t.Errorf("%s: %+v is kept", tc.name, *l.in)
+		}
+		if parser.header != nil || parser.control != nil || parser.inMessage {
+			t.Errorf("%s: %+v is in the parser that all use", tc.name, parser)
+		}
+		*l = listener{dialect: websocketDialect{}}
 	}
 }
 
@@ -88,9 +274,93 @@ func takeAll(b []byte, piece int) (controls []string, wrong *farewell) {
 	return controls, wrong
 }
 
+// takeWhole is what takeAll has to come to, by way of whole frames and whole
+// texts, and of the library's own idea of UTF-8.
+func takeWhole(b []byte) (controls []string, code uint16) {
+	var text []byte
+	var size uint64
+	inMessage, isText := false, false
+	for len(b) >= 2 {
+		op, isFinal := b[0]&0xf, b[0]&final != 0
+		length, head := uint64(b[1]&0x7f), 2
+		isControl := op >= 8
+		switch {
+		case b[0]&0x70 != 0, op > 2 && op < 8, op > 10, b[1]&0x80 == 0, isControl && (!isFinal || length > 125),
+			!isControl && inMessage != (op == 0):
+			return controls, closeProtocolError
+		}
+		if bytes := map[uint64]int{126: 2, 127: 8}[length]; bytes > 0 {
+			if head += bytes; len(b) < head {
+				return controls, 0
+			}
+			short := length
+			if length = 0; short == 126 {
+				length = uint64(binary.BigEndian.Uint16(b[2:]))
+			} else {
+				length = binary.BigEndian.Uint64(b[2:])
+			}
+			if short == 126 && length < 126 || short == 127 && (length < 1<<16 || length>>63 == 1) {
+				return controls, closeProtocolError
+			}
+		}
+		if !isControl && size+length > 4096 {
+			return controls, closeTooBig
+		}
+		if head += 4; len(b) < head {
+			return controls, 0
+		}
+		mask, payload := b[head-4:head], slices.Clone(b[head:min(uint64(len(b)), uint64(head)+length)])
+		for i := range payload {
+			payload[i] ^= mask[i%4]
+		}
+		ended := uint64(len(payload)) == length
+		b = b[head+len(payload):]
+		switch {
+		case isControl && !ended:
+			return controls, 0
+		case op == byte(feed.OpClose) && len(payload) > 0:
+			if len(payload) == 1 || !mayBeSent(binary.BigEndian.Uint16(payload)) {
+				return controls, closeProtocolError
+			}
+			if !utf8.Valid(payload[2:]) {
+				return controls, closeInvalidData
+			}
+			fallthrough
+		case isControl:
+			controls = append(controls, fmt.Sprintf("%d %s", op, payload))
+			continue
+		}
+		if op != opContinuation {
+			isText = op == opText
+		}
+		inMessage, size = true, size+length
+		if text = append(text, payload...); !isText {
+			text = nil
+		}
+		for len(text) > 0 && utf8.FullRune(text) {
+			r, n := utf8.DecodeRune(text)
+			if r == utf8.RuneError && n == 1 {
+				return controls, closeInvalidData
+			}
+			text = text[n:]
+		}
+		switch {
+		case !ended:
+			return controls, 0
+		case isFinal && len(text) > 0:
+			return controls, closeInvalidData
+		case isFinal:
+			inMessage, size = false, 0
+		}
+	}
+	return controls, 0
+}
+
 func FuzzInbound(f *testing.F) {
+	for i, tc := range inboundCases() {
+		f.Add(tc.bytes, i%5)
+	}
 	f.Add(slices.Concat(clientFrame(0x81, "hello", -1), clientFrame(0x89, "ping", -1), clientFrame(0x88, "\x03\xe8bye", -1)), 3)
-	f.Add([]byte{0x81, 0x01, 'a'}, 1)
 	f.Add(clientFrame(0x82, "", 1<<20), 5)
 	f.Fuzz(func(t *testing.T, b []byte, piece int) {
 		whole, wrong := takeAll(b, len(b))
@@ -101,10 +371,12 @@ func FuzzInbound(f *testing.F) {
 		if (wrong == nil) != (wrongInParts == nil) || wrong != nil && *wrong != *wrongInParts {
 			t.Fatalf("%v at once, %v in pieces of %d", wrong, wrongInParts, piece)
 		}
-		for _, c := range whole {
-			if len(c) > 125+len("10 ") {
-				t.Fatalf("a control frame of %d bytes was taken", len(c))
-			}
+		var code uint16
+		if wrong != nil {
+			code = wrong.code
+		}
+		if controls, want := takeWhole(b); code != want || !slices.Equal(whole, controls) {
+			t.Fatalf("control frames %q and status %d, want %q and %d", whole, code, controls, want)
 		}
 	})
 }

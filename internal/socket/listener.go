@@ -34,7 +34,8 @@ type listener struct {
 	pingedAt     time.Time // zero if it has shown itself since
 	heard        int       // bytes received since the last ping
 
-	in      *inbound  // nil between frames
+	in      *inbound  // nil between messages
+	deaf    bool      // it broke the protocol: nothing more is read of what it sends
 	leaving bool      // a farewell is the last thing in control, or sent
 	leftAt  time.Time // when the farewell was sent
 }
@@ -108,7 +109,7 @@ func frameEnd(d dialect, b []byte, n int) (end int) {
 }
 
 // receive takes in what l has sent. It returns true when nobody waits for
-// anything any more. parser is for listeners that are between frames.
+// anything any more. parser is for listeners that are between messages.
 func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
 	l.pingedAt = time.Time{}
 	if l.heard += len(b); l.heard > maxHeard {

@@ -60,7 +60,7 @@ type shard struct {
 	round     time.Time // when the pinging of all listeners began
 	pinged    int       // how many of them it has come to
 	received  [4096]byte
-	parser    inbound // for listeners that are between frames
+	parser    inbound // for listeners that are between messages
 }
 
 func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
