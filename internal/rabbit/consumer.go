@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -57,11 +58,13 @@ func (d *Delivery) Ack() error { return d.loans.ack(d) }
 // Reject tells the broker that this attempt failed. The task is delivered
 // again, until it has reached the delivery limit and goes to the dead letters.
 func (d *Delivery) Reject() error {
+	defer d.loans.gaveUp()
 	return d.loans.end(d, func() error { return d.d.Reject(true) })
 }
 
 // Refuse sends the task to the dead letters at once.
 func (d *Delivery) Refuse() error {
+	defer d.loans.gaveUp()
 	return d.loans.end(d, func() error { return d.d.Reject(false) })
 }
 
@@ -113,6 +116,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	}
 	c.link.up()
 	loans := newLoans(s.ch, c.prefetch)
+	loans.gaveUp = c.lookForDeadQueue(s)
 
 	// A stop is for handlers only once the broker sends no more: what they
 	// give back would come again at once, as one more attempt.
@@ -156,5 +160,40 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			}
 			return nil
 		}
+	}
+}
+
+// deadQueueInterval is the least time between two looks for the queue of dead
+// letters.
+const deadQueueInterval = 30 * time.Second
+
+// lookForDeadQueue returns what is to be called when a task may have been given
+// up. It looks, now and then, whether the queue of dead letters is there, and
+// declares it if it is not: without it, the broker keeps such tasks in their
+// queue and says so only in its own log.
+func (c *Consumer) lookForDeadQueue(s *session) func() {
+	var last atomic.Int64 // in nanoseconds since 1970
+	return func() {
+		now, before := time.Now().UnixNano(), last.Load()
+		if now-before < int64(deadQueueInterval) || !last.CompareAndSwap(before, now) {
+			return
+		}
+		// Nobody waits for it, and it ends with the session at the latest.
+		go func() {
+			missing, err := s.missing(c.link.cfg.Topology, func(o object) bool { return o.name == DeadQueue })
+			if err == nil && len(missing) == 0 {
+				return
+			}
+			if err == nil {
+				err = s.repair(c.link.cfg.Topology)
+			}
+			switch {
+			case s.ctx.Err() != nil:
+			case err != nil:
+				c.link.log.Error("the queue of dead letters is missing; tasks that are given up stay in "+TasksQueue+": run `revq setup`", "queue", DeadQueue, "error", err)
+			default:
+				c.link.log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
+			}
+		}()
 	}
 }

@@ -103,6 +103,51 @@ func TestRefuse(t *testing.T) {
 	r.dead("a", "rejected")
 }
 
+// Without the queue of dead letters the broker keeps what is given up where it
+// was, and says so to nobody. A worker that gives a task up notices.
+func TestDeadQueueIsMissing(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		configure string
+		says      string
+		declared  bool
+	}{
+		"may declare it": {"^revq", "the queue of dead letters was missing; declared it", true},
+		"may not":        {"^$", "run `revq setup`", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t).declared()
+			rights := "^revq"
+			if !tc.declared {
+				rights = `^revq\.tasks$`
+			}
+			tasks := r.consume(NewConsumer(r.user("worker", tc.configure, "^revq", rights), 1, r.log))
+			r.remove(DeadQueue)
+			r.enqueue(tasksKey, text("a"))
+			h := receive(t, "task", tasks)
+			h.end(t, h.Refuse)
+			r.out.says(t, tc.says)
+			if !tc.declared {
+				if _, err := Setup(t.Context(), r.cfg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.exists()
+			// By itself the broker tries again after minutes. A policy has it try at once.
+			ctl := func(args ...string) {
+				t.Helper()
+				if out, err := r.node.Ctl(t.Context(), args...); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+			}
+			ctl("set_policy", "-p", r.vhost(), "--apply-to", "queues", "revq-hurry", `^revq\.tasks$`, `{"dead-letter-routing-key":"dead"}`)
+			r.dead("a", "rejected")
+			ctl("clear_policy", "-p", r.vhost(), "revq-hurry")
+		})
+	}
+}
+
 // dead fails the test unless the only dead letter is id, for reason.
 func (r *rig) dead(id, reason string) {
 	r.t.Helper()

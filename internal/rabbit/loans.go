@@ -26,6 +26,8 @@ type loans struct {
 	ch   *amqp.Channel
 	most int // acknowledgements that are gathered
 
+	gaveUp func() // called when a loan ends with what may be the last attempt
+
 	mu    sync.Mutex  // held while something is sent, too: open is what the broker was told
 	open  list.List   // of *Delivery; at most the prefetch
 	done  []*Delivery // those of open whose acknowledgement is to be sent
@@ -34,7 +36,7 @@ type loans struct {
 }
 
 func newLoans(ch *amqp.Channel, prefetch int) *loans {
-	return &loans{ch: ch, most: max(1, prefetch/2)}
+	return &loans{ch: ch, most: max(1, prefetch/2), gaveUp: func() {}}
 }
 
 // begin adds d, which is the newest.
