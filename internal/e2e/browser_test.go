@@ -159,10 +159,10 @@ func findProgram(t *testing.T, name string) string {
 	return path
 }
 
-// startBrowser opens a page until the test ends, as a user who has never used the browser.
-func startBrowser(t *testing.T, path, url string, args ...string) {
+// newGroup returns where programs that are not ours run until the test ends, and a directory for them.
+func newGroup(t *testing.T) (*proc.Group, string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "revq-browser-")
+	dir, err := os.MkdirTemp("", "revq-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,6 +175,13 @@ func startBrowser(t *testing.T, path, url string, args ...string) {
 			t.Error(err)
 		}
 	})
+	return group, dir
+}
+
+// startBrowser opens a page until the test ends, as a user who has never used the browser.
+func startBrowser(t *testing.T, path, url string, args ...string) {
+	t.Helper()
+	group, dir := newGroup(t)
 	cmd := exec.Command(path, append(args, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", url)...) // without the port it would end when the page is there

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -23,7 +22,6 @@ import (
 	"github.com/fasthttp/websocket"
 
 	"github.com/revq/revq/internal/feed"
-	"github.com/revq/revq/internal/proc"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack"
 )
@@ -86,19 +84,7 @@ func (s *system) startProxy(t *testing.T, language string, changes ...string) *p
 	}
 	example := string(block[1])
 
-	dir, err := os.MkdirTemp("", "revq-proxy-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	group, err := proc.NewGroup(dir)
-	if err != nil {
-		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
-	}
-	t.Cleanup(func() {
-		if err := group.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	group, dir := newGroup(t)
 	certify(t, dir)
 	cert, err := os.ReadFile(filepath.Join(dir, "tls-cert"))
 	if err != nil {
