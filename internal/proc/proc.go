@@ -138,6 +138,24 @@ func (g *Group) Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
+// Start starts cmd at the head of a process group of its own, outside of any Group. Unlike a Group's, it
+// may have a standard input, costs no shell, and may outlive a program that is killed; on Linux only
+// what it has started does.
+func Start(cmd *exec.Cmd) (*Process, error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setpgid = true
+	endWithParent(cmd.SysProcAttr)
+	cmd.WaitDelay = outputDelay
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	go p.wait()
+	return p, nil
+}
+
 // Close kills every process that is left, ends the guard and removes the directory.
 // Processes that should end in good order are to be stopped before. Further calls return the first's result.
 func (g *Group) Close() error {
@@ -169,7 +187,7 @@ func (g *Group) Close() error {
 
 // A Process is a child and the process group that it leads.
 type Process struct {
-	group *Group
+	group *Group // nil if it is in none
 	cmd   *exec.Cmd
 	done  chan struct{}
 	err   error // of cmd.Wait; written before done is closed
@@ -185,12 +203,16 @@ func (p *Process) wait() {
 	p.mu.Lock()
 	p.ended = true
 	syscall.Kill(-p.Pid(), syscall.SIGKILL)
-	fmt.Fprintf(p.group.pipe, "- %d\n", p.Pid())
+	if p.group != nil {
+		fmt.Fprintf(p.group.pipe, "- %d\n", p.Pid())
+	}
 	p.mu.Unlock()
 	p.err = p.cmd.Wait()
-	p.group.mu.Lock()
-	delete(p.group.procs, p)
-	p.group.mu.Unlock()
+	if p.group != nil {
+		p.group.mu.Lock()
+		delete(p.group.procs, p)
+		p.group.mu.Unlock()
+	}
 	close(p.done)
 }
 
@@ -208,6 +230,12 @@ func (p *Process) Err() error {
 	default:
 		return nil
 	}
+}
+
+// State returns, once Done is closed, how the process ended.
+func (p *Process) State() *os.ProcessState {
+	<-p.done
+	return p.cmd.ProcessState
 }
 
 // Signal sends a signal to the process, not to its group. It returns [os.ErrProcessDone] after its end.

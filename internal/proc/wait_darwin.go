@@ -1,6 +1,10 @@
 package proc
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // awaitExit returns when the child pid has ended, and leaves it to be reaped.
 func awaitExit(pid int) {
@@ -17,3 +21,6 @@ func awaitExit(pid int) {
 		}
 	}
 }
+
+// endWithParent does nothing: only Linux can.
+func endWithParent(*syscall.SysProcAttr) {}
