@@ -274,6 +274,7 @@ func newLetterWriter(w io.Writer, asJSON bool) *letterWriter {
 type letterObject struct {
 	ID       string    `json:"id"`               // may be empty
 	Reason   string    `json:"reason"`           // the broker's: delivery_limit or rejected
+	Error    string    `json:"error,omitzero"`   // what the handler said that gave it up
 	Invalid  string    `json:"invalid,omitzero"` // why it is no proper task
 	Queue    string    `json:"queue"`
 	Count    int64     `json:"count"`
@@ -288,7 +289,7 @@ func (w *letterWriter) write(l rabbit.DeadLetter) error {
 		return err
 	}
 	object := letterObject{
-		ID: l.Task.ID, Reason: l.Reason, Queue: l.Queue, Count: l.Count,
+		ID: l.Task.ID, Reason: l.Reason, Error: l.Error, Queue: l.Queue, Count: l.Count,
 		Died: l.Died.UTC(), Accepted: l.Task.Accepted.UTC(), Text: l.Task.Text,
 	}
 	if l.Invalid != nil {
@@ -311,6 +312,8 @@ func reason(l rabbit.DeadLetter) string {
 		return "not a proper task: " + visible.Line(l.Invalid.Error())
 	case l.Reason == "delivery_limit":
 		return "too many attempts failed"
+	case l.Error != "":
+		return "given up by the handler: " + shorten(l.Error)
 	case l.Reason == "rejected":
 		return fmt.Sprintf("refused by a worker: %d bytes are more than its --max-text", len(l.Task.Text))
 	}

@@ -67,7 +67,7 @@ func Worker() daemon.Program {
 		Name:     "revq-worker",
 		Usage:    "take tasks from the queue, handle them, and publish the results",
 		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings(), job.Settings()),
-		Checks:   []func() error{broker.Check, func() error { return cfg.Check(job.Longest()) }},
+		Checks:   []func() error{broker.Check, func() error { return cfg.Check(job.Longest(), "--max-pause") }},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			broker.InHand = cfg.Concurrency
 			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)

@@ -24,6 +24,9 @@ type DeadLetter struct {
 	// rejected if no attempt could succeed.
 	Reason string
 
+	// Error is what the worker's handler said, if it gave the task up.
+	Error string
+
 	// Queue is where it died, Died when, and Count how often by now.
 	Queue string
 	Died  time.Time
@@ -38,6 +41,19 @@ const (
 	Keep    Fate = iota // leave it where it is
 	Requeue             // give it back to the workers, under its id
 	Purge               // remove it for good
+)
+
+// What a worker writes that makes a task a dead letter itself.
+const (
+	diedHeader  = "revq-died"
+	errorHeader = "revq-error"
+
+	// rejected is the broker's word for what a worker has given up.
+	rejected = "rejected"
+
+	// maxError bounds the error in its header: all headers together have to
+	// fit into one frame, which brokers may hold down to 4 KiB.
+	maxError = 3 << 10
 )
 
 // settleTimeout bounds what is done with one dead letter.
@@ -108,7 +124,7 @@ func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan am
 	defer cancel()
 	headers := amqp.Table{}
 	for name, value := range d.Headers {
-		if !strings.HasPrefix(name, "x-") { // those tell of its death
+		if !strings.HasPrefix(name, "x-") && name != diedHeader && name != errorHeader { // those tell of its death
 			headers[name] = value
 		}
 	}
@@ -153,13 +169,29 @@ func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
 	return nil, errors.Join(errs...)
 }
 
-// decodeDead reads what the broker says of a dead letter in its newest x-death
-// entry.
+// encodeDead returns t as the dead letter of a worker.
+func encodeDead(t task.Task, reason string, died time.Time) amqp.Publishing {
+	m := encodeTask(t)
+	if len(reason) > maxError {
+		reason = reason[:maxError]
+	}
+	m.Headers[errorHeader] = strings.ToValidUTF8(reason, "\uFFFD")
+	m.Headers[diedHeader] = died.UnixMicro()
+	return m
+}
+
+// decodeDead reads what is known of a dead letter: what the worker wrote that
+// gave it up, or the broker's newest x-death entry.
 func decodeDead(d amqp.Delivery) DeadLetter {
 	t, err := decodeTask(d)
 	letter := DeadLetter{Task: t, Invalid: err}
 	if d.MessageId == "" {
 		letter.Task.ID = ""
+	}
+	if letter.Died = timeHeader(d.Headers, diedHeader); !letter.Died.IsZero() {
+		letter.Reason, letter.Queue, letter.Count = rejected, TasksQueue, 1
+		letter.Error, _ = d.Headers[errorHeader].(string)
+		return letter
 	}
 	deaths, _ := d.Headers["x-death"].([]any)
 	if len(deaths) == 0 {

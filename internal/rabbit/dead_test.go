@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
 )
 
 // letters returns what is in the dead letters.
@@ -153,5 +157,38 @@ func TestDeadLettersWithoutQueue(t *testing.T) {
 	})
 	if err != nil && err != stopped {
 		t.Errorf("DeadLetters = %v, want why it was stopped", err)
+	}
+}
+
+// A worker makes a task a dead letter itself, and says why.
+func TestPublishDead(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	accepted := time.Now().Truncate(time.Microsecond)
+	why := "exit status 65\n" + strings.Repeat("no picture \xff", 1000)
+	if err := <-p.PublishDead(task.Task{ID: "sick", Text: "abc", Accepted: accepted}, why); err != nil {
+		t.Fatal(err)
+	}
+	letters := r.letters()
+	if len(letters) != 1 {
+		t.Fatalf("%d letters, want 1", len(letters))
+	}
+	l := letters[0]
+	if l.Task.ID != "sick" || l.Task.Text != "abc" || !l.Task.Accepted.Equal(accepted) || l.Invalid != nil {
+		t.Errorf("letter %+v, want the task", l)
+	}
+	if l.Reason != "rejected" || l.Queue != TasksQueue || l.Count != 1 || time.Since(l.Died) > time.Minute {
+		t.Errorf("letter %+v, want what the broker would write", l)
+	}
+	if !strings.HasPrefix(l.Error, "exit status 65\nno picture \uFFFD") || len(l.Error) > 2*maxError {
+		t.Errorf("its error has %d bytes: %.40q", len(l.Error), l.Error)
+	}
+	if err := DeadLetters(t.Context(), r.cfg, func(DeadLetter) (Fate, error) { return Requeue, nil }); err != nil {
+		t.Fatal(err)
+	}
+	back := r.take(TasksQueue, 1)[0]
+	if back.MessageId != "sick" || back.Headers[errorHeader] != nil || back.Headers[diedHeader] != nil || back.Headers[acceptedHeader] == nil {
+		t.Errorf("requeued %q with %v, want it as it was", back.MessageId, back.Headers)
 	}
 }

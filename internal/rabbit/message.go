@@ -34,7 +34,11 @@ const (
 )
 
 func encodeTask(t task.Task) amqp.Publishing {
-	return message(t.ID, []byte(t.Text), t.Accepted, amqp.Table{acceptedHeader: t.Accepted.UnixMicro()})
+	headers := amqp.Table{}
+	if !t.Accepted.IsZero() {
+		headers[acceptedHeader] = t.Accepted.UnixMicro()
+	}
+	return message(t.ID, []byte(t.Text), t.Accepted, headers)
 }
 
 func encodeResult(r task.Result) amqp.Publishing {

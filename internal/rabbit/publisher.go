@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -147,6 +148,12 @@ func (p *Publisher) Alive() error {
 // why t is not known to be queued.
 func (p *Publisher) PublishTask(t task.Task) <-chan error {
 	return p.publish(tasksKey, encodeTask(t))
+}
+
+// PublishDead sends t to the dead letters, with the reason, and answers as
+// PublishTask does.
+func (p *Publisher) PublishDead(t task.Task, reason string) <-chan error {
+	return p.publish(deadKey, encodeDead(t, reason, time.Now()))
 }
 
 // PublishResult sends r to the listeners, together with others that come at

@@ -97,11 +97,16 @@ func (t *Topology) Settings() []setting.Setting {
 	age.Pattern = maxAgePattern
 	return setting.In("sizes",
 		setting.Count(maxTasksFlag, "tasks", "most `TASKS` that may wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
-		setting.Count(deliveryLimitFlag, "attempts", "failed `ATTEMPTS` that are repeated; the next failure makes the task a dead letter", &t.DeliveryLimit, 1, 1_000_000),
+		DeliveryLimitSetting(&t.DeliveryLimit),
 		age,
 		setting.Count(maxBytesFlag, "bytes", "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, 0),
 		setting.Count(segmentBytesFlag, "bytes", "`BYTES` of the pieces in which old results are dropped", &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
 	)
+}
+
+// DeliveryLimitSetting declares the delivery limit of the tasks' queue.
+func DeliveryLimitSetting(dest *int64) setting.Setting {
+	return setting.Count(deliveryLimitFlag, "attempts", "failed `ATTEMPTS` that are repeated; the next failure makes the task a dead letter", dest, 1, 1_000_000)
 }
 
 const maxAgePattern = `[1-9][0-9]{0,8}[YMDhms]`

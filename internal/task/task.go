@@ -35,6 +35,10 @@ type Task struct {
 	ID       string    // the same ID with the same Text is the same task
 	Text     string    // not empty, UTF-8
 	Accepted time.Time // when the API took it; zero if enqueued by someone else
+
+	// A worker sets these for the handler.
+	Attempt int64 // which attempt this is, from 1
+	Last    bool  // if it fails, the task is given up
 }
 
 // A Result is a processed text.

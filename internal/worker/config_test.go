@@ -21,7 +21,7 @@ func TestConfigCheck(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cfg := Config{ConsumerTimeout: tc.timeout}
-			err := cfg.Check(tc.longest)
+			err := cfg.Check(tc.longest, "--max-pause")
 			if (err == nil) != tc.ok {
 				t.Fatalf("Check(%v) = %v", tc.longest, err)
 			}

@@ -4,6 +4,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -15,16 +16,24 @@ import (
 
 // A Handler does the job.
 type Handler interface {
-	// Handle returns the processed text of t. An error means that this
-	// attempt failed. It returns at once when ctx ends.
+	// Handle returns the processed text of t. An error means that this attempt
+	// failed, unless it is an Error that says something else. It returns at
+	// once when ctx ends.
 	Handle(ctx context.Context, t task.Task) (string, error)
 }
 
-// A Publisher hands results to the broker.
+// A Publisher hands messages to the broker. The channels get exactly one value,
+// within the publisher's own deadline: nil once the broker has confirmed.
 type Publisher interface {
-	// PublishResult sends r. The channel gets exactly one value, within the
-	// publisher's own deadline: nil once the broker has confirmed r.
+	// PublishResult sends r to the listeners.
 	PublishResult(r task.Result) <-chan error
+
+	// PublishTask sends t to the end of the queue, as a task that was never
+	// attempted.
+	PublishTask(t task.Task) <-chan error
+
+	// PublishDead sends t to the dead letters, with the reason.
+	PublishDead(t task.Task, reason string) <-chan error
 }
 
 // A Delivery is a task on loan. Exactly one of Ack, Reject, Refuse and Requeue
@@ -53,12 +62,13 @@ type Worker struct {
 	log     *slog.Logger
 
 	busy atomic.Int64
+	gate *gate
 }
 
 // New returns a Worker that has tasks handled by h and sends what comes of it
 // to results.
 func New(cfg Config, h Handler, results Publisher, log *slog.Logger) *Worker {
-	return &Worker{cfg: cfg, handler: h, results: results, log: log}
+	return &Worker{cfg: cfg, handler: h, results: results, log: log, gate: newGate()}
 }
 
 // Busy returns how many tasks are in hand.
@@ -69,9 +79,12 @@ func (w *Worker) Status() string {
 	return fmt.Sprintf("%d of %d tasks in hand", w.Busy(), w.cfg.Concurrency)
 }
 
-// Handle sees one delivery to its end. ctx ends when the worker is to stop or
-// when the delivery has become void because its session ended: then a task
-// that is not handled yet goes back, unharmed and at once.
+// Ready returns why no tasks are attempted at present; nil if they are.
+func (w *Worker) Ready() error { return w.gate.err() }
+
+// Handle sees one delivery to its end. ctx ends when the worker is to stop,
+// with the cause context.Canceled, or when the delivery has become void because
+// its session ended: then a task that is not handled yet goes back at once.
 func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
@@ -84,18 +97,121 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 		w.settled(t, d, "refuse", d.Refuse())
 		return
 	}
-	text, err := w.attempt(ctx, t)
+	t.Attempt = d.Attempt()
+	t.Last = t.Attempt > w.cfg.DeliveryLimit
+	held := time.Now().Add(min(maxHold, w.cfg.ConsumerTimeout/4))
+	for wait := pauseMin; ; wait = min(2*wait, pauseMax) {
+		var round int
+		err := context.Cause(ctx)
+		if err == nil || !w.cfg.Drain { // what has not begun when a worker drains is not begun
+			round, err = w.gate.enter(ctx, held)
+		}
+		switch {
+		case errors.Is(err, errHeld):
+			w.giveBack(t, d)
+			return
+		case err != nil:
+			w.settled(t, d, "give back", d.Requeue())
+			return
+		}
+		if again := w.try(ctx, t, d, round); !again {
+			return
+		}
+		if !w.gate.rest(ctx, wait, held) {
+			w.giveBack(t, d)
+			return
+		}
+	}
+}
+
+// try makes one attempt. It returns true if the task is to be attempted again,
+// and has otherwise ended the loan.
+func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) (again bool) {
+	handling, cancel := w.handlingContext(ctx)
+	defer cancel()
+	text, err := w.attempt(handling, t)
+	outcome := outcomeOf(handling, err)
+	w.note(round, outcome, err)
 	switch {
-	case err != nil && ctx.Err() != nil:
+	case outcome == Later || outcome == Misconfigured:
+		w.about(t, d).Info("a task is put off", "error", err)
+		return true
+	case outcome == Stopped:
 		w.settled(t, d, "give back", d.Requeue())
-	case err != nil:
+	case outcome == Never:
+		w.bury(t, d, err)
+	case outcome == Failed:
 		w.about(t, d).Error("an attempt failed", "error", err)
 		w.settled(t, d, "reject", d.Reject())
-	case w.publish(ctx, t, d, text):
+	case w.publish(handling, t, d, text):
 		w.settled(t, d, "acknowledge", d.Ack())
 	default:
 		w.settled(t, d, "give back", d.Requeue())
 	}
+	return false
+}
+
+// handlingContext returns the context for an attempt. It ends with ctx or, if
+// the worker drains, the DrainTimeout after it was told to stop.
+func (w *Worker) handlingContext(ctx context.Context) (context.Context, func()) {
+	if !w.cfg.Drain {
+		return ctx, func() {}
+	}
+	handling, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+			cancel(cause) // the session has ended, and another worker gets the task
+			return
+		}
+		timer := time.NewTimer(w.cfg.DrainTimeout)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel(errDrained)
+		case <-ended:
+		}
+	})
+	return handling, func() {
+		stop()
+		close(ended)
+		cancel(nil)
+	}
+}
+
+var errDrained = errors.New("the worker was told to stop, and the time for running tasks is over")
+
+// note takes in what came of an attempt, and logs if tasks wait because of it.
+func (w *Worker) note(round int, o Outcome, err error) {
+	switch is, wait, changed := w.gate.ended(round, o, err); {
+	case changed && is == paused && o != Stopped:
+		w.log.Warn("the handler is out of order; tasks wait", "error", err, "wait", wait.Round(time.Millisecond))
+	case changed && is == working:
+		w.log.Info("the handler works again")
+	}
+}
+
+// bury makes t a dead letter. The broker can do that, too, but does not say why.
+func (w *Worker) bury(t task.Task, d Delivery, why error) {
+	w.about(t, d).Error("a task was given up: the handler says that no attempt can succeed", "error", why)
+	if err := <-w.results.PublishDead(t, reason(why)); err != nil {
+		w.about(t, d).Warn("could not publish a dead letter; the broker makes it one, without the reason", "error", err)
+		w.settled(t, d, "refuse", d.Refuse())
+		return
+	}
+	w.settled(t, d, "acknowledge", d.Ack())
+}
+
+// giveBack sends a task to the end of the queue that the handler could not
+// take. It is published again rather than returned: before RabbitMQ 4.3, a
+// return counts as a failed attempt, and some of them make a dead letter.
+func (w *Worker) giveBack(t task.Task, d Delivery) {
+	if err := <-w.results.PublishTask(t); err != nil {
+		w.about(t, d).Warn("could not publish a task again; it is returned instead", "error", err)
+		w.settled(t, d, "give back", d.Requeue())
+		return
+	}
+	w.settled(t, d, "acknowledge", d.Ack())
 }
 
 // attempt calls the handler; a panic in it is an error like any other.

@@ -1,0 +1,184 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	// laterInRow is how many attempts in a row have to end with Later until
+	// tasks wait: one of them may be about its own task only.
+	laterInRow = 3
+
+	// pauseMin and pauseMax bound a pause. It doubles while the handler stays
+	// out of order; half of it is random, so that many workers do not ask a
+	// database that comes back all at once. Work begins again at most pauseMax
+	// after it could.
+	pauseMin = time.Second
+	pauseMax = 30 * time.Second
+
+	// maxHold is how long a task may wait in a worker whose handler is out of
+	// order before it goes back to the queue, where other workers may take it.
+	maxHold = time.Minute
+)
+
+// A phase says whether tasks are attempted.
+type phase int
+
+const (
+	working phase = iota // they are
+	paused               // none is, until a time
+	probing              // one is, to see whether the handler works again
+)
+
+// A pauser decides when tasks wait because the handler is out of order. It
+// holds no lock and reads no clock.
+type pauser struct {
+	phase phase
+	round int           // counts the pauses: an attempt from before a pause says nothing about its end
+	inRow int           // attempts that ended with Later, without another one between them
+	wait  time.Duration // of this pause, without jitter; 0 before the first one
+	until time.Time     // the end of this pause
+	why   error         // the reason for this pause
+}
+
+// admit says whether a task may be attempted. Otherwise it is asked again
+// after wait or, with a wait of 0, when the phase has changed. The round is
+// handed to ended.
+func (p *pauser) admit(now time.Time) (round int, wait time.Duration, ok bool) {
+	switch {
+	case p.phase == working:
+		return p.round, 0, true
+	case p.phase == probing:
+		return p.round, 0, false
+	case now.Before(p.until):
+		return p.round, p.until.Sub(now), false
+	}
+	p.phase = probing
+	return p.round, 0, true
+}
+
+// ended takes in what came of an attempt that was admitted in round. The
+// jitter is from 0 to 1. It returns true if the phase has changed.
+func (p *pauser) ended(round int, o Outcome, why error, now time.Time, jitter float64) bool {
+	if round != p.round {
+		return false
+	}
+	before := p.phase
+	switch o {
+	case Later, Misconfigured:
+		p.inRow++
+		if o == Later && p.phase == working && p.inRow < laterInRow {
+			return false
+		}
+		p.phase, p.why, p.inRow = paused, why, 0
+		p.round++
+		p.wait = min(max(2*p.wait, pauseMin), pauseMax)
+		p.until = now.Add(p.wait/2 + time.Duration(jitter*float64(p.wait/2)))
+		return true
+	case Stopped:
+		if p.phase == probing {
+			p.phase, p.until = paused, now // the next one may try
+		}
+	default: // the handler works, whatever it said of the task
+		p.phase, p.inRow, p.wait, p.why = working, 0, 0, nil
+	}
+	return p.phase != before
+}
+
+// A gate has goroutines wait as a pauser says.
+type gate struct {
+	mu      sync.Mutex
+	p       pauser
+	changed chan struct{} // is closed when the phase changes
+}
+
+func newGate() *gate { return &gate{changed: make(chan struct{})} }
+
+// errHeld means that a task has waited in this worker for long enough.
+var errHeld = errors.New("the task has waited too long")
+
+// enter waits until a task may be attempted. It returns errHeld at the time
+// held, or the cause of ctx's end.
+func (g *gate) enter(ctx context.Context, held time.Time) (round int, err error) {
+	for {
+		g.mu.Lock()
+		now := time.Now()
+		round, wait, ok := g.p.admit(now)
+		changed := g.changed
+		g.mu.Unlock()
+		if ok {
+			return round, nil
+		}
+		left := held.Sub(now)
+		if left <= 0 {
+			return 0, errHeld
+		}
+		if wait == 0 || wait > left {
+			wait = left
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-changed:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		timer.Stop()
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// rest waits for about the time wait or until ctx ends, unless tasks wait in
+// enter. It returns false if the task is to go back at the time held instead.
+func (g *gate) rest(ctx context.Context, wait time.Duration, held time.Time) bool {
+	wait = wait/2 + rand.N(wait/2)
+	if time.Until(held) < wait {
+		return false
+	}
+	g.mu.Lock()
+	is := g.p.phase
+	g.mu.Unlock()
+	if is != working {
+		return true
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// ended takes in what came of an attempt. It returns what is worth logging: the
+// phase, if it has changed to paused or from probing to working, and the pause.
+func (g *gate) ended(round int, o Outcome, why error) (is phase, wait time.Duration, changed bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	if changed = g.p.ended(round, o, why, now, rand.Float64()); changed {
+		close(g.changed)
+		g.changed = make(chan struct{})
+	}
+	return g.p.phase, g.p.until.Sub(now), changed
+}
+
+// err returns why tasks wait; nil if they do not.
+func (g *gate) err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch g.p.phase {
+	case paused:
+		return fmt.Errorf("the handler is out of order, next try in %v: %w", time.Until(g.p.until).Round(time.Second), g.p.why)
+	case probing:
+		return fmt.Errorf("the handler is out of order and tried with one task: %w", g.p.why)
+	}
+	return nil
+}
