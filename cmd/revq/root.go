@@ -22,10 +22,10 @@ func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Reader:                stdin,
 		Writer:                stdout,
 		ErrWriter:             stderr,
-		Commands:              []*cli.Command{up(), send(), listen(), dead(), setup(), settings(), benchmark(), manual()},
+		Commands:              []*cli.Command{up(), send(), listen(), dead(), setup(), handle(), settings(), benchmark(), manual()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
-				return command.Usagef("there is no command %q: use up, send, listen, dead, setup, settings, bench or man", cmd.Args().First())
+				return command.Usagef("there is no command %q: use up, send, listen, dead, setup, handle, settings, bench or man", cmd.Args().First())
 			}
 			return cli.ShowRootCommandHelp(cmd)
 		},

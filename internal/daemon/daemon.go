@@ -38,6 +38,10 @@ type Program struct {
 	// Sites are the addresses to listen on; nil if the daemon does not listen.
 	Sites *Sites
 
+	// Program is set to what follows -- on the command line: a program and its
+	// arguments. Nil if the daemon takes none.
+	Program *[]string
+
 	// Checks are called once all settings are known, until one returns what is
 	// wrong with them.
 	Checks []func() error
@@ -80,6 +84,10 @@ type Daemon struct {
 	stopTimeout time.Duration
 }
 
+// StopTimeout returns how long running work may take once the daemon is told to
+// stop.
+func (d *Daemon) StopTimeout() time.Duration { return d.stopTimeout }
+
 const servePatience = 2 * time.Second
 
 // minStopTimeout leaves time to tell clients and listeners to go.
@@ -101,6 +109,7 @@ func run(p Program, args []string) int {
 	if p.Sites != nil {
 		d.Patience = servePatience
 	}
+	args = p.cutProgram(args)
 	cmd := p.command(&logs, d)
 	cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
 		if err := command.NoArguments(cmd); err != nil {
@@ -130,6 +139,16 @@ func run(p Program, args []string) int {
 	return failure.Status
 }
 
+// cutProgram returns what of args is the daemon's own, and keeps the rest. The
+// -- is needed: a value whose flag was forgotten is not run.
+func (p Program) cutProgram(args []string) []string {
+	if at := slices.Index(args, "--"); p.Program != nil && at > 0 {
+		*p.Program = args[at+1:]
+		return args[:at]
+	}
+	return args
+}
+
 // Command returns the command line of p, which does nothing: it is for the
 // manual.
 func (p Program) Command() *cli.Command {
@@ -138,9 +157,14 @@ func (p Program) Command() *cli.Command {
 }
 
 func (p Program) command(logs *logConfig, d *Daemon) *cli.Command {
+	usage := ""
+	if p.Program != nil {
+		usage = "[-- PROGRAM ARG ...]"
+	}
 	return &cli.Command{
 		Name:                  p.Name,
 		Usage:                 p.Usage,
+		ArgsUsage:             usage,
 		Description:           p.Description,
 		Flags:                 command.Flags(p.settings(logs, d)),
 		EnableShellCompletion: true,

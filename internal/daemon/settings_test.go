@@ -29,7 +29,7 @@ var wrongSettings = []struct {
 	{everyDaemon, "--amqp-urll=" + noBroker, "", []string{"-amqp-urll"}},
 	{everyDaemon, "argument", "", []string{`unexpected argument "argument"`}},
 	{everyDaemon, "help", "", []string{`unexpected argument "help"`}},
-	{everyDaemon, "-- --log-level", "", []string{"unexpected argument"}},
+	{"revq-api revq-socket", "-- --log-level", "", []string{"unexpected argument"}},
 	{everyDaemon, noBroker, "", []string{"unexpected argument"}}, // --amqp-url forgotten
 	{everyDaemon, "--log-level", "", []string{"needs a value", "--log-level"}},
 	{"revq-worker", "--sites 2", "", []string{"-sites"}},
@@ -87,6 +87,13 @@ var wrongSettings = []struct {
 	{"revq-api revq-socket", "--allow-host https://example.org", "", []string{"-allow-host", "without scheme and port"}},
 	{"revq-api revq-socket", "", "REVQ_ALLOW_HOST=example.org:443", []string{"REVQ_ALLOW_HOST", "without scheme and port"}},
 	{"revq-socket", "--keep-bytes 1", "", []string{"-keep-bytes"}},
+	{"revq-worker", "--handler shell", "", []string{"-handler", "filter, persistent or unix:PATH"}},
+	{"revq-worker", "--handler persistent", "", []string{"needs a program", "--exec"}},
+	{"revq-worker", "--handler unix:/run/x -- cat", "", []string{"needs no program"}},
+	{"revq-worker", "-- cat", "REVQ_EXEC=cat", []string{"two programs"}},
+	{"revq-worker", "--task-timeout 16m -- cat", "", []string{"--task-timeout", "15m"}},
+	{"revq-worker", "--max-output 0", "", []string{"-max-output", "1 to"}},
+	{"revq-worker", "cat", "", []string{"unexpected argument"}}, // -- forgotten
 	{"revq-worker", "--concurrency 0", "", []string{"-concurrency", "1 to"}},
 	{"revq-worker", "--pause -1s", "", []string{"-pause", "0s or more"}},
 	{"revq-worker", "--pause 100", "", []string{"-pause", `"100"`}},

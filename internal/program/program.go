@@ -4,13 +4,16 @@
 package program
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/revq/revq/internal/api"
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/handler"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/setting"
@@ -63,17 +66,46 @@ func Socket() daemon.Program {
 // and publishes the results.
 func Worker() daemon.Program {
 	broker, cfg, job := rabbit.DefaultConfig("revq-worker").Patient(), worker.DefaultConfig(), reverse.DefaultConfig()
+	programs := handler.DefaultConfig()
+	check := func() error {
+		if !programs.Enabled() {
+			return errors.Join(programs.Check(), cfg.Check(job.Longest(), "--max-pause"))
+		}
+		return errors.Join(programs.Check(), cfg.Check(programs.Longest(), "--task-timeout"))
+	}
 	return daemon.Program{
-		Name:     "revq-worker",
-		Usage:    "take tasks from the queue, handle them, and publish the results",
-		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings(), job.Settings()),
-		Checks:   []func() error{broker.Check, func() error { return cfg.Check(job.Longest(), "--max-pause") }},
+		Name:  "revq-worker",
+		Usage: "take tasks from the queue, handle them, and publish the results",
+		Description: `Without a program, a worker reverses texts. A program gets each text on its standard input and writes the result to
+its standard output. Its exit status says what came of it: 0 done, 75 try later, 65 give up, any other a failed attempt.
+
+EXAMPLES:
+   revq-worker
+   revq-worker --task-timeout 10s -- tr a-z A-Z
+   revq-worker --handler persistent --concurrency 2 -- /usr/local/bin/classify.py --model small
+   revq-worker --handler unix:/run/classify.sock`,
+		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings(), job.Settings(), programs.Settings(),
+			setting.In("handler", rabbit.DeliveryLimitSetting(&broker.Topology.DeliveryLimit).
+				With("Give workers the one that the queue was declared with: handlers are told which attempt is the last one."))),
+		Program: &programs.Program,
+		Checks:  []func() error{broker.Check, check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
-			broker.InHand = cfg.Concurrency
+			broker.InHand, programs.Concurrency = cfg.Concurrency, cfg.Concurrency
+			cfg.DrainTimeout, cfg.DeliveryLimit = d.StopTimeout(), broker.Topology.DeliveryLimit
 			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
-			w := worker.New(cfg, reverse.New(job), publisher, d.Log)
+			var handle worker.Handler = reverse.New(job)
+			if programs.Enabled() {
+				if err := programs.Missing(); err != nil {
+					d.Log.Warn("the handler cannot be started at present; tasks will wait until it can", "error", err)
+				}
+				h := handler.New(programs, d.Log)
+				defer h.Close()
+				handle = h
+			}
+			w := worker.New(cfg, handle, publisher, d.Log)
 			take := func(ctx context.Context, t *rabbit.Delivery) { w.Handle(ctx, t) }
-			d.Ready, d.Alive = consumer.Ready, []func() error{consumer.Alive, publisher.Alive}
+			d.Ready = func() error { return cmp.Or(consumer.Ready(), w.Ready()) }
+			d.Alive = []func() error{consumer.Alive, publisher.Alive}
 			d.Status, d.Reload = w.Status, broker.Reload
 			return d.Run(ctx, func(ctx context.Context) error { return consumer.Run(ctx, take) }, publisher.Run)
 		},

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/handler"
+)
+
+// handle has programs speak the handlers' protocol, or checks that they do.
+func handle() *cli.Command {
+	cfg := handler.DefaultConfig()
+	var check bool
+	flags := []cli.Flag{
+		&cli.BoolFlag{Name: "check", Usage: "have PROGRAM, which speaks the protocol, handle some texts, and say what is wrong", Destination: &check},
+	}
+	for _, s := range cfg.Settings() {
+		switch s.Name {
+		case "handler":
+			s.Usage = "with --check, `MODE` of the program: persistent, filter, or unix:PATH for one that is reached over a socket"
+			cfg.Mode = "persistent"
+			s.Default = cfg.Mode
+		case "exec", "recycle":
+			continue
+		}
+		flags = append(flags, command.Flags(append(cfg.Settings()[:0:0], s))...)
+	}
+	return &cli.Command{
+		Name:      "handle",
+		Usage:     "run a program for each task that a worker sends over standard input",
+		ArgsUsage: "-- PROGRAM ARG ...",
+		Description: `The program gets a text on its standard input and writes the result to its standard output. A service with its own user
+and sandbox runs this for each connection to its socket (Accept=yes), and workers use it with --handler unix:PATH.
+
+With --check, the program is tried instead: whether it keeps to what workers expect of a handler.
+
+EXAMPLES:
+   revq handle -- /usr/local/bin/thumbnail
+   revq handle --check -- ./classify.py
+   revq handle --check --handler filter -- tr a-z A-Z`,
+		Flags: flags,
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			cfg.Program = cmd.Args().Slice()
+			if err := cfg.Check(); err != nil {
+				return command.UsageError(err)
+			}
+			if !check && len(cfg.Program) == 0 {
+				return command.Usagef("name the program: revq handle -- PROGRAM ARG ...")
+			}
+			root := cmd.Root()
+			log := slog.New(slog.NewTextHandler(root.ErrWriter, nil))
+			ctx, stop := command.UntilSignal(ctx)
+			defer stop()
+			if !check {
+				return handler.Serve(ctx, cfg, root.Reader, root.Writer, log)
+			}
+			return handler.Check(ctx, cfg, log, func(what string, wrong error) {
+				if wrong != nil {
+					fmt.Fprintf(root.Writer, "FAIL  %s: %v\n", what, wrong)
+					return
+				}
+				fmt.Fprintf(root.Writer, "ok    %s\n", what)
+			})
+		},
+	}
+}

@@ -1,0 +1,193 @@
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/worker"
+)
+
+const (
+	// helloTimeout is how long a program may take to say hello. One that has
+	// much to load says hello before that.
+	helloTimeout = 10 * time.Second
+
+	// directWrite is the longest line that a pipe or a socket takes at once
+	// when it is empty. Longer ones are written while the answer is read.
+	directWrite = 4 << 10
+)
+
+// statusDelay is how long to wait for the exit status of a process whose output
+// has ended, until it is killed.
+const statusDelay = 200 * time.Millisecond
+
+// A stream is a connection with a program: to a process or over a socket.
+type stream interface {
+	io.ReadWriteCloser
+	SetDeadline(time.Time) error
+	SyscallConn() (syscall.RawConn, error) // of what is read
+}
+
+// A conversation is with a program that handles one task after the other. One
+// goroutine at a time uses it. It is over after the first error.
+type conversation struct {
+	stream  stream
+	in      *lines
+	handled int
+
+	// voice is the program's standard error; nil if it goes elsewhere.
+	voice *voice
+
+	// end ends the other side, after a grace if it is to end by itself, and
+	// returns how it ended: an exit status or what it was that could not be
+	// reached.
+	end func(grace time.Duration) string
+}
+
+func newConversation(s stream, cfg *Config) *conversation {
+	return &conversation{stream: s, in: newLines(s, maxLineFor(cfg.MaxOutput))}
+}
+
+var past = time.Unix(1, 0)
+
+// during calls do, which has until the deadline. The end of ctx ends it, too.
+// It returns false if the conversation is not to go on.
+func (c *conversation) during(ctx context.Context, deadline time.Time, do func() *worker.Error) (*worker.Error, bool) {
+	c.stream.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { c.stream.SetDeadline(past) })
+	err := do()
+	if !stop() {
+		// The deadline may yet change, in the middle of what comes next.
+		if err != nil {
+			err = verdict(worker.Stopped, "the attempt was cut short")
+		}
+		return err, false
+	}
+	return err, true
+}
+
+// hello greets the program, and waits for its greeting.
+func (c *conversation) hello(ctx context.Context, deadline time.Time) *worker.Error {
+	err, goesOn := c.during(ctx, deadline, func() *worker.Error {
+		if _, err := io.WriteString(c.stream, helloLine); err != nil {
+			return c.broken(worker.Misconfigured, "say hello to the program", err)
+		}
+		line, err := c.in.next()
+		if err != nil {
+			return c.broken(worker.Misconfigured, "wait for the program's hello", err)
+		}
+		r, err := parseReply(line)
+		if err == nil && r.kind != isHello {
+			err = fmt.Errorf("it is not %.10s", helloLine)
+		}
+		if err != nil {
+			return verdict(worker.Misconfigured, "the program's first line is %.80q: %w", line, err)
+		}
+		return nil
+	})
+	if err == nil && !goesOn {
+		err = verdict(worker.Stopped, "the attempt was cut short")
+	}
+	return err
+}
+
+// fresh reports whether the program is there and says nothing, as it should
+// between tasks.
+func (c *conversation) fresh() bool {
+	if c.in.r.Buffered() > 0 {
+		return false
+	}
+	raw, err := c.stream.SyscallConn()
+	if err != nil {
+		return false
+	}
+	silent := false
+	err = raw.Control(func(fd uintptr) { silent = !readable(fd) })
+	return err == nil && silent
+}
+
+// ask has the program handle j. It returns false if the conversation is over.
+func (c *conversation) ask(ctx context.Context, j job, cfg *Config) (text string, err *worker.Error, goesOn bool) {
+	if c.voice != nil {
+		c.voice.begin(j.id)
+	}
+	c.handled++
+	keeps := true // to the protocol
+	err, goesOn = c.during(ctx, j.deadline, func() *worker.Error {
+		var wrong *worker.Error
+		text, wrong, keeps = c.exchange(j, cfg)
+		return wrong
+	})
+	return text, err, goesOn && keeps
+}
+
+func (c *conversation) exchange(j job, cfg *Config) (text string, err *worker.Error, keeps bool) {
+	if err := c.send(encodeJob(j)); err != nil {
+		return "", c.broken(worker.Failed, "hand the task to the program", err), false
+	}
+	for {
+		line, err := c.in.next()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return "", verdict(worker.Failed, "it took longer than the task time-out of %v", cfg.Timeout), false
+		}
+		if err != nil {
+			return "", c.broken(worker.Failed, "wait for the program's answer", err), false
+		}
+		r, err := parseReply(line)
+		switch {
+		case err != nil:
+			return "", verdict(worker.Failed, "the program answered %.80q: %w", line, err), false
+		case r.kind == isHello:
+			return "", verdict(worker.Failed, "the program said hello again"), false
+		case r.id != j.id:
+			return "", verdict(worker.Failed, "the program answered for the task %.80q", r.id), false
+		case r.kind == isProgress:
+			continue
+		case r.kind == isError:
+			said := r.text
+			if len(said) > maxSaid {
+				said = said[:maxSaid]
+			}
+			return "", verdict(r.retry, "the handler says: %s", said), true
+		}
+		if err := task.CheckText(r.text, cfg.MaxOutput); err != nil {
+			return "", verdict(worker.Failed, "its answer is no result: %w", err), true
+		}
+		return r.text, nil, true
+	}
+}
+
+// send writes a line. A long one is written while the program may already
+// answer, so that neither waits for the other; what is wrong is then seen by
+// who reads.
+func (c *conversation) send(line []byte) error {
+	if len(line) <= directWrite {
+		_, err := c.stream.Write(line)
+		return err
+	}
+	go c.stream.Write(line)
+	return nil
+}
+
+// broken returns an error for what ended the conversation. How the other side
+// ended says more than that it did.
+func (c *conversation) broken(o worker.Outcome, doing string, err error) *worker.Error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return verdict(o, "%s: it did not come in time", doing)
+	}
+	how := c.end(statusDelay)
+	// Before the hello, no task was begun.
+	if o == worker.Misconfigured && (how == "exit status 75" || how == "exit status 111") {
+		o = worker.Later
+	}
+	if errors.Is(err, io.EOF) {
+		return verdict(o, "%s: its output ended (%s)", doing, how)
+	}
+	return verdict(o, "%s: %w (%s)", doing, err, how)
+}

@@ -1,0 +1,172 @@
+package handler
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/revq/revq/internal/proc"
+	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/worker"
+)
+
+// A filter starts a process for each task: the text is its standard input, and
+// its standard output is the result.
+type filter struct {
+	cfg     Config
+	program []string
+	env     []string
+	stderr  *stderr
+	slots   slots
+}
+
+func newFilter(cfg Config, log *slog.Logger) *filter {
+	return &filter{cfg: cfg, program: cfg.program(), env: environment(), stderr: newStderr(log), slots: make(slots, cfg.Concurrency)}
+}
+
+// environment returns what programs get of ours. The rest may hold secrets.
+func environment() []string {
+	var env []string
+	for _, name := range []string{"PATH", "LANG", "TZ"} {
+		if value, set := os.LookupEnv(name); set {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+// Handle runs the program for t.
+func (f *filter) Handle(ctx context.Context, t task.Task) (string, error) {
+	if err := f.slots.take(ctx); err != nil {
+		return "", err
+	}
+	defer f.slots.release()
+	text, err := f.run(ctx, f.cfg.job(t))
+	if err != nil {
+		return "", err
+	}
+	return text, nil
+}
+
+// Close has nothing to do: processes end with their tasks.
+func (f *filter) Close() {}
+
+// run runs the program for j, and returns when no process of its group is left.
+func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
+	cmd := exec.Command(f.program[0], f.program[1:]...)
+	cmd.Env = append(f.env[:len(f.env):len(f.env)],
+		"REVQ_TASK_ID="+j.id,
+		"REVQ_QUEUE="+j.queue,
+		"REVQ_ATTEMPT="+strconv.FormatInt(j.attempt, 10),
+		"REVQ_LAST_ATTEMPT="+oneIf(j.last),
+		"REVQ_DEADLINE="+strconv.FormatInt(j.deadline.Unix(), 10),
+	)
+	out, said := &output{most: f.cfg.MaxOutput, full: make(chan struct{})}, &voice{to: f.stderr, id: j.id}
+	// All three are copied at the same time, so that a program may write before
+	// it has read, or read nothing at all.
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(j.text), out, said
+
+	timeout := time.Until(j.deadline)
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	e := ending{}
+	p, err := proc.Start(cmd)
+	if err != nil {
+		e.start = err
+	} else {
+		e.cut = f.await(ctx, p, timer.C, out.full)
+		e.status, e.signal = status(p.State())
+		e.output = out.text.String()
+	}
+	if wrong := decide(e, limits{timeout.Round(10 * time.Millisecond), f.cfg.MaxOutput}); wrong != nil {
+		return "", saying(wrong, said.end())
+	}
+	said.end()
+	return e.output, nil
+}
+
+// await waits for the end of p, and kills it and all of its group when
+// something is against it. It returns the first such reason.
+func (f *filter) await(ctx context.Context, p *proc.Process, timeout <-chan time.Time, full <-chan struct{}) cut {
+	done, reason := ctx.Done(), notCut
+	for {
+		why := notCut
+		select {
+		case <-p.Done():
+			return reason
+		case <-timeout:
+			why = tooLong
+		case <-full:
+			why, full = tooLarge, nil
+		case <-done:
+			why, done = stopped, nil
+		}
+		if reason == notCut {
+			reason = why
+		}
+		p.Kill()
+	}
+}
+
+// status returns how a process ended: with an exit status or by a signal.
+func status(s *os.ProcessState) (int, syscall.Signal) {
+	if ws, ok := s.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 0, ws.Signal()
+	}
+	return s.ExitCode(), 0
+}
+
+func oneIf(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// An output keeps what a process writes, up to a limit.
+type output struct {
+	most int
+	text strings.Builder
+	full chan struct{} // is closed when there is more
+	over bool
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	switch {
+	case o.over: // the process is being killed
+	case o.text.Len()+len(b) > o.most:
+		o.over = true
+		close(o.full)
+	default:
+		o.text.Write(b)
+	}
+	return len(b), nil
+}
+
+// ReadFrom lets os/exec copy without a new buffer for each process.
+func (o *output) ReadFrom(r io.Reader) (int64, error) { return copyAll(o, r) }
+
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+func copyAll(w io.Writer, r io.Reader) (n int64, err error) {
+	buffer := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buffer)
+	for {
+		read, err := r.Read(buffer[:])
+		n += int64(read)
+		w.Write(buffer[:read]) // takes everything
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
