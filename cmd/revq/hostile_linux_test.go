@@ -87,9 +87,7 @@ func hostile(t *testing.T) (api, socket string) {
 // they are. Either can be had the other way.
 func TestHostileTexts(t *testing.T) {
 	t.Parallel()
-	api, socket := hostile(t)
-	listen := []string{"listen", "--count", "2", "--url", socket}
-	sendWait := []string{"send", "--wait", "--url", api, "--socket-url", socket + "/listen_results?wait=1", "x"}
+	listen, sendWait := []string{"listen", "--count", "2"}, []string{"send", "--wait", "x"}
 	for _, tt := range []struct {
 		name     string
 		args     []string
@@ -101,9 +99,9 @@ func TestHostileTexts(t *testing.T) {
 		{"listen to a pipe", listen, false, "hello\n" + evil + "\nharmless \"b\"\n"},
 		{"listen to a pipe, quoted", append(listen, "--quote"), false, "hello\n" + evilQuoted + "\nharmless \"b\"\n"},
 		{"send to a terminal", sendWait, true, evilQuoted + "\n"},
-		{"send to a terminal, raw", append([]string{"send", "--raw"}, sendWait[1:]...), true, evil + "\n"},
+		{"send to a terminal, raw", append(sendWait, "--raw"), true, evil + "\n"},
 		{"send to a pipe", sendWait, false, evil + "\n"},
-		{"send to a pipe, quoted", append([]string{"send", "--quote"}, sendWait[1:]...), false, evilQuoted + "\n"},
+		{"send to a pipe, quoted", append(sendWait, "--quote"), false, evilQuoted + "\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -170,12 +168,17 @@ func TestHostileErrors(t *testing.T) {
 	}
 }
 
-// output runs revq and returns what it prints to stdout, which is a terminal or a pipe.
+// output runs revq with a hostile server of its own and returns what it prints to stdout, which is a terminal or a pipe.
 func output(t *testing.T, toTerminal bool, args ...string) string {
 	t.Helper()
+	api, socket := hostile(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "revq", args...)
+	cmd.Env = append(os.Environ(), "REVQ_API_URL="+api, "REVQ_SOCKET_URL="+socket)
+	if args[0] == "send" {
+		cmd.Env = append(cmd.Env, "REVQ_SOCKET_URL="+socket+"/listen_results?wait=1")
+	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	var screen *os.File

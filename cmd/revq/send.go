@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -30,12 +31,13 @@ type sending struct {
 	waitTimeout time.Duration
 	quiet       bool
 	how         printing
+	place       place
 
 	stdout, stderr io.Writer
 }
 
 func send() *cli.Command {
-	var s sending
+	s := sending{place: newPlace()}
 	return &cli.Command{
 		Name:      "send",
 		Usage:     "queue texts, and print `Got it` for each",
@@ -55,6 +57,14 @@ text was not accepted, and standard error says which and why.`,
 			s.ca.flag(),
 			&cli.StringFlag{Name: "text", Usage: "`TEXT` to queue", Destination: &s.text},
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "queue each line of `FILE`; - is standard input", TakesFile: true, Destination: &s.file},
+			&cli.StringFlag{
+				Name:  "resume-from",
+				Usage: "begin at `PLACE`: NUMBER/RUN as an interrupted revq send has told it, for the same texts; or the NUMBER of a line or text",
+				Validator: func(place string) (err error) {
+					s.place, err = parsePlace(place)
+					return err
+				},
+			},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print neither Got it nor progress", Destination: &s.quiet},
 			&cli.DurationFlag{
 				Name:        "timeout",
@@ -95,6 +105,8 @@ text was not accepted, and standard error says which and why.`,
 				return command.UsageError(err)
 			case errors.Is(err, client.ErrUnreachable):
 				return fmt.Errorf("%w; is revq up, and is --url right?", err)
+			case errors.As(err, new(x509.UnknownAuthorityError)):
+				return fmt.Errorf("%w; --ca FILE trusts another one", err)
 			}
 			return err
 		},
@@ -114,11 +126,11 @@ func (s *sending) texts(cmd *cli.Command) (*source, int64, error) {
 	case len(args) > 0 && s.file != "":
 		return nil, 0, command.Usagef("give texts or a file, not both")
 	case len(args) > 0:
-		return fromArguments(args), -1, nil
+		return fromArguments(args, s.place.from), -1, nil
 	case s.file == "" && isTerminal(cmd.Root().Reader):
 		return nil, 0, command.Usagef("there is nothing to send: give --text TEXT, or a file, or lines on standard input")
 	case s.file == "" || s.file == "-":
-		return fromLines(io.NopCloser(cmd.Root().Reader)), -1, nil
+		return fromLines(io.NopCloser(cmd.Root().Reader), s.place.from), -1, nil
 	}
 	f, err := os.Open(s.file)
 	if err != nil {
@@ -128,7 +140,7 @@ func (s *sending) texts(cmd *cli.Command) (*source, int64, error) {
 	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 		size = info.Size()
 	}
-	return fromLines(f), size, nil
+	return fromLines(f, s.place.from), size, nil
 }
 
 // run sends all texts and reports on each.
@@ -154,7 +166,7 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 		}
 		defer results.close()
 	}
-	failed := 0
+	failed, next := 0, s.place.from // next is the number of the first text about which nothing is decided
 	for {
 		batch, err := texts.batch(ctx)
 		if errors.Is(err, io.EOF) {
@@ -163,44 +175,40 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 		if err != nil {
 			if ctx.Err() != nil {
 				err = errInterrupted
+				s.explain(report, texts, nil, nil, next)
 			}
 			return err
 		}
 		tasks := make([]task.Task, len(batch))
-		for i, line := range batch {
-			tasks[i] = task.Task{ID: task.NewID(), Text: line.content}
+		for i, t := range batch {
+			tasks[i] = task.Task{ID: s.place.id(t.number), Text: t.content}
 			if results != nil {
 				results.expect(tasks[i].ID)
 			}
 		}
 		answers, sendErr := s.client.Send(ctx, tasks)
-		undecided := ""
 		for i, answer := range answers {
-			switch {
-			case answer == nil && results == nil:
+			if answer == nil && results == nil {
 				if err := report.print("Got it"); err != nil {
 					return err
 				}
-			case answer == nil:
-			case sendErr != nil && errors.Is(answer, sendErr):
-				undecided = cmp.Or(undecided, batch[i].name)
-			default:
-				failed++
-				report.problem("%s was not accepted: %v", batch[i].name, answer)
 			}
 			if answer != nil && results != nil {
 				results.forget(tasks[i].ID)
 			}
+			if answer != nil && client.IsFinal(answer) {
+				failed++
+				report.problem("%s %d was not accepted: %v", texts.unit, batch[i].number, answer)
+			}
 		}
-		if sendErr != nil {
+		if first, reason := undecided(batch, answers); reason != nil {
 			if ctx.Err() != nil {
 				sendErr = errInterrupted
 			}
-			if len(batch) > 1 || texts.count > len(batch) {
-				sendErr = fmt.Errorf("%s and what follows was not accepted: %w", undecided, sendErr)
-			}
-			return sendErr
+			s.explain(report, texts, batch, answers, first)
+			return cmp.Or(sendErr, reason)
 		}
+		next = batch[len(batch)-1].number + 1
 		if results != nil {
 			for i, answer := range answers {
 				if answer != nil {
@@ -208,7 +216,8 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 				}
 				text, err := results.result(ctx, tasks[i].ID)
 				if err != nil {
-					return fmt.Errorf("%s was accepted, but %w", batch[i].name, err)
+					s.explain(report, texts, nil, nil, next)
+					return fmt.Errorf("%s %d was accepted, but %w", texts.unit, batch[i].number, err)
 				}
 				if err := report.print(s.how.text(s.stdout, text)); err != nil {
 					return err
@@ -224,4 +233,31 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 		return fmt.Errorf("%d of %d texts were not accepted", failed, texts.count)
 	}
 	return nil
+}
+
+// explain tells what became of the texts when not all were sent: those before
+// next are decided, those of batch are what answers say, and the others were
+// not sent.
+func (s *sending) explain(report *report, texts *source, batch []text, answers []error, next int) {
+	last, sent := next-1, next > s.place.from
+	if len(batch) > 0 {
+		last = batch[len(batch)-1].number
+	}
+	for _, answer := range answers {
+		sent = sent || answer == nil || client.IsUncertain(answer)
+	}
+	if !sent {
+		return // the reason says it all
+	}
+	if maybe := ranges(texts.unit, batch, answers, client.IsUncertain); maybe != "" {
+		report.problem("may be queued or not: %s", maybe)
+	}
+	if not := ranges(texts.unit, batch, answers, isUnsent); not != "" {
+		report.problem("not queued: %s", not)
+	}
+	if texts.more() {
+		report.problem("not queued: what follows %s %d", texts.unit, last)
+	}
+	s.place.from = next
+	report.problem("to carry on, and get no result twice, repeat the command with --resume-from %v", s.place)
 }

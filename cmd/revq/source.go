@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
+	"strings"
 
 	"github.com/revq/revq/internal/task"
 )
@@ -22,12 +22,13 @@ const (
 // A text is one text to send.
 type text struct {
 	content string
-	name    string // as messages call it
-	size    int    // bytes of input that it took
+	number  int // of the argument or the line, from 1
+	size    int // bytes of input that it took, with those that were skipped before it
 }
 
 // A source gives texts one by one, in batches of what is there already.
 type source struct {
+	unit   string    // what is numbered: "text" or "line"
 	texts  chan text // closed at the end
 	err    error     // why it ended early; set before texts is closed
 	next   *text     // taken from texts, but too much for the last batch
@@ -35,27 +36,40 @@ type source struct {
 	closer io.Closer
 }
 
-func fromArguments(args []string) *source {
-	s := &source{texts: make(chan text, len(args)), closer: io.NopCloser(nil)}
+// fromArguments gives the arguments from that number on.
+func fromArguments(args []string, from int) *source {
+	s := &source{unit: "text", texts: make(chan text, len(args)), closer: io.NopCloser(nil)}
 	for i, arg := range args {
-		s.texts <- text{arg, fmt.Sprintf("text %d", i+1), len(arg)}
+		if i+1 >= from {
+			s.texts <- text{arg, i + 1, len(arg)}
+		}
 	}
 	close(s.texts)
 	return s
 }
 
-// fromLines gives each line of r that is not empty.
-func fromLines(r io.ReadCloser) *source {
-	s := &source{texts: make(chan text, maxBatch), closer: r}
+// byteOrderMark is what some editors put before the first line. It is no part
+// of the text.
+const byteOrderMark = "\ufeff"
+
+// fromLines gives each line of r that is not empty, from that number on.
+func fromLines(r io.ReadCloser, from int) *source {
+	s := &source{unit: "line", texts: make(chan text, maxBatch), closer: r}
 	go func() {
 		defer close(s.texts)
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, task.MaxText+1)
-		n := 0
+		n, size := 0, 0
 		for lines.Scan() {
 			n++
-			if line := lines.Text(); line != "" {
-				s.texts <- text{line, "line " + strconv.Itoa(n), len(line) + 1}
+			line := lines.Text()
+			size += len(line) + 1
+			if n == 1 {
+				line = strings.TrimPrefix(line, byteOrderMark)
+			}
+			if line != "" && n >= from {
+				s.texts <- text{line, n, size}
+				size = 0
 			}
 		}
 		if err := lines.Err(); err != nil {
@@ -70,6 +84,9 @@ func fromLines(r io.ReadCloser) *source {
 
 // Close releases what the texts come from.
 func (s *source) Close() error { return s.closer.Close() }
+
+// more reports whether there is more, or may be.
+func (s *source) more() bool { return s.unit == "line" || s.next != nil || len(s.texts) > 0 }
 
 // batch waits for a text and returns it with those that are there already. At
 // the end its error is io.EOF, or what kept the rest from being read.

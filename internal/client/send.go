@@ -4,7 +4,9 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,10 +14,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -39,12 +43,43 @@ const (
 // ErrBadURL means that a URL cannot be one of revq.
 var ErrBadURL = errors.New("unusable URL")
 
-// ErrUnreachable means that no connection could be made at all.
+// ErrUnreachable means that no connection could be made: nothing was sent.
 var ErrUnreachable = errors.New("cannot reach the API")
 
+// ErrTLS means that client and server do not agree on TLS, or on whether to
+// use it: nothing was sent, and trying again does not help.
+var ErrTLS = errors.New("cannot connect")
+
 // ErrNoAnswer means that the connection broke, or the time was over, before
-// an answer came: what was sent may be queued or not.
-var ErrNoAnswer = errors.New("no answer came, it may be queued or not")
+// an answer came.
+var ErrNoAnswer = errors.New("no answer came")
+
+// An Uncertain answer means that the text may be queued or not. To post it
+// again is safe under the same id only. Every other error means that the text
+// is not queued.
+type Uncertain struct{ Reason error }
+
+func (u *Uncertain) Error() string { return u.Reason.Error() + "; it may be queued or not" }
+func (u *Uncertain) Unwrap() error { return u.Reason }
+
+// IsUncertain reports whether an answer is Uncertain.
+func IsUncertain(answer error) bool {
+	var u *Uncertain
+	return errors.As(answer, &u)
+}
+
+// IsFinal reports whether an answer is the last word about a text: it was
+// accepted, or refused for what it is.
+func IsFinal(answer error) bool {
+	var refusal *Refusal
+	switch {
+	case answer == nil, errors.Is(answer, task.ErrNotUTF8):
+		return true
+	case IsUncertain(answer) || !errors.As(answer, &refusal):
+		return false
+	}
+	return !mayPass(refusal.Status)
+}
 
 // A Sender posts texts. Every text has an id, so that it can be posted again
 // when it is not known whether the first time worked. It is for one goroutine.
@@ -62,47 +97,68 @@ type Sender struct {
 }
 
 // Send posts tasks and returns an answer for each: nil if it was accepted,
-// otherwise why not. It tries again, with the same ids, what failed for a
-// reason that may pass. A text that is not UTF-8 is not posted: JSON would
-// make another text of it.
+// otherwise why not, and whether that is certain. It tries again, with the
+// same ids, what failed for a reason that may pass. A text that is not UTF-8
+// is not posted: JSON would make another text of it.
 //
 // The second error says that there is no use in sending more: nothing that
 // answers as revq does was reached in time, or ctx has ended. It is then also
-// the answer of each task that is not decided.
+// the reason for each task that is not decided.
 func (s *Sender) Send(ctx context.Context, tasks []task.Task) ([]error, error) {
-	answers := make([]error, len(tasks))
-	var left []int // indices of what is not decided yet
+	reasons := make([]error, len(tasks))
+	uncertain := make([]bool, len(tasks)) // some attempt may have queued it
+	var left []int                        // indices of what is not decided yet
 	for i, t := range tasks {
 		if utf8.ValidString(t.Text) {
 			left = append(left, i)
 		} else {
-			answers[i] = task.ErrNotUTF8
+			reasons[i] = task.ErrNotUTF8
 		}
 	}
+	err := s.attempts(ctx, tasks, left, reasons, uncertain)
+	for i, reason := range reasons {
+		if reason != nil && uncertain[i] {
+			reasons[i] = &Uncertain{reason}
+		}
+	}
+	return reasons, err
+}
+
+// attempts posts the tasks that are left until all are decided, the time is
+// over, or there is no use in going on.
+func (s *Sender) attempts(ctx context.Context, tasks []task.Task, left []int, reasons []error, uncertain []bool) error {
 	limited, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
 	heard := false // some attempt was answered
+	there := s.reached
 	for wait := retryMin; len(left) > 0; wait = min(2*wait, retryMax) {
 		results, after, err := s.post(limited, pick(tasks, left))
-		if ctx.Err() != nil {
+		unknown := IsUncertain(err)
+		if unknown {
+			err = errors.Unwrap(err)
+		}
+		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		for i, index := range left {
+			maybe := unknown
 			switch {
 			case err == nil:
-				answers[index] = results[i]
+				reasons[index], maybe = results[i], maybeQueued(results[i])
 			case !heard || ctx.Err() != nil: // else the reason given before says more
-				answers[index] = err
+				reasons[index] = err
 			}
+			uncertain[index] = uncertain[index] || maybe
 		}
 		heard = heard || err == nil
 		s.reached = s.reached || err == nil
+		there = there || s.reached || unknown
 		switch {
-		case err == nil, errors.Is(err, ErrNoAnswer), errors.Is(err, ErrUnreachable) && s.reached:
+		case err == nil, errors.Is(err, ErrNoAnswer), errors.Is(err, ErrUnreachable) && there:
 		default:
-			return answers, err
+			return err
 		}
-		left = slices.DeleteFunc(left, func(i int) bool { return !retryable(answers[i]) })
+		left = slices.DeleteFunc(left, func(i int) bool { return !retryable(reasons[i]) })
 		if len(left) == 0 {
 			break
 		}
@@ -112,16 +168,24 @@ func (s *Sender) Send(ctx context.Context, tasks []task.Task) ([]error, error) {
 			switch {
 			case ctx.Err() != nil:
 				for _, index := range left {
-					answers[index] = context.Cause(ctx)
+					reasons[index] = context.Cause(ctx)
 				}
-				return answers, context.Cause(ctx)
+				return context.Cause(ctx)
 			case !heard:
-				return answers, err
+				return err
 			}
-			return answers, nil // with the reasons of the last attempt that was answered
+			return nil // with the reasons of the last attempt that was answered
 		}
 	}
-	return answers, nil
+	return nil
+}
+
+// maybeQueued reports whether an answer leaves it open: one of the API names
+// the task then, and others do not know what was behind them.
+func maybeQueued(answer error) bool {
+	var refusal *Refusal
+	return errors.As(answer, &refusal) &&
+		(refusal.ID != "" || refusal.Status >= 500 && refusal.Status != http.StatusServiceUnavailable)
 }
 
 func pick(tasks []task.Task, indices []int) []task.Task {
@@ -170,13 +234,13 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 	if client == nil {
 		client = http.DefaultClient
 	}
+	var connected atomic.Bool // so that the request may have been written
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	}))
 	res, err := client.Do(req)
 	if err != nil {
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" {
-			return nil, 0, fmt.Errorf("%w: %w", ErrUnreachable, dial)
-		}
-		return nil, 0, s.noAnswer(ctx)
+		return nil, 0, s.failure(ctx, req.URL, err, connected.Load())
 	}
 	defer res.Body.Close()
 	seconds, _ := strconv.Atoi(res.Header.Get("Retry-After")) // 0 where there is none
@@ -198,17 +262,90 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 	}
 	if mayPass(res.StatusCode) {
 		p := problem.New(res.StatusCode, fmt.Sprintf("%s answers %s", url, res.Status))
+		if res.StatusCode != http.StatusTooManyRequests {
+			p.ID = unnamed
+		}
 		return all(len(tasks), &Refusal{*p}), after, nil
 	}
-	return nil, 0, fmt.Errorf("%s answers %s, not as revq does: check the URL", url, visible.Line(res.Status))
+	if res.StatusCode == http.StatusBadRequest && s.wantsTLS(ctx, req.URL) { // as Go's server answers
+		return nil, 0, errSpeaksTLS(req.URL)
+	}
+	err = fmt.Errorf("%s answers %s, not as revq does: check the URL", url, visible.Line(res.Status))
+	if res.StatusCode < 400 || res.StatusCode >= 500 {
+		err = &Uncertain{err}
+	}
+	return nil, 0, err
+}
+
+// unnamed is the id in a Refusal by something before the API, such as a proxy,
+// which may have passed the text on.
+const unnamed = "unknown"
+
+// failure returns why a request got no answer, given the error of the HTTP
+// client and whether there was a connection.
+func (s *Sender) failure(ctx context.Context, to *url.URL, err error, connected bool) error {
+	var outer *url.Error
+	if errors.As(err, &outer) {
+		err = outer.Err // without the URL and the method
+	}
+	var (
+		certificate *tls.CertificateVerificationError
+		record      tls.RecordHeaderError
+		operation   *net.OpError
+	)
+	site := to.Scheme + "://" + to.Host
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
+		return fmt.Errorf("%w to %s: the server does not speak TLS there: use http:// or another port", ErrTLS, site)
+	case errors.As(err, &certificate), !connected && errors.As(err, &operation) && operation.Op == "remote error":
+		return fmt.Errorf("%w to %s: %w", ErrTLS, site, err)
+	case connected && ctx.Err() == nil && s.wantsTLS(ctx, to):
+		return errSpeaksTLS(to)
+	case connected:
+		return s.noAnswer(ctx)
+	case errors.As(err, &operation) && operation.Op == "dial":
+		return fmt.Errorf("%w: %w", ErrUnreachable, operation)
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: no connection to %s within %v", ErrUnreachable, site, s.Timeout)
+	}
+	return fmt.Errorf("%w: connect to %s: %w", ErrUnreachable, site, err)
+}
+
+// probeTimeout bounds the look at what a server speaks.
+const probeTimeout = 2 * time.Second
+
+func errSpeaksTLS(to *url.URL) error {
+	return fmt.Errorf("%w to http://%s: the server speaks TLS there: use https://", ErrTLS, to.Host)
+}
+
+// wantsTLS reports whether TLS is spoken where a request without it got no
+// answer: most such servers close the connection without a word.
+func (s *Sender) wantsTLS(ctx context.Context, to *url.URL) bool {
+	if to.Scheme != "http" || s.reached {
+		return false
+	}
+	if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: to}); proxy != nil || err != nil {
+		return false // it is the proxy that speaks
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	address := net.JoinHostPort(to.Hostname(), cmp.Or(to.Port(), "80"))
+	dialer := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} // nothing is sent or believed
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err == nil {
+		conn.Close()
+		return true
+	}
+	var alert *net.OpError
+	return errors.As(err, &alert) && alert.Op == "remote error"
 }
 
 // noAnswer returns an ErrNoAnswer that says whether the time was over.
 func (s *Sender) noAnswer(ctx context.Context) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("%w: %v were not enough", ErrNoAnswer, s.Timeout)
+		return &Uncertain{fmt.Errorf("%w within %v", ErrNoAnswer, s.Timeout)}
 	}
-	return fmt.Errorf("%w: the connection was lost", ErrNoAnswer)
+	return &Uncertain{fmt.Errorf("%w: the connection was lost", ErrNoAnswer)}
 }
 
 // checkURL returns an error unless url has one of the schemes and a host.

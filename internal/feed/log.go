@@ -34,21 +34,29 @@ type Log struct {
 	live atomic.Int64
 
 	mu       sync.RWMutex
-	segments []segment // the oldest first; frames are added to the last
-	bytes    int       // of all segments
+	segments []*segment // the oldest first; frames are added to the last
+	bytes    int        // of all segments
+
+	// retired are segments that the log has released and listeners still hold,
+	// the oldest first. They may have as many bytes as the log itself.
+	retired      []*segment
+	retiredBytes int
+	holds        int // on all segments
 }
 
 // A segment has its full capacity from the start and is only ever appended
 // to, so that what was read from it stays valid, also after its release.
 type segment struct {
-	start  Position
-	frames []byte
+	start   Position
+	frames  []byte // nil when nobody can read them any more
+	holds   int    // how many Holds are on it
+	retired bool
 }
 
-func (s segment) end() Position { return s.start + Position(len(s.frames)) }
+func (s *segment) end() Position { return s.start + Position(len(s.frames)) }
 
 func newLog(maxBytes int) *Log {
-	l := &Log{maxBytes: maxBytes, segments: []segment{{}}}
+	l := &Log{maxBytes: maxBytes, segments: []*segment{{}}}
 	l.live.Store(int64(Pending))
 	return l
 }
@@ -70,16 +78,108 @@ func (l *Log) End() Position {
 func (l *Log) Read(from Position) ([]byte, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
+	s := l.find(from)
+	if s == nil {
+		return nil, ErrGone
+	}
+	if from < s.end() {
+		return s.frames[from-s.start:], nil
+	}
+	return nil, nil
+}
+
+// find returns the segment that a position is in, or behind if it is the end;
+// nil if the log does not hold it any more.
+func (l *Log) find(at Position) *segment {
 	// Nearly all listeners read from the newest segment.
 	for _, s := range slices.Backward(l.segments) {
-		if from >= s.start {
-			if from < s.end() {
-				return s.frames[from-s.start:], nil
-			}
-			return nil, nil
+		if at >= s.start {
+			return s
 		}
 	}
-	return nil, ErrGone
+	return nil
+}
+
+// A Hold keeps the rest of a frame for a listener that has taken a part of it,
+// when the log moves on: nothing else, not even why it is closed, can be sent
+// to it before. It costs no memory as long as the log holds the frame.
+type Hold struct {
+	log     *Log
+	segment *segment
+}
+
+// Hold returns a hold on the frame that a position is in, which Read has just
+// returned. Release must be called.
+func (l *Log) Hold(at Position) *Hold {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.find(at)
+	if s == nil { // released between Read and now
+		s = &segment{retired: true}
+	}
+	s.holds++
+	l.holds++
+	return &Hold{l, s}
+}
+
+// Read returns what is between two positions in the frame. The error is
+// ErrGone if more was held than the log's size and this was the oldest.
+func (h *Hold) Read(from, to Position) ([]byte, error) {
+	h.log.mu.RLock()
+	defer h.log.mu.RUnlock()
+	s := h.segment
+	if s.frames == nil {
+		return nil, ErrGone
+	}
+	return s.frames[from-s.start : to-s.start], nil
+}
+
+// Covers reports whether a position lies in what is held.
+func (h *Hold) Covers(at Position) bool {
+	h.log.mu.RLock()
+	defer h.log.mu.RUnlock()
+	return at >= h.segment.start && at < h.segment.end()
+}
+
+// Release ends the hold.
+func (h *Hold) Release() {
+	l, s := h.log, h.segment
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holds--
+	if s.holds--; s.holds == 0 && s.retired && s.frames != nil {
+		l.retired = slices.DeleteFunc(l.retired, func(other *segment) bool { return other == s })
+		l.forget(s)
+	}
+}
+
+// retire releases a segment of the log, now or when nobody holds it any more.
+func (l *Log) retire(s *segment) {
+	s.retired = true
+	l.retiredBytes += cap(s.frames)
+	if s.holds == 0 {
+		l.forget(s)
+		return
+	}
+	l.retired = append(l.retired, s)
+	for l.retiredBytes > l.maxBytes {
+		l.forget(l.retired[0])
+		l.retired = slices.Delete(l.retired, 0, 1)
+	}
+}
+
+// forget gives back the memory of a retired segment.
+func (l *Log) forget(s *segment) {
+	l.retiredBytes -= cap(s.frames)
+	s.frames = nil
+}
+
+// Held returns how many holds there are, and how many bytes are in memory only
+// for them.
+func (l *Log) Held() (holds, bytes int) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.holds, l.retiredBytes
 }
 
 // append adds one frame, and releases the oldest segments if the log is full.
@@ -87,20 +187,19 @@ func (l *Log) Read(from Position) ([]byte, error) {
 func (l *Log) append(frame []byte) (start, end Position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	last := &l.segments[len(l.segments)-1]
+	last := l.segments[len(l.segments)-1]
 	if len(frame) > cap(last.frames)-len(last.frames) {
-		l.segments = append(l.segments, segment{
-			start:  last.end(),
-			frames: make([]byte, 0, max(segmentBytes, len(frame))),
-		})
-		last = &l.segments[len(l.segments)-1]
+		last = &segment{start: last.end(), frames: make([]byte, 0, max(segmentBytes, len(frame)))}
+		l.segments = append(l.segments, last)
 	}
 	last.frames = append(last.frames, frame...)
 	l.bytes += len(frame)
 	for l.bytes > l.maxBytes && len(l.segments) > 1 {
-		l.bytes -= len(l.segments[0].frames)
-		l.segments[0].frames = nil // the array of segments lives on for a while
+		oldest := l.segments[0]
+		l.segments[0] = nil // the array of segments lives on for a while
 		l.segments = l.segments[1:]
+		l.bytes -= len(oldest.frames)
+		l.retire(oldest)
 	}
 	return l.segments[0].start, last.end()
 }

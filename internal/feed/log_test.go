@@ -141,3 +141,60 @@ func BenchmarkLog(b *testing.B) {
 		}
 	})
 }
+
+func TestHold(t *testing.T) {
+	l := newLog(2 * segmentBytes)
+	frame := bytes.Repeat([]byte("x"), segmentBytes)
+	fill := func(n int) {
+		for range n {
+			l.append(frame)
+		}
+	}
+	fill(1)
+	first, second := l.Hold(10), l.Hold(20)
+	if _, n := l.Held(); n != 0 {
+		t.Errorf("%d bytes are held of what the log holds itself", n)
+	}
+	fill(3)
+	if _, err := l.Read(10); err != ErrGone {
+		t.Fatalf("Read = %v, want ErrGone", err)
+	}
+	if b, err := first.Read(10, segmentBytes); err != nil || len(b) != segmentBytes-10 {
+		t.Errorf("held: %d bytes, %v", len(b), err)
+	}
+	if !first.Covers(10) || first.Covers(segmentBytes) {
+		t.Error("the hold covers another frame")
+	}
+	if _, n := l.Held(); n != segmentBytes {
+		t.Errorf("%d bytes are held for two holds on a segment, want %d", n, segmentBytes)
+	}
+	first.Release()
+	if _, err := second.Read(20, 30); err != nil {
+		t.Errorf("the second hold: %v", err)
+	}
+	second.Release()
+	if _, n := l.Held(); n != 0 {
+		t.Errorf("%d bytes are held by nobody", n)
+	}
+
+	// As much as the log's own size may be held: then the oldest go.
+	var holds []*Hold
+	for range 5 {
+		holds = append(holds, l.Hold(l.End()-1))
+		fill(1)
+	}
+	fill(2)
+	if _, n := l.Held(); n != 2*segmentBytes {
+		t.Errorf("%d bytes are held, want %d", n, 2*segmentBytes)
+	}
+	for i, h := range holds {
+		at := Position(3+i)*segmentBytes + segmentBytes
+		if _, err := h.Read(at-1, at); (err == ErrGone) != (i < 3) {
+			t.Errorf("hold %d: %v", i, err)
+		}
+		h.Release()
+	}
+	if _, n := l.Held(); n != 0 || len(l.retired) != 0 {
+		t.Errorf("%d bytes are held by nobody, in %d segments", n, len(l.retired))
+	}
+}

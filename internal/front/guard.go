@@ -269,14 +269,28 @@ func (g *guard) split(line []byte) (name, value []byte, wrong *fault) {
 	if line[0] == ' ' || line[0] == '\t' {
 		return nil, nil, faultFold
 	}
-	colon := bytes.IndexByte(line, ':')
-	if colon > 0 && (line[colon-1] == ' ' || line[colon-1] == '\t') {
+	colon := 0
+	for colon < len(line) && tokenByte[line[colon]] {
+		colon++
+	}
+	switch {
+	case colon > 0 && colon < len(line) && line[colon] == ':':
+		return line[:colon], trimSpace(line[colon+1:]), nil
+	case colon > 0 && bytes.HasPrefix(trimSpace(line[colon:]), []byte(":")):
 		return nil, nil, faultSpace
 	}
-	if colon < 0 || !isToken(line[:colon]) {
-		return nil, nil, faultField
+	return nil, nil, faultField
+}
+
+// trimSpace does what bytes.Trim does, in a fraction of the time.
+func trimSpace(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
+		b = b[1:]
 	}
-	return line[:colon], bytes.Trim(line[colon+1:], " \t"), nil
+	for len(b) > 0 && (b[len(b)-1] == ' ' || b[len(b)-1] == '\t') {
+		b = b[:len(b)-1]
+	}
+	return b
 }
 
 func (g *guard) field(line []byte) *fault {
@@ -448,7 +462,7 @@ func isHost(b []byte) bool {
 		}
 	} else if host, port, _ = bytes.Cut(b, []byte(":")); true {
 		for _, c := range host {
-			if !tokenByte[c] || bytes.IndexByte([]byte("!#$%&'*+^`|"), c) >= 0 {
+			if !hostByte[c] {
 				return false
 			}
 		}
@@ -474,6 +488,15 @@ func isToken(b []byte) bool {
 	}
 	return len(b) > 0
 }
+
+// hostByte has the characters of host names, and of the names that people give
+// to their hosts.
+var hostByte = func() (t [256]bool) {
+	for c := range t {
+		t[c] = '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '.' || c == '_' || c == '~'
+	}
+	return t
+}()
 
 // tokenByte has the characters of methods and names (RFC 9110, section 5.6.2).
 var tokenByte = func() (t [256]bool) {

@@ -33,11 +33,18 @@ func descriptor(conn net.Conn) (fd int, err error) {
 	return fd, err
 }
 
+// farewellKept is how long the kernel keeps a farewell for a listener that takes
+// nothing, after the server has given it up.
+const farewellKept = 30 * time.Second
+
 // prepareSocket sets the options of a listener's socket. They are for TCP;
 // without them, or on another kind of socket, things work, but less well.
-func prepareSocket(fd int, pingInterval time.Duration) {
-	// A peer that is gone without a word makes itself felt by then.
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int((2 * pingInterval).Milliseconds()))
+func prepareSocket(fd int, cfg *Config) {
+	// The kernel resets a connection whose peer is gone without a word after
+	// this time. It resets one whose peer is there and reads nothing, too,
+	// which must not come before the farewell.
+	timeout := max(2*cfg.PingInterval, cfg.WriteTimeout+closeGrace+farewellKept)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(timeout.Milliseconds()))
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
 }
 

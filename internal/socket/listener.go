@@ -1,7 +1,6 @@
 package socket
 
 import (
-	"bytes"
 	"net"
 	"time"
 
@@ -19,11 +18,13 @@ type listener struct {
 
 	dialect dialect
 	log     *feed.Log
-	pos     feed.Position // everything before it has been written, or is in rest; or feed.Pending
+	pos     feed.Position // everything before it has been written; or feed.Pending
 
-	// rest is what is left of a frame that was written in part: nothing else
-	// may be written before that. It is a copy, since the log moves on.
-	rest []byte
+	// A frame that was written in part ends at frameEnd: nothing but the log's
+	// bytes may be written before that. They are held meanwhile, since the log
+	// moves on. held is nil between two frames.
+	frameEnd feed.Position
+	held     *feed.Hold
 
 	// control holds bytes that go out before anything else from the log:
 	// greeting, ping, pong, close.
@@ -53,55 +54,80 @@ func (l *listener) dismiss(why farewell) {
 }
 
 // next returns what is to be written to l, if anything, and whether it comes
-// from the log.
-func (l *listener) next() (b []byte, fromLog bool) {
-	if len(l.rest) > 0 {
-		return l.rest, false
-	}
+// from the log. An error means that nothing can be written to l any more.
+func (l *listener) next() (b []byte, fromLog bool, err error) {
 	if len(l.control) > 0 || l.leaving {
-		return l.control, false
+		if l.held == nil {
+			return l.control, false, nil
+		}
+		b, err = l.held.Read(l.pos, l.frameEnd)
+		return b, true, err
 	}
 	if l.pos == feed.Pending {
 		if l.pos = l.log.Live(); l.pos == feed.Pending {
-			return nil, false
+			return nil, false, nil
 		}
 	}
-	b, err := l.log.Read(l.pos)
+	b, err = l.log.Read(l.pos)
 	if err != nil {
 		l.dismiss(byeFellBehind)
-		return l.control, false
+		return l.next()
 	}
-	return b, true
+	return b, true, nil
 }
 
 // wrote records that the first n bytes were written of what next has returned.
 // It returns true if these were l's last words.
 func (l *listener) wrote(b []byte, n int, fromLog bool) (last bool) {
-	switch {
-	case fromLog:
-		end := n
-		if n < len(b) {
-			end = frameEnd(l.dialect, b, n)
-		}
-		l.pos += feed.Position(end)
-		l.rest = bytes.Clone(b[n:end])
-	case len(l.rest) > 0:
-		l.rest = l.rest[n:]
-	default:
-		l.control = l.control[n:]
-	}
-	if len(l.rest) == 0 {
-		l.rest = nil
-	}
-	if len(l.control) == 0 {
+	if fromLog {
+		l.wroteFrames(b, n)
+	} else if l.control = l.control[n:]; len(l.control) == 0 {
 		l.control = nil
 	}
-	return l.leaving && l.rest == nil && l.control == nil
+	return l.leaving && l.held == nil && l.control == nil
 }
 
-// frameEnd returns where the frame ends that byte n-1 is in, of frames that
-// begin with b.
-func frameEnd(d dialect, b []byte, n int) (end int) {
+// wroteFrames is wrote for bytes of the log. They begin with what is left of
+// the frame that is held.
+func (l *listener) wroteFrames(b []byte, n int) {
+	begin := 0
+	if l.held != nil {
+		begin = int(l.frameEnd - l.pos)
+	}
+	if n < len(b) || n < begin {
+		l.frameEnd = l.pos + feed.Position(frameEnd(l.dialect, b, begin, n))
+	} else {
+		l.frameEnd = l.pos + feed.Position(n)
+	}
+	l.pos += feed.Position(n)
+	switch {
+	case l.pos == l.frameEnd:
+		l.release()
+	case l.held == nil:
+		l.held = l.log.Hold(l.pos)
+	case !l.held.Covers(l.pos):
+		l.release()
+		l.held = l.log.Hold(l.pos)
+	}
+}
+
+// release gives up what l holds of the log.
+func (l *listener) release() {
+	if l.held != nil {
+		l.held.Release()
+		l.held = nil
+	}
+}
+
+// close closes l's connection, after which nothing is written to l.
+func (l *listener) close() {
+	l.release()
+	l.conn.Close()
+}
+
+// frameEnd returns where the frame ends that byte n-1 is in, of frames in b of
+// which one ends, or the first begins, at end.
+func frameEnd(d dialect, b []byte, end, n int) int {
 	for end < n {
 		end += d.frameLength(b[end:])
 	}

@@ -71,7 +71,7 @@ func (h *hub) join(l *listener) {
 	if below, ok := l.conn.(interface{ NetConn() net.Conn }); ok { // as TLS has
 		if fd, err := descriptor(below.NetConn()); err == nil {
 			p.raw = fd
-			prepareSocket(fd, h.cfg.PingInterval)
+			prepareSocket(fd, &h.cfg)
 		}
 	}
 	h.mu.Lock()
@@ -188,8 +188,8 @@ func awaitSent(all []*plain, abort <-chan struct{}) {
 func (p *plain) isSent() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b, _ := p.l.next()
-	return len(b) == 0
+	b, _, err := p.l.next()
+	return len(b) == 0 || err != nil
 }
 
 func (p *plain) wake() {
@@ -237,13 +237,22 @@ func (p *plain) read() {
 
 // write sends what the listener has not got yet, and waits for more.
 func (p *plain) write() {
+	defer func() { // nobody else writes
+		p.mu.Lock()
+		p.l.release()
+		p.mu.Unlock()
+	}()
 	for {
 		p.mu.Lock()
-		b, fromLog := p.l.next()
+		b, fromLog, err := p.l.next()
 		if len(b) > 0 {
 			p.l.blockedSince = time.Now()
 		}
 		p.mu.Unlock()
+		if err != nil {
+			p.drop()
+			return
+		}
 		if len(b) == 0 {
 			select {
 			case <-p.news:

@@ -224,7 +224,7 @@ func TestFrameEnd(t *testing.T) {
 			if n > ends[0] {
 				ends = ends[1:]
 			}
-			if end := frameEnd(d, frames, n); end != ends[0] {
+			if end := frameEnd(d, frames, 0, n); end != ends[0] {
 				t.Fatalf("format %d: the frame of byte %d ends at %d, want %d", format, n-1, end, ends[0])
 			}
 		}

@@ -245,7 +245,7 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 	pollable := err == nil
 	if pollable {
 		l.fd = fd
-		prepareSocket(fd, s.cfg.PingInterval)
+		prepareSocket(fd, &s.cfg)
 	}
 	l.log = s.feed.Log(format)
 	switch {

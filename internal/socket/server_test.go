@@ -234,6 +234,11 @@ func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
 // nextMark reads a JSON message, and returns where its listener then stands. It has to be the result behind last.
 func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
 	var m feed.Message
+	// Each message has its own time: with the race detector, and beside other
+	// tests, all of them may take longer.
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return last, err
+	}
 	if err := c.ReadJSON(&m); err != nil {
 		return last, err
 	}

@@ -245,14 +245,18 @@ func (s *shard) drop(l *listener) {
 	s.listeners[last] = nil
 	s.listeners = s.listeners[:last]
 	delete(s.byFD, l.fd)
-	l.conn.Close() // takes the descriptor out of the poll, too
+	l.close() // takes the descriptor out of the poll, too
 	s.onDrop()
 }
 
 // send writes what l has not got yet, as far as its socket takes it.
 func (s *shard) send(l *listener) {
 	for l.blockedSince.IsZero() && l.leftAt.IsZero() {
-		b, fromLog := l.next()
+		b, fromLog, err := l.next()
+		if err != nil {
+			s.drop(l)
+			return
+		}
 		if len(b) == 0 {
 			return
 		}
