@@ -3,9 +3,15 @@ package socket
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
 	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/problem"
 )
 
 // A dialect is how listeners of one protocol are spoken to besides what is in
@@ -123,9 +129,11 @@ func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *i
 // chunks of HTTP/1.1.
 type eventsDialect struct{}
 
+const eventsType = "text/event-stream"
+
 // eventsHeader begins the answer; the log's chunks follow.
 const eventsHeader = "HTTP/1.1 200 OK\r\n" +
-	"Content-Type: text/event-stream\r\n" +
+	"Content-Type: " + eventsType + "\r\n" +
 	"Cache-Control: no-store\r\n" +
 	"X-Accel-Buffering: no\r\n" + // nginx: pass events on at once
 	"Transfer-Encoding: chunked\r\n"
@@ -136,7 +144,27 @@ func (eventsDialect) appendPing(dst []byte) []byte {
 
 // appendBye ends the body; a browser connects again by itself.
 func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
-	return feed.AppendChunk(feed.AppendChunk(dst, []byte(": "+why.reason+"\n\n")), nil)
+	words := []byte(": " + why.reason + "\n\n")
+	if why.code == closeTryAgain {
+		words = unavailable(problem.New(fasthttp.StatusServiceUnavailable, why.reason))
+	}
+	return feed.AppendChunk(feed.AppendChunk(dst, words), nil)
+}
+
+// How soon a browser connects again that was not let in. The times are spread,
+// so that those who are refused together do not all come back at once.
+const (
+	retryAfterLeast = 2 * time.Second
+	retryAfterMost  = 6 * time.Second
+)
+
+// unavailable returns the event that says why there are no results for now.
+//
+// A browser's EventSource gives up for good on every status but 200, so that
+// what passes is told in the stream, and the stream ends.
+func unavailable(p *problem.Problem) []byte {
+	retry := retryAfterLeast + rand.N(retryAfterMost-retryAfterLeast)
+	return fmt.Appendf(nil, "retry: %d\nevent: unavailable\ndata: %s\n\n", retry.Milliseconds(), p.JSON())
 }
 
 func (eventsDialect) answersPings() bool { return false }

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/fasthttp/websocket"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -355,6 +357,69 @@ func TestEventsEndInOrder(t *testing.T) {
 	}
 }
 
+// A browser gives up for good on every status but 200: what passes is told in
+// a stream that ends, and says when to come again.
+func TestEventsAreToldWhatPasses(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxListeners, cfg.MaxResuming = 1, 0
+	retry := func(e event) time.Duration {
+		ms, err := strconv.Atoi(e.retry)
+		if err != nil {
+			t.Errorf("%+v says nothing of when to come again", e)
+		}
+		return time.Duration(ms) * time.Millisecond
+	}
+	expect := func(next func() event, reason string) time.Duration {
+		t.Helper()
+		e := next()
+		var p problem.Problem
+		if err := json.Unmarshal([]byte(e.data), &p); err != nil || e.name != "unavailable" || e.id != "" || p.Status != 503 || !strings.Contains(p.Detail, reason) {
+			t.Errorf("event %+v, want to hear that: %s", e, reason)
+		}
+		if e := next(); !e.end {
+			t.Errorf("then came %+v, want the end", e)
+		}
+		return retry(e)
+	}
+	s, b := setup(t, cfg, small)
+	b.append(0, 10_000)
+
+	res, next := b.events(t, "", "1/id1") // is not in the log
+	defer res.Body.Close()
+	if e := next(); e.name != "greeting" {
+		t.Errorf("first event %+v", e)
+	}
+	expect(next, "resuming is not possible now")
+	until(t, "it is gone", func() bool { return s.Listeners() == 0 })
+
+	first := b.listen(t, "")
+	waits := make(map[time.Duration]bool)
+	for range 20 {
+		res, next := b.events(t, "", "")
+		defer res.Body.Close()
+		if ct := res.Header.Get("Content-Type"); ct != "text/event-stream" || res.Header.Get("Retry-After") == "" || !res.Close {
+			t.Errorf("header %v", res.Header)
+		}
+		wait := expect(next, "1 listeners are connected")
+		if waits[wait] = true; wait < retryAfterLeast || wait > retryAfterMost {
+			t.Errorf("to come again after %v", wait)
+		}
+	}
+	if len(waits) < 5 {
+		t.Errorf("all come again at the same times: %v", waits)
+	}
+	if n := s.Listeners(); n != 1 {
+		t.Errorf("%d listeners", n)
+	}
+	first.Close()
+	until(t, "the place is free", func() bool { return s.Listeners() == 0 })
+	res, next = b.events(t, "", "")
+	defer res.Body.Close()
+	if e := next(); e.name != "greeting" {
+		t.Errorf("first event %+v, want a greeting", e)
+	}
+}
+
 func TestEventsAreRefused(t *testing.T) {
 	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())
 	for _, tc := range []struct {
@@ -382,8 +447,8 @@ func TestEventsAreRefused(t *testing.T) {
 }
 
 type event struct {
-	name, id, data, comment string
-	end                     bool
+	name, id, data, comment, retry string
+	end                            bool
 }
 
 // events connects as an EventSource does, and returns a function that reads
@@ -411,6 +476,8 @@ func (b *bundle) events(t *testing.T, query, lastID string) (*http.Response, fun
 				e.id = value
 			case "data":
 				e.data = value
+			case "retry":
+				e.retry = value
 			case "":
 				if lines.Text() == "" {
 					return e

@@ -181,10 +181,20 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *problem.Problem {
 	if err != nil {
 		return problem.New(fasthttp.StatusBadRequest, err.Error())
 	}
+	events := acceptsEvents(ctx)
 	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
-		return problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected, and no more are taken: try another site, or later", s.cfg.MaxListeners))
+		full := problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected, and no more are taken: try another site, or later", s.cfg.MaxListeners))
+		if !events {
+			return full
+		}
+		ctx.SetContentType(eventsType)
+		ctx.Response.Header.Set("Cache-Control", "no-store")
+		ctx.Response.Header.Set("Retry-After", problem.RetryAfter) // tells programs that this 200 is none
+		ctx.SetConnectionClose()
+		ctx.SetBody(unavailable(full))
+		return nil
 	}
-	if acceptsEvents(ctx) {
+	if events {
 		return s.listenEvents(ctx, after)
 	}
 	return s.listenWebsocket(ctx, format, after)
@@ -221,7 +231,7 @@ func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, a
 }
 
 func acceptsEvents(ctx *fasthttp.RequestCtx) bool {
-	return strings.Contains(strings.ToLower(string(ctx.Request.Header.Peek("Accept"))), "text/event-stream")
+	return strings.Contains(strings.ToLower(string(ctx.Request.Header.Peek("Accept"))), eventsType)
 }
 
 // resumeMark returns where the listener wants to go on; nil for live. A
