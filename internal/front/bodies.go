@@ -119,7 +119,7 @@ func (b *bodies) makeRoom(c *conn, over int64, now time.Time) bool {
 		b.add(&slow.share, -slow.share.bytes)
 		slow.share.evicted = true
 		delete(b.receiving, slow)
-		slow.Conn.SetReadDeadline(now) // it waits in Read
+		slow.SetReadDeadline(now) // it waits in Read
 		if over <= 0 {
 			return true
 		}

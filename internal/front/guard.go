@@ -448,7 +448,7 @@ func isHost(b []byte) bool {
 	if len(b) == 0 {
 		return false
 	}
-	host, port := b, []byte(nil)
+	var host, port []byte
 	if b[0] == '[' {
 		end := bytes.IndexByte(b, ']')
 		if end < 0 || end+1 < len(b) && b[end+1] != ':' {
@@ -460,7 +460,8 @@ func isHost(b []byte) bool {
 				return false
 			}
 		}
-	} else if host, port, _ = bytes.Cut(b, []byte(":")); true {
+	} else {
+		host, port, _ = bytes.Cut(b, []byte(":"))
 		for _, c := range host {
 			if !hostByte[c] {
 				return false

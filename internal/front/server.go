@@ -262,8 +262,8 @@ type httpLog struct{ log *slog.Logger }
 func (l httpLog) Printf(format string, args ...any) {
 	msg := fmt.Sprintf(format, args...)
 	if strings.HasPrefix(format, "error when serving connection") {
-		l.log.Debug(msg)
+		l.log.Debug("a connection failed", "error", msg)
 	} else {
-		l.log.Warn(msg)
+		l.log.Warn("the HTTP server has something to say", "message", msg)
 	}
 }
