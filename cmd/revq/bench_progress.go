@@ -1,5 +1,3 @@
-//go:build linux
-
 package main
 
 import (
@@ -9,7 +7,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// A benchProgress shows how far `revq bench` is, if that goes to a terminal.
+// A benchProgress shows the progress of `revq bench` on a terminal.
 type benchProgress struct {
 	out  io.Writer // nil for none
 	bar  *progressbar.ProgressBar
@@ -23,7 +21,7 @@ func newBenchProgress(out io.Writer) *benchProgress {
 	return &benchProgress{out: out}
 }
 
-// show shows how much of something is done, from 0 to 1.
+// show shows that a fraction of what, from 0 to 1, is done.
 func (p *benchProgress) show(what string, done float64) {
 	if p.out == nil {
 		return
@@ -39,12 +37,12 @@ func (p *benchProgress) show(what string, done float64) {
 			progressbar.OptionSetPredictTime(false),
 			progressbar.OptionClearOnFinish(),
 		)
-		p.bar.RenderBlank() // it waits for some progress otherwise
+		p.bar.RenderBlank() // otherwise the bar appears with the first progress
 	}
 	p.bar.Set(int(done * steps))
 }
 
-// end takes the bar away.
+// end removes the bar.
 func (p *benchProgress) end() {
 	if p.bar != nil {
 		p.bar.Finish()

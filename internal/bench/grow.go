@@ -4,14 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
-)
 
-// A Growth is how the cost grows with something.
-type Growth struct {
-	Over   string          `json:"over"`
-	Ingest []*IngestResult `json:"ingest,omitempty"`
-	Worker []*WorkerResult `json:"worker,omitempty"`
-}
+	"github.com/revq/revq/internal/bench/load"
+	"github.com/revq/revq/internal/bench/report"
+)
 
 // What costs can grow with.
 const (
@@ -22,10 +18,10 @@ const (
 	OverSites       = "sites" // of the API
 )
 
-// Growths are all of them.
+// Growths are all that costs can grow with.
 var Growths = []string{OverConnections, OverSizes, OverDepth, OverWorkers, OverSites}
 
-// The steps.
+// The steps of each growth.
 var (
 	connectionSteps = []int{1, 4, 16, 64, 256, 1024}
 	sizeSteps       = []int{16, 256, 4 << 10, 16 << 10, 64<<10 - 1024}
@@ -37,9 +33,9 @@ var (
 // Grow measures how costs grow with each of over.
 func (b *Bench) Grow(ctx context.Context, over []string) error {
 	for _, what := range over {
-		g := &Growth{Over: what}
+		g := &report.Growth{Over: what}
 		b.Report.Growth = append(b.Report.Growth, g)
-		do := map[string]func(context.Context, *Growth) error{
+		do := map[string]func(context.Context, *report.Growth) error{
 			OverConnections: b.growConnections,
 			OverSizes:       b.growSizes,
 			OverDepth:       b.growDepth,
@@ -53,8 +49,9 @@ func (b *Bench) Grow(ctx context.Context, over []string) error {
 	return nil
 }
 
-// ingestOn posts to a system of our own, and appends the result to g.
-func (b *Bench) ingestOn(ctx context.Context, g *Growth, s *System, change func(*Ingest)) error {
+// ingestOn posts to a system that the rig runs, and appends the result to g.
+// change adapts what is measured.
+func (b *Bench) ingestOn(ctx context.Context, g *report.Growth, s *System, change func(*Ingest)) error {
 	in := Ingest{
 		Connections: SingleConnections, Kind: b.Kind, Batch: 1, TextBytes: b.TextBytes, Window: b.window(),
 		Processes: map[string]Processes{"api": s.Processes("api"), "broker": b.rig.Broker(), "load": Self()},
@@ -66,7 +63,7 @@ func (b *Bench) ingestOn(ctx context.Context, g *Growth, s *System, change func(
 		}
 		in.Targets = append(in.Targets, t)
 	}
-	if in.Kind == NDJSON {
+	if in.Kind == load.NDJSON {
 		in.Connections, in.Batch = BatchConnections, b.Batch
 	}
 	change(&in)
@@ -79,7 +76,7 @@ func (b *Bench) ingestOn(ctx context.Context, g *Growth, s *System, change func(
 	return err
 }
 
-func (b *Bench) growConnections(ctx context.Context, g *Growth) error {
+func (b *Bench) growConnections(ctx context.Context, g *report.Growth) error {
 	for _, n := range connectionSteps {
 		if err := b.with(ctx, Layout{APISites: 1}, func(s *System) error {
 			return b.ingestOn(ctx, g, s, func(in *Ingest) { in.Connections = n })
@@ -90,12 +87,12 @@ func (b *Bench) growConnections(ctx context.Context, g *Growth) error {
 	return nil
 }
 
-func (b *Bench) growSizes(ctx context.Context, g *Growth) error {
-	config := b.Config
-	defer func() { b.Config = config }()
+func (b *Bench) growSizes(ctx context.Context, g *report.Growth) error {
+	before := b.Config
+	defer func() { b.Config = before }()
 	for _, n := range sizeSteps {
 		b.TextBytes = n
-		if err := b.raw(ctx, true); err != nil { // what it costs the broker grows, too
+		if err := b.raw(ctx, true); err != nil { // the broker's costs grow with the size, too
 			return err
 		}
 		if err := b.with(ctx, Layout{APISites: 1}, func(s *System) error {
@@ -107,7 +104,7 @@ func (b *Bench) growSizes(ctx context.Context, g *Growth) error {
 	return nil
 }
 
-func (b *Bench) growSites(ctx context.Context, g *Growth) error {
+func (b *Bench) growSites(ctx context.Context, g *report.Growth) error {
 	for _, n := range siteSteps {
 		if err := b.with(ctx, Layout{APISites: n}, func(s *System) error {
 			return b.ingestOn(ctx, g, s, func(*Ingest) {})
@@ -118,8 +115,9 @@ func (b *Bench) growSites(ctx context.Context, g *Growth) error {
 	return nil
 }
 
-// growDepth measures both ends of a queue that holds more and more.
-func (b *Bench) growDepth(ctx context.Context, g *Growth) error {
+// growDepth measures posting to a queue, and consuming from it, with more and
+// more tasks in it.
+func (b *Bench) growDepth(ctx context.Context, g *report.Growth) error {
 	for _, depth := range depthSteps {
 		if depth > b.MaxDepth {
 			break
@@ -134,7 +132,7 @@ func (b *Bench) growDepth(ctx context.Context, g *Growth) error {
 			}
 			posted := g.Ingest[len(g.Ingest)-1]
 			posted.Depth = queued
-			result, err := b.drain(ctx, s, queued+posted.total, b.Workers)
+			result, err := b.drain(ctx, s, queued+posted.Total, b.Workers)
 			if result != nil {
 				g.Worker = append(g.Worker, result)
 			}
@@ -146,7 +144,7 @@ func (b *Bench) growDepth(ctx context.Context, g *Growth) error {
 	return nil
 }
 
-func (b *Bench) growWorkers(ctx context.Context, g *Growth) error {
+func (b *Bench) growWorkers(ctx context.Context, g *report.Growth) error {
 	for _, n := range workerSteps {
 		result, err := b.worker(ctx, b.Tasks, n)
 		if result != nil {
@@ -159,7 +157,7 @@ func (b *Bench) growWorkers(ctx context.Context, g *Growth) error {
 	return nil
 }
 
-// CheckGrowths returns an error if one of over is not to be had.
+// CheckGrowths returns an error if one of over is unknown.
 func CheckGrowths(over []string) error {
 	for _, what := range over {
 		if !slices.Contains(Growths, what) {

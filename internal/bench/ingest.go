@@ -5,189 +5,162 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/revq/revq/internal/bench/load"
+	"github.com/revq/revq/internal/bench/report"
 )
 
-// Ingest posts texts to an API over connections that each post again as soon as they are answered.
+// Ingest posts texts to an API. Each connection posts again as soon as it is
+// answered.
 type Ingest struct {
-	// Targets are the URLs of the API's sites; connections are dealt out to them.
+	// Targets are the URLs of the API's sites, over which the connections are
+	// spread evenly.
 	Targets []*Target
 
 	Connections int
-	Kind        Kind
+	Kind        load.Kind
 	Batch       int // texts in a request; 1 unless Kind is NDJSON
 	TextBytes   int // length of a text
 
 	Window Window
 
-	// Processes are those that are measured as well, by name.
+	// Processes are those whose usage is measured, by name.
 	Processes map[string]Processes
 }
 
-// A Window is when is counted.
-type Window struct {
-	Warmup   time.Duration // before that
-	Duration time.Duration
-	Count    int64 // ends it early, when so much has been counted; 0 for no end
-}
-
-// IngestResult is what an Ingest has measured. Rates and counts are of texts, and of the time after the warm-up.
-type IngestResult struct {
-	Connections int  `json:"connections"`
-	Sites       int  `json:"sites"`
-	Kind        Kind `json:"kind"`
-	Batch       int  `json:"batch"`
-	TextBytes   int  `json:"text_bytes"`
-
-	Depth int64 `json:"depth,omitempty"` // tasks in the queue at first, where that is what is measured
-
-	Seconds   float64       `json:"seconds"`
-	Answers   map[int]int64 `json:"answers"`  // texts by HTTP status; 0 is an answer that says nothing of a text
-	Lost      int64         `json:"lost"`     // texts of requests whose connection broke
-	Accepted  int64         `json:"accepted"` // texts answered 202
-	PerSecond float64       `json:"accepted_per_second"`
-	Latency   Latency       `json:"latency"` // of requests, each from its sending to its answer
-
-	Usage map[string]Usage `json:"usage,omitempty"` // by process
-
-	total int64 // texts accepted, also outside of the window
-}
-
-// maxLost ends a run whose connections break again and again.
+// maxLost is the number of broken connections that ends a run.
 const maxLost = 1000
 
-// answerTimeout is how long answers may take that are due when the window ends: longer than the API's own limit.
+// answerTimeout is the time limit for the answers that are due when the window
+// ends. It is longer than the API's own.
 const answerTimeout = 5 * time.Second
 
-// Run measures until the window ends, or ctx: then it returns what was measured so far and the error.
-func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*IngestResult, error) {
-	l, err := newLoop()
+// Run measures until the window or ctx ends. If ctx ends first, it returns what
+// was measured so far and the error.
+func (in *Ingest) Run(ctx context.Context, progress func(done float64)) (*report.IngestResult, error) {
+	loop, err := load.NewLoop()
 	if err != nil {
 		return nil, err
 	}
-	defer l.close()
-	result := &IngestResult{
-		Connections: in.Connections, Sites: len(in.Targets), Kind: in.Kind, Batch: in.Batch, TextBytes: in.TextBytes,
-		Answers: make(map[int]int64),
+	defer loop.Close()
+	r := &ingestRun{
+		Ingest: in, loop: loop, latency: newHistogram(), outside: make(map[int]int64),
+		result: &report.IngestResult{
+			Connections: in.Connections, Sites: len(in.Targets), Kind: string(in.Kind), Batch: in.Batch, TextBytes: in.TextBytes,
+			Answers: make(map[int]int64),
+		},
 	}
-	texts := make([]string, in.Batch)
+	defer r.close()
+	r.window = in.Window.begin(progress)
+	if err := r.connect(); err != nil {
+		return nil, err
+	}
+	return r.measure(ctx)
+}
+
+// An ingestRun is the state of an Ingest that runs.
+type ingestRun struct {
+	*Ingest
+	loop    *load.Loop
+	posters []*load.Poster
+
+	window *window
+	usage  *usageMeter // nil until the window opens
+	over   bool        // the window has ended, and nothing more is posted
+
+	result  *report.IngestResult
+	outside map[int]int64 // like result.Answers, of answers before and after the window
+	latency *histogram
+	busy    int // requests in flight
+	lost    int // connections that broke
+}
+
+// connect begins to connect all posters.
+func (r *ingestRun) connect() error {
+	texts := make([]string, r.Batch)
 	for i := range texts {
-		texts[i] = marked(in.TextBytes)
+		texts[i] = load.Marked(r.TextBytes)
 	}
-	outside := make(map[int]int64) // like Answers, of what came before and after
-	latency := newHistogram()
-	w := in.Window.begin(progress)
-	var lost int64
-	busy, over := 0, false
-	posters := make([]*poster, in.Connections)
-	defer func() {
-		for _, p := range posters {
-			if p != nil {
-				p.close()
-			}
+	for i := range r.Connections {
+		target := r.Targets[i%len(r.Targets)]
+		p := r.newPoster(target, load.AppendRequest(nil, target.URL, r.Kind, texts...))
+		if err := p.Connect(); err != nil {
+			return err
 		}
-	}()
-	for i := range posters {
-		target := in.Targets[i%len(in.Targets)]
-		request := appendRequest(nil, target.URL, in.Kind, texts...)
-		post := func(p *poster) error {
-			if over {
-				return nil
-			}
-			busy++
-			p.due = time.Now()
-			return p.post(request)
-		}
-		p := &poster{
-			loop: l, addr: target.Addr, connected: post,
-			answered: func(p *poster, status int, body []byte) error {
-				busy--
-				counts := outside
-				if w.open && !over {
-					latency.record(time.Since(p.due))
-					counts = result.Answers
-				}
-				countStatuses(counts, in.Kind, in.Batch, status, body)
-				return post(p)
-			},
-			lost: func(_ *poster, wasBusy bool) error {
-				if wasBusy {
-					busy--
-				}
-				if lost++; lost > maxLost {
-					return fmt.Errorf("%d connections to %s were lost: see its log", lost, target.URL.Host)
-				}
-				if wasBusy && w.open && !over {
-					result.Lost += int64(in.Batch)
-				}
-				return nil
-			},
-		}
-		if err := p.connect(); err != nil {
-			return nil, err
-		}
-		posters[i] = p
+		r.posters = append(r.posters, p)
 	}
-	var usage *usageMeter
-	err = l.run(ctx, func() bool {
-		over = w.look(time.Now(), result.Answers[http.StatusAccepted])
-		if w.open && usage == nil {
-			usage = measureUsage(in.Processes)
+	return nil
+}
+
+// newPoster returns a poster that posts request again and again.
+func (r *ingestRun) newPoster(target *Target, request []byte) *load.Poster {
+	p := &load.Poster{Loop: r.loop, Addr: target.Addr}
+	var sent time.Time
+	post := func() error {
+		if r.over {
+			return nil
 		}
-		return over
+		r.busy++
+		sent = time.Now()
+		return p.Post(request)
+	}
+	p.Connected = post
+	p.Answered = func(status int, body []byte) error {
+		r.busy--
+		counts := r.outside
+		if r.counting() {
+			r.latency.record(time.Since(sent))
+			counts = r.result.Answers
+		}
+		load.CountStatuses(counts, r.Kind, r.Batch, status, body)
+		return post()
+	}
+	p.Lost = func(busy bool) error {
+		if busy {
+			r.busy--
+		}
+		if r.lost++; r.lost > maxLost {
+			return fmt.Errorf("%d connections to %s broke: see its log", r.lost, target.URL.Host)
+		}
+		if busy && r.counting() {
+			r.result.Lost += int64(r.Batch)
+		}
+		return nil
+	}
+	return p
+}
+
+// counting reports whether the window is open.
+func (r *ingestRun) counting() bool { return r.window.open && !r.over }
+
+// measure serves the posters until the window ends, and sums up.
+func (r *ingestRun) measure(ctx context.Context) (*report.IngestResult, error) {
+	result, w := r.result, r.window
+	err := r.loop.Run(ctx, func() bool {
+		r.over = w.look(time.Now(), result.Answers[http.StatusAccepted])
+		if w.open && r.usage == nil {
+			r.usage = measureUsage(r.Processes)
+		}
+		return r.over
 	})
 	if !w.open {
 		return nil, err // nothing was measured
 	}
-	result.Usage = usage.end()
+	result.Usage = r.usage.end()
 	result.Seconds = w.seconds()
 	result.Accepted = result.Answers[http.StatusAccepted]
 	result.PerSecond = float64(result.Accepted) / result.Seconds
-	result.Latency = latency.latency()
-	if err == nil { // nobody is left without an answer, who could then not tell what is queued
+	result.Latency = r.latency.latency()
+	if err == nil { // without all answers, nobody knows how many tasks are queued
 		deadline := time.Now().Add(answerTimeout)
-		err = l.run(ctx, func() bool { return busy == 0 || time.Now().After(deadline) })
+		err = r.loop.Run(ctx, func() bool { return r.busy == 0 || time.Now().After(deadline) })
 	}
-	result.total = result.Accepted + outside[http.StatusAccepted]
+	result.Total = result.Accepted + r.outside[http.StatusAccepted]
 	return result, err
 }
 
-// A window is a Window under way.
-type window struct {
-	Window
-	progress func(float64)
-	began    time.Time // of the warm-up
-	opened   time.Time
-	open     bool
-	looked   time.Time
-	shown    time.Time
-}
-
-// showEvery is how often progress is told.
-const showEvery = 100 * time.Millisecond
-
-func (w Window) begin(progress func(float64)) *window {
-	return &window{Window: w, progress: progress, began: time.Now()}
-}
-
-// look opens the window when the warm-up is over and returns whether it has ended; counted is what was counted in it.
-func (w *window) look(now time.Time, counted int64) (over bool) {
-	if !w.open {
-		if now.Sub(w.began) < w.Warmup {
-			return false
-		}
-		w.open, w.opened = true, now
+func (r *ingestRun) close() {
+	for _, p := range r.posters {
+		p.Close()
 	}
-	w.looked = now
-	if w.progress != nil && now.Sub(w.shown) >= showEvery {
-		w.shown = now
-		done := float64(now.Sub(w.opened)) / float64(w.Duration)
-		if w.Count > 0 {
-			done = max(done, float64(counted)/float64(w.Count))
-		}
-		w.progress(min(done, 1))
-	}
-	return now.Sub(w.opened) >= w.Duration || w.Count > 0 && counted >= w.Count
 }
-
-// seconds returns how long the window was open, up to the last look.
-func (w *window) seconds() float64 { return max(w.looked.Sub(w.opened).Seconds(), 1e-9) }

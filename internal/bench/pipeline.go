@@ -11,15 +11,20 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/revq/revq/internal/bench/load"
+	"github.com/revq/revq/internal/bench/report"
 )
 
-// Pipeline posts texts, one a request, and measures how long they take to a listener, and how many get there.
+// Pipeline posts texts, one in a request, and measures how long they take to a
+// listener, and how many get there.
 type Pipeline struct {
 	API    []*Target
 	Socket *Target
 
-	// Rate is how many texts are due a second, whether or not the system keeps up. 0 is for as many as it takes, with
-	// InFlight of them on their way.
+	// Rate is how many texts are due in a second, whether or not the system
+	// keeps up. 0 posts as many as the system takes, with at most InFlight of
+	// them between their POST and their frame.
 	Rate     float64
 	InFlight int
 
@@ -28,52 +33,37 @@ type Pipeline struct {
 
 	Window Window
 
+	// Processes are those whose usage is measured, by name.
 	Processes map[string]Processes
 }
 
-// PipelineResult is what a Pipeline has measured in its window.
-type PipelineResult struct {
-	Rate        float64 `json:"texts_due_per_second"` // 0 for as many as possible
-	InFlight    int     `json:"in_flight,omitempty"`
-	Connections int     `json:"connections"`
-	TextBytes   int     `json:"text_bytes"`
-
-	Seconds   float64       `json:"seconds"`
-	Results   int64         `json:"results"` // that came
-	PerSecond float64       `json:"results_per_second"`
-	Latency   Latency       `json:"latency"` // from when a text was due to the listener's frame
-	Answers   map[int]int64 `json:"answers"` // to all texts, by HTTP status
-	Missing   int64         `json:"missing"` // texts accepted whose result did not come
-	Repeated  int64         `json:"repeated"`
-
-	Usage map[string]Usage `json:"usage,omitempty"`
-}
-
-// A text begins with a token that tells this run's texts from others, and a number.
+// A text begins with a token that distinguishes this run's texts from others,
+// and a number.
 const (
 	tokenBytes  = 12
 	numberBytes = 12
 
-	// MinPipelineBytes is the shortest text that can be told from others.
+	// MinPipelineBytes is the minimum length of a text.
 	MinPipelineBytes = tokenBytes + numberBytes
 )
 
-// drainTimeout is how long results may be on their way after the last text was posted.
+// drainTimeout is the time limit for results after the last text was posted.
 const drainTimeout = 30 * time.Second
 
 var errNoProgress = errors.New("no result came: do workers run, and do the API and the socket server use the same broker?")
 
-// Run measures until the window ends, or ctx: then it returns what was measured so far and the error.
-func (p *Pipeline) Run(ctx context.Context, progress func(done float64)) (*PipelineResult, error) {
-	l, err := newLoop()
+// Run measures until the window or ctx ends. If ctx ends first, it returns what
+// was measured so far and the error.
+func (p *Pipeline) Run(ctx context.Context, progress func(done float64)) (*report.PipelineResult, error) {
+	loop, err := load.NewLoop()
 	if err != nil {
 		return nil, err
 	}
-	defer l.close()
+	defer loop.Close()
 	run := &pipelineRun{
-		Pipeline: p, loop: l, token: rand.Text()[:tokenBytes],
+		Pipeline: p, loop: loop, token: rand.Text()[:tokenBytes],
 		latency: newHistogram(),
-		result: &PipelineResult{
+		result: &report.PipelineResult{
 			Rate: p.Rate, Connections: p.Connections, TextBytes: p.TextBytes, Answers: make(map[int]int64),
 		},
 	}
@@ -90,22 +80,23 @@ func (p *Pipeline) Run(ctx context.Context, progress func(done float64)) (*Pipel
 	return r, err
 }
 
-// A pipelineRun is a Pipeline under way. Times are since it began.
+// A pipelineRun is the state of a Pipeline that runs. Durations are since
+// began.
 type pipelineRun struct {
 	*Pipeline
-	loop    *loop
+	loop    *load.Loop
 	token   string
 	began   time.Time
 	opened  time.Duration // when the window opened; 0 before
 	over    bool          // nothing more is posted
-	result  *PipelineResult
+	result  *report.PipelineResult
 	latency *histogram
 
-	listener *listener
-	posters  []*poster
-	idle     []*poster
-	times    *schedule // nil if Rate is 0
-	alarm    *alarm
+	listener *load.Listener
+	posters  []*textPoster
+	idle     []*textPoster
+	times    *load.Schedule // nil if Rate is 0
+	alarm    *load.Alarm
 
 	due      []time.Duration // of each text; -1 when its result has come
 	accepted int64
@@ -114,24 +105,31 @@ type pipelineRun struct {
 	counted  int64 // results that came in the window
 }
 
+// A textPoster posts texts that differ in their number.
+type textPoster struct {
+	load.Poster
+	request []byte
+	number  []byte // a part of request
+}
+
 func (r *pipelineRun) measure(ctx context.Context, progress func(float64)) error {
 	if err := r.connect(ctx); err != nil {
 		return err
 	}
 	r.began = time.Now()
 	if r.Rate > 0 {
-		r.times = newSchedule(r.began, r.Rate)
+		r.times = load.NewSchedule(r.began, r.Rate)
 	}
 	var err error
-	if r.alarm, err = r.loop.newAlarm(r.post); err != nil {
+	if r.alarm, err = r.loop.NewAlarm(r.post); err != nil {
 		return err
 	}
-	if err := r.alarm.set(1); err != nil {
+	if err := r.alarm.Set(1); err != nil {
 		return err
 	}
 	w := r.Window.begin(progress)
 	usage := measureUsage(nil)
-	err = r.loop.run(ctx, func() bool {
+	err = r.loop.Run(ctx, func() bool {
 		over := w.look(time.Now(), r.counted)
 		if w.open && r.opened == 0 {
 			r.opened = w.opened.Sub(r.began)
@@ -149,8 +147,13 @@ func (r *pipelineRun) measure(ctx context.Context, progress func(float64)) error
 	if err != nil {
 		return err
 	}
+	return r.drain(ctx)
+}
+
+// drain waits for the answers and results that are due when the window ends.
+func (r *pipelineRun) drain(ctx context.Context) error {
 	deadline := time.Now().Add(drainTimeout)
-	err = r.loop.run(ctx, func() bool {
+	err := r.loop.Run(ctx, func() bool {
 		return len(r.idle) == len(r.posters) && r.arrived >= r.accepted || time.Now().After(deadline)
 	})
 	if err == nil && r.arrived == 0 {
@@ -162,22 +165,21 @@ func (r *pipelineRun) measure(ctx context.Context, progress func(float64)) error
 // connect opens all connections: the listener first, so that it misses nothing.
 func (r *pipelineRun) connect(ctx context.Context) error {
 	ready := false
-	r.listener = &listener{
-		loop: r.loop, handshake: handshakeRequest(r.Socket.URL),
-		closed: func(_ *listener, err error) error { return fmt.Errorf("listen: %w", err) },
-		connected: func(*listener) error {
+	r.listener = &load.Listener{
+		Loop: r.loop, Handshake: load.HandshakeRequest(r.Socket.URL), Text: r.received,
+		Closed: func(err error) error { return fmt.Errorf("listen: %w", err) },
+		Connected: func() error {
 			ready = true
 			return nil
 		},
 	}
-	r.listener.frames.text = r.received
-	if err := r.listener.connect(r.Socket.Addr, nil); err != nil {
+	if err := r.listener.Connect(r.Socket.Addr, nil); err != nil {
 		return err
 	}
 	begun := false
 	deadline := time.Now().Add(connectSilence)
 	var err error
-	runErr := r.loop.run(ctx, func() bool {
+	runErr := r.loop.Run(ctx, func() bool {
 		if ready && !begun {
 			begun = true
 			for i := range r.Connections {
@@ -196,17 +198,18 @@ func (r *pipelineRun) connect(ctx context.Context) error {
 
 func (r *pipelineRun) addPoster(t *Target) error {
 	number := strings.Repeat("0", numberBytes)
-	request := appendRequest(nil, t.URL, Text, r.token+number+marked(r.TextBytes-MinPipelineBytes))
+	request := load.AppendRequest(nil, t.URL, load.Text, r.token+number+load.Marked(r.TextBytes-MinPipelineBytes))
 	at := bytes.LastIndex(request, []byte(r.token+number)) + tokenBytes
-	p := &poster{loop: r.loop, addr: t.Addr, request: request, number: request[at : at+numberBytes]}
-	p.connected = func(p *poster) error {
+	p := &textPoster{request: request, number: request[at : at+numberBytes]}
+	p.Loop, p.Addr = r.loop, t.Addr
+	p.Connected = func() error {
 		r.idle = append(r.idle, p)
-		if r.alarm != nil { // it was lost, and texts may be due
+		if r.alarm != nil { // the connection broke, and texts may be due
 			return r.post()
 		}
 		return nil
 	}
-	p.answered = func(p *poster, status int, _ []byte) error {
+	p.Answered = func(status int, _ []byte) error {
 		r.result.Answers[status]++
 		if status == http.StatusAccepted {
 			r.accepted++
@@ -217,18 +220,18 @@ func (r *pipelineRun) addPoster(t *Target) error {
 		return r.post()
 	}
 	lost := 0
-	p.lost = func(p *poster, busy bool) error {
+	p.Lost = func(busy bool) error {
 		if lost++; lost > maxLost {
-			return fmt.Errorf("connections to %s are lost again and again: see its log", t.URL.Host)
+			return fmt.Errorf("a connection to %s broke %d times: see its log", t.URL.Host, lost)
 		}
 		if busy {
-			r.refused++ // it may come all the same
+			r.refused++ // it may have been accepted
 		}
-		r.idle = slices.DeleteFunc(r.idle, func(other *poster) bool { return other == p })
+		r.idle = slices.DeleteFunc(r.idle, func(other *textPoster) bool { return other == p })
 		return nil
 	}
 	r.posters = append(r.posters, p)
-	return p.connect()
+	return p.Connect()
 }
 
 // post posts what is due over the connections that are idle.
@@ -242,22 +245,22 @@ func (r *pipelineRun) post() error {
 			}
 		} else {
 			var ok bool
-			if due, ok = r.times.take(now); !ok {
-				return r.alarm.set(time.Until(due))
+			if due, ok = r.times.Take(now); !ok {
+				return r.alarm.Set(time.Until(due))
 			}
 		}
 		p := r.idle[len(r.idle)-1]
 		r.idle = r.idle[:len(r.idle)-1]
 		putNumber(p.number, len(r.due))
 		r.due = append(r.due, due.Sub(r.began))
-		if err := p.post(p.request); err != nil {
+		if err := p.Post(p.request); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// received takes in a result: a text of ours, reversed.
+// received counts a result of this run: one of its texts, reversed.
 func (r *pipelineRun) received(payload []byte) error {
 	if len(payload) < MinPipelineBytes {
 		return nil
@@ -267,7 +270,7 @@ func (r *pipelineRun) received(payload []byte) error {
 		head[i] = payload[len(payload)-1-i]
 	}
 	if string(head[:tokenBytes]) != r.token {
-		return nil // someone else's, or the greeting
+		return nil // another client's, or the greeting
 	}
 	n, err := strconv.Atoi(string(head[tokenBytes:]))
 	if err != nil || n >= len(r.due) {
@@ -302,12 +305,12 @@ func putNumber(dst []byte, n int) {
 
 func (r *pipelineRun) close() {
 	if r.listener != nil {
-		r.listener.close()
+		r.listener.Close()
 	}
 	for _, p := range r.posters {
-		p.close()
+		p.Close()
 	}
 	if r.alarm != nil {
-		r.alarm.close()
+		r.alarm.Close()
 	}
 }

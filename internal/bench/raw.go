@@ -5,64 +5,47 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/bench/load"
+	"github.com/revq/revq/internal/bench/report"
 	"github.com/revq/revq/internal/task"
 )
 
-// Raw measures the broker alone: what amqp091-go does with it when it is used as its documentation shows, one goroutine
-// that writes and one that takes in what comes. This is what revq's own figures are compared with. It uses a quorum
-// queue and a stream of its own, which it deletes.
+// Raw measures the broker alone, as the reference for revq's own figures. It
+// uses amqp091-go as its documentation shows: one goroutine writes and one
+// reads. It creates a quorum queue and a stream, and deletes them.
 type Raw struct {
 	URL       string
-	Unsettled int // messages that wait for confirmation at once; also the prefetch
+	Unsettled int // messages in flight at once; also the prefetch
 	TextBytes int
 
-	Window Window // for each of the measurements; there is no warm-up
+	Window Window // of each measurement; there is no warm-up
 
-	// PublishOnly leaves it at publishing to the quorum queue.
+	// PublishOnly measures only publishing to the quorum queue.
 	PublishOnly bool
 
+	// Processes are those whose usage is measured, by name.
 	Processes map[string]Processes
 }
 
-// RawResult is one measurement of a Raw.
-type RawResult struct {
-	What      string           `json:"what"`
-	TextBytes int              `json:"text_bytes"`
-	Unsettled int              `json:"unsettled"`
-	Messages  int64            `json:"messages"`
-	Seconds   float64          `json:"seconds"`
-	PerSecond float64          `json:"per_second"`
-	Usage     map[string]Usage `json:"usage,omitempty"`
-}
-
-// What a Raw measures.
 const (
-	RawPublish       = "publish to a quorum queue, confirmed"
-	RawConsume       = "consume from a quorum queue, each acknowledged"
-	RawStreamPublish = "publish to a stream, confirmed"
-	RawStreamConsume = "consume from a stream, acknowledged in groups"
-)
-
-const (
-	// brokerTimeout bounds what is asked of the broker before and after measuring.
-	brokerTimeout = 30 * time.Second
-
-	// brokerSilence ends a measurement in which nothing comes from the broker.
+	// brokerSilence ends a measurement in which the broker sends nothing for so
+	// long.
 	brokerSilence = 15 * time.Second
 
-	// ackGroup is how many deliveries of a stream are acknowledged at once, at most: there, it only asks for more.
+	// ackGroup is the maximum number of deliveries of a stream that are
+	// acknowledged at once. At a stream, an acknowledgement only asks for more.
 	ackGroup = 64
 )
 
 var errNotConfirmed = errors.New("the broker refused a message")
 
-// Run calls measured with each result. When ctx ends, so does the measurement under way, with what it has.
-func (r *Raw) Run(ctx context.Context, progress func(what string, done float64), measured func(RawResult)) (err error) {
+// Run calls measured with each result. When ctx ends, the current measurement
+// ends with what it has.
+func (r *Raw) Run(ctx context.Context, progress func(what string, done float64), measured func(report.RawResult)) (err error) {
 	broker, err := dialBroker(ctx, r.URL, "bench")
 	if err != nil {
 		return err
@@ -73,14 +56,13 @@ func (r *Raw) Run(ctx context.Context, progress func(what string, done float64),
 		name, kind       string
 		publish, consume string
 	}{
-		{name + ".quorum", amqp.QueueTypeQuorum, RawPublish, RawConsume},
-		{name + ".stream", amqp.QueueTypeStream, RawStreamPublish, RawStreamConsume},
+		{name + ".quorum", amqp.QueueTypeQuorum, report.RawPublish, report.RawConsume},
+		{name + ".stream", amqp.QueueTypeStream, report.RawStreamPublish, report.RawStreamConsume},
 	} {
 		args := amqp.Table{amqp.QueueTypeArg: q.kind}
 		if _, err := broker.ch.QueueDeclare(q.name, true, false, false, false, args); err != nil {
 			return fmt.Errorf("declare the queue %s: %w", q.name, err)
 		}
-		// On a connection of its own, since the other one may be gone.
 		defer func() { err = errors.Join(err, deleteQueue(r.URL, q.name)) }()
 		left, err := r.measure(ctx, q.publish, progress, measured, func(ctx context.Context, w *window) (int64, error) {
 			return r.publish(ctx, q.name, w)
@@ -97,14 +79,17 @@ func (r *Raw) Run(ctx context.Context, progress func(what string, done float64),
 	return nil
 }
 
-func (r *Raw) measure(ctx context.Context, what string, progress func(string, float64), measured func(RawResult),
+// measure runs one measurement and passes its result on, if anything was
+// counted.
+func (r *Raw) measure(ctx context.Context, what string, progress func(string, float64), measured func(report.RawResult),
 	do func(context.Context, *window) (int64, error)) (n int64, err error) {
 	usage := measureUsage(r.Processes)
-	// There is no warm-up, so that what is counted in one measurement is what there is for the next.
+	// There is no warm-up, so that all that one measurement publishes is
+	// counted, and is there for the next to consume.
 	w := Window{Duration: r.Window.Duration, Count: r.Window.Count}.begin(func(done float64) { progress(what, done) })
 	n, err = do(ctx, w)
 	if n > 0 {
-		result := RawResult{What: what, TextBytes: r.TextBytes, Unsettled: r.Unsettled, Messages: n, Seconds: w.seconds(), Usage: usage.end()}
+		result := report.RawResult{What: what, TextBytes: r.TextBytes, Unsettled: r.Unsettled, Messages: n, Seconds: w.seconds(), Usage: usage.end()}
 		result.PerSecond = float64(n) / result.Seconds
 		measured(result)
 	}
@@ -125,28 +110,17 @@ func (r *Raw) publish(ctx context.Context, queue string, w *window) (confirmed i
 		return 0, err
 	}
 	confirms := broker.ch.NotifyPublish(make(chan amqp.Confirmation, r.Unsettled))
-	free := make(chan struct{}, r.Unsettled) // holds a value for each message that is not confirmed
+	free := make(chan struct{}, r.Unsettled) // holds a value for each message in flight
 	ctx, enough := context.WithCancel(ctx)
 	defer enough()
-	var total int64
-	sent := make(chan error, 1) // gets a value when no more are sent, and total is how many were
-	body := []byte(marked(r.TextBytes))
+	var total int64             // messages sent; set when no more are sent
+	sent := make(chan error, 1) // gets a value after total is set
 	go func() {
-		for ctx.Err() == nil {
-			select {
-			case free <- struct{}{}:
-			case <-ctx.Done():
-				continue
-			}
-			if err := broker.ch.Publish("", queue, false, false, message(body)); err != nil {
-				sent <- fmt.Errorf("publish: %w", err)
-				return
-			}
-			total++
-		}
-		sent <- nil
+		var err error
+		total, err = r.send(ctx, broker, queue, free)
+		sent <- err
 	}()
-	ticker := time.NewTicker(maxWait)
+	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	w.look(time.Now(), 0)
 	heard, over, ended := time.Now(), false, false
@@ -154,7 +128,7 @@ func (r *Raw) publish(ctx context.Context, queue string, w *window) (confirmed i
 		select {
 		case c, ok := <-confirms:
 			if !ok {
-				return confirmed, errClosed
+				return confirmed, load.ErrClosed
 			}
 			if !c.Ack {
 				return confirmed, errNotConfirmed
@@ -177,14 +151,35 @@ func (r *Raw) publish(ctx context.Context, queue string, w *window) (confirmed i
 			}
 		}
 	}
-	w.look(time.Now(), confirmed) // what was on its way has taken its time, too
+	w.look(time.Now(), confirmed) // the time of the last confirmations counts, too
 	if !over {
 		return confirmed, context.Cause(ctx)
 	}
 	return confirmed, nil
 }
 
-// consume takes in n messages that publish has left, or as many as the window lets it.
+// send publishes messages until ctx ends and returns how many. Each waits until
+// it can put a value into free.
+func (r *Raw) send(ctx context.Context, broker *brokerConn, queue string, free chan<- struct{}) (n int64, err error) {
+	body := []byte(load.Marked(r.TextBytes))
+	for {
+		select {
+		case free <- struct{}{}:
+		case <-ctx.Done():
+			return n, nil
+		}
+		if ctx.Err() != nil {
+			return n, nil
+		}
+		if err := broker.ch.Publish("", queue, false, false, message(body)); err != nil {
+			return n, fmt.Errorf("publish: %w", err)
+		}
+		n++
+	}
+}
+
+// consume consumes the n messages that publish has left, or as many as it can
+// until the window ends.
 func (r *Raw) consume(ctx context.Context, queue string, stream bool, n int64, w *window) (consumed int64, err error) {
 	broker, err := dialBroker(ctx, r.URL, "bench consumer")
 	if err != nil {
@@ -204,14 +199,14 @@ func (r *Raw) consume(ctx context.Context, queue string, stream bool, n int64, w
 		return 0, err
 	}
 	group := int64(max(1, min(ackGroup, r.Unsettled/4)))
-	ticker := time.NewTicker(maxWait)
+	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	heard := time.Now()
 	for consumed < n {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				return consumed, errClosed
+				return consumed, load.ErrClosed
 			}
 			heard = time.Now()
 			consumed++
@@ -238,7 +233,7 @@ func (r *Raw) consume(ctx context.Context, queue string, stream bool, n int64, w
 	return consumed, nil
 }
 
-// message is one like those that revq publishes.
+// message returns a message like those that revq publishes.
 func message(body []byte) amqp.Publishing {
 	now := time.Now()
 	return amqp.Publishing{
@@ -250,55 +245,4 @@ func message(body []byte) amqp.Publishing {
 		AppId:        "revq",
 		Body:         body,
 	}
-}
-
-// A brokerConn is a connection with a channel.
-type brokerConn struct {
-	conn *amqp.Connection
-	ch   *amqp.Channel
-}
-
-func dialBroker(ctx context.Context, url, name string) (*brokerConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
-	defer cancel()
-	properties := amqp.NewConnectionProperties()
-	properties.SetClientConnectionName("revq " + name)
-	conn, err := amqp.DialConfig(url, amqp.Config{
-		Heartbeat:  10 * time.Second,
-		Locale:     "en_US",
-		Properties: properties,
-		Dial: func(network, addr string) (net.Conn, error) {
-			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return conn, conn.SetDeadline(time.Now().Add(brokerTimeout)) // amqp091-go lifts it after the handshake
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("connect to the broker: %w", err)
-	}
-	ch, err := conn.Channel()
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("open a channel: %w", err)
-	}
-	return &brokerConn{conn, ch}, nil
-}
-
-func (b *brokerConn) close() { b.conn.CloseDeadline(time.Now().Add(closeTimeout)) }
-
-// closeTimeout bounds saying goodbye to the broker.
-const closeTimeout = 5 * time.Second
-
-func deleteQueue(url, name string) error {
-	broker, err := dialBroker(context.Background(), url, "bench")
-	if err == nil {
-		defer broker.close()
-		_, err = broker.ch.QueueDelete(name, false, false, false)
-	}
-	if err != nil {
-		return fmt.Errorf("the queue %s was left at the broker: %w", name, err)
-	}
-	return nil
 }

@@ -13,23 +13,24 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/revq/revq/internal/bench/report"
 	"github.com/revq/revq/internal/proc"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/stack"
 )
 
-// A Rig is a private broker, on which daemons can be run.
+// A Rig is a private broker with which daemons can be run.
 type Rig struct {
 	node  *node.Node
 	group *proc.Group
 	log   *tail
 }
 
-// rigStart bounds the start of the broker.
+// rigStart is the time limit for the start of the broker.
 const rigStart = 2 * time.Minute
 
-// NewRig starts a broker. It ends with the program at the latest.
+// NewRig starts a broker. It ends when this program ends, if not before.
 func NewRig(ctx context.Context) (_ *Rig, err error) {
 	server, err := node.Find()
 	if err != nil {
@@ -37,7 +38,7 @@ func NewRig(ctx context.Context) (_ *Rig, err error) {
 	}
 	dir, err := os.MkdirTemp("", "revq-bench-")
 	if err != nil {
-		return nil, fmt.Errorf("make a directory for the broker: %w", err)
+		return nil, fmt.Errorf("create a directory for the broker: %w", err)
 	}
 	group, err := proc.NewGroup(dir)
 	if err != nil {
@@ -52,7 +53,7 @@ func NewRig(ctx context.Context) (_ *Rig, err error) {
 	return &Rig{node: n, group: group, log: new(tail)}, nil
 }
 
-// Close ends the broker and removes all that it has left. What is in it is not needed any more, so it is killed.
+// Close kills the broker, whose data nobody needs, and removes its files.
 func (r *Rig) Close() error {
 	r.node.Kill()
 	return r.group.Close()
@@ -64,40 +65,41 @@ func (r *Rig) AMQP() string { return r.node.URL() }
 // Broker is the broker's process.
 func (r *Rig) Broker() Processes { return Processes{r.node.Pid()} }
 
-// A Layout is what is run on a Rig.
+// A Layout is what a Rig runs.
 type Layout struct {
 	APISites    int
 	SocketSites int
 	Workers     int
-	Env         []string // variables of the daemons, as REVQ_CONCURRENCY=100
-	Keep        bool     // what is in the queues
-	Hold        bool     // each daemon once it is ready, until Resume
+	Env         []string // variables of the daemons, such as REVQ_CONCURRENCY=100
+	Keep        bool     // keeps what is in the queues
+	Hold        bool     // stops each daemon with SIGSTOP once it is ready, until Resume
 }
 
-// A System is what runs on a Rig. Its daemons do not pause.
+// A System is what a Rig runs. Its workers do not pause.
 type System struct {
 	API    []string // URLs of the API's sites
 	Socket []string // URLs to listen at
 
 	stop   context.CancelFunc
 	done   chan struct{}
-	err    error // of stack.Run; once done is closed
+	err    error // of stack.Run; set before done is closed
 	mu     sync.Mutex
 	starts []Start
-	held   []int // ids of processes that are stopped
+	held   []int // ids of processes that are held
 }
 
-// A Start is one of a daemon.
+// A Start is one start of a daemon.
 type Start struct {
-	Daemon string       `json:"daemon"`
-	Took   Milliseconds `json:"ready_after_ms"` // from its fork to READY
+	Daemon string              `json:"daemon"`
+	Took   report.Milliseconds `json:"ready_after_ms"` // from its fork to READY
 	pid    int
 }
 
-// Start runs daemons, on queues that are empty unless it is to keep what is in them. The caller stops them.
+// Start starts daemons, with empty queues unless layout.Keep is set. The caller
+// stops them.
 func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 	if !layout.Keep {
-		if err := r.renew(ctx); err != nil {
+		if err := r.recreateQueues(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -121,12 +123,12 @@ func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 	cfg.Ready = func(name string, pid int, took time.Duration) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.starts = append(s.starts, Start{name, milliseconds(took), pid})
+		s.starts = append(s.starts, Start{name, report.Millis(took), pid})
 		if layout.Hold && running.Err() == nil && syscall.Kill(pid, syscall.SIGSTOP) == nil {
 			s.held = append(s.held, pid)
 		}
 	}
-	context.AfterFunc(running, s.Resume) // or they could not end
+	context.AfterFunc(running, s.Resume) // a process that is held cannot end
 	up := make(chan struct{})
 	go func() {
 		s.err = stack.Run(running, cfg, func() { close(up) })
@@ -143,7 +145,7 @@ func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 	}
 }
 
-// Resume lets daemons go on that are held.
+// Resume lets the daemons that are held run.
 func (s *System) Resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,14 +162,14 @@ func (s *System) Stop() error {
 	return s.err
 }
 
-// Starts returns how long the daemons took.
+// Starts returns the starts of all daemons.
 func (s *System) Starts() []Start {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Start(nil), s.starts...)
 }
 
-// Processes are those of a daemon: api, socket or worker.
+// Processes returns the processes of a daemon: api, socket or worker.
 func (s *System) Processes(daemon string) (found Processes) {
 	for _, start := range s.Starts() {
 		if name, _, _ := strings.Cut(start.Daemon, "-"); name == daemon {
@@ -177,11 +179,13 @@ func (s *System) Processes(daemon string) (found Processes) {
 	return found
 }
 
-// maxTasks is room for a queue of a million tasks, and for those that are posted to it.
+// maxTasks is the limit of the queue: a million tasks, and as many again that
+// are posted while they are in it.
 const maxTasks = 2_000_000
 
-// renew removes revq's queues, with what earlier measurements have left in them, and declares new ones.
-func (r *Rig) renew(ctx context.Context) error {
+// recreateQueues removes revq's queues, with what earlier measurements have
+// left in them, and declares them again.
+func (r *Rig) recreateQueues(ctx context.Context) error {
 	broker, err := dialBroker(ctx, r.AMQP(), "bench")
 	if err != nil {
 		return err
@@ -200,13 +204,15 @@ func (r *Rig) renew(ctx context.Context) error {
 	return err
 }
 
-// A tail keeps the end of what is written to it: the daemons' logs, for when one fails.
+// A tail keeps the end of what is written to it: the daemons' logs, which are
+// shown when one fails.
 type tail struct {
 	mu      sync.Mutex
 	content []byte
 }
 
-// maxTail is how much a tail keeps, in bytes.
+// maxTail is how many bytes a tail keeps; it has up to twice as many between two
+// writes.
 const maxTail = 8 << 10
 
 var _ io.Writer = (*tail)(nil)

@@ -12,10 +12,11 @@ import (
 	"time"
 )
 
-// ErrForeign means that a target is not on this machine, and nobody said that it may be loaded.
+// ErrForeign means that a target is not on this machine, and that loading it
+// was not allowed.
 var ErrForeign = errors.New("is not on this machine; --target-is-mine says that it is yours to load")
 
-// ErrBadTarget means that a URL cannot be what it was given for.
+// ErrBadTarget means that a URL has the wrong scheme, no host or no valid port.
 var ErrBadTarget = errors.New("unusable URL")
 
 // A Target is a server to load.
@@ -24,11 +25,13 @@ type Target struct {
 	Addr *net.TCPAddr // IPv4 if the name has both
 }
 
-// resolveTimeout bounds the look-up of a target's name.
+// resolveTimeout is the time limit for looking up a target's name.
 const resolveTimeout = 10 * time.Second
 
-// ParseTarget looks a server up. It returns an error if the URL has none of the schemes or no host (ErrBadTarget), or
-// if it is not on the loopback interface and foreign is false (ErrForeign). Messages leave out the user and password.
+// ParseTarget looks up the server of a URL. It returns [ErrBadTarget] if the
+// URL has none of the schemes or no host, and [ErrForeign] if the server is not
+// on the loopback interface and foreign is false. Errors do not show the user
+// and the password.
 func ParseTarget(ctx context.Context, rawURL string, foreign bool, schemes ...string) (*Target, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) {

@@ -1,5 +1,6 @@
-// Command centrifuge is a websocket server on the centrifuge library, for comparison: see ../../README.md. Whoever
-// connects is subscribed to one channel, to which the body of each POST is published.
+// Command centrifuge is a websocket server on the centrifuge library, for
+// comparison: see ../../README.md. Whoever connects is subscribed to one
+// channel, to which the body of each POST is published.
 package main
 
 import (

@@ -1,4 +1,4 @@
-package bench
+package load
 
 import (
 	"context"
@@ -14,21 +14,38 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
+// A Publisher publishes messages to the listeners of a server, in order.
+type Publisher interface {
+	// Publish publishes a message. It does not wait for the confirmation.
+	Publish(text string)
+
+	// Failed returns why a message was not published, if one was not.
+	Failed() error
+
+	// Close ends the publisher.
+	Close()
+}
+
+// publishTimeout is the time limit for connecting to the broker, and for the
+// confirmation of a message: long, since the broker is kept busy.
+const publishTimeout = 30 * time.Second
+
 // A resultPublisher publishes results as workers do, without the workers.
 type resultPublisher struct {
 	publisher *rabbit.Publisher
 	stop      context.CancelFunc
 	stopped   chan struct{}
-	pending   []<-chan error // not yet confirmed, oldest first
+	pending   []<-chan error // in flight, oldest first
 	err       error
 }
 
-// publishResults publishes to the results of the broker at url, window of them at once at most.
-func publishResults(ctx context.Context, url string, window int) (Publisher, error) {
+// PublishResults returns a publisher of results at the broker at url, for at
+// most window messages that not all listeners have.
+func PublishResults(ctx context.Context, url string, window int) (Publisher, error) {
 	cfg := rabbit.DefaultConfig("bench")
 	cfg.URLs = []string{url}
-	cfg.MaxUnconfirmed = 2 * window    // a result may reach the listeners before its confirmation reaches us
-	cfg.ConfirmTimeout = brokerTimeout // the broker is to be busy
+	cfg.MaxUnconfirmed = 2 * window // a result may reach listeners before its confirmation reaches us
+	cfg.ConfirmTimeout = publishTimeout
 	running, stop := context.WithCancel(context.Background())
 	p := &resultPublisher{
 		publisher: rabbit.NewPublisher(cfg, slog.New(slog.DiscardHandler)),
@@ -38,7 +55,7 @@ func publishResults(ctx context.Context, url string, window int) (Publisher, err
 		defer close(p.stopped)
 		_ = p.publisher.Run(running) // it returns nil
 	}()
-	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	ticker := time.NewTicker(maxWait)
 	defer ticker.Stop()
@@ -75,7 +92,8 @@ func (p *resultPublisher) Close() {
 	<-p.stopped
 }
 
-// A postPublisher posts each message to a URL: how nchan, and small servers on the centrifuge library, take them.
+// A postPublisher posts each message to a URL, as nchan and small servers on
+// the centrifuge library expect it.
 type postPublisher struct {
 	url    string
 	client *http.Client
@@ -87,14 +105,16 @@ type postPublisher struct {
 	err error
 }
 
-// postConnections is over how many connections messages are posted, and postTimeout how long one may take.
+// postConnections is the number of connections that post messages. postTimeout
+// is the time limit of one post.
 const (
 	postConnections = 8
 	postTimeout     = 10 * time.Second
 )
 
-// publishByPost posts messages to url, window of them waiting at most.
-func publishByPost(url string, window int) Publisher {
+// PublishByPost returns a publisher that posts messages to url. At most window
+// of them wait; Publish blocks when more do.
+func PublishByPost(url string, window int) Publisher {
 	ctx, stop := context.WithCancel(context.Background())
 	p := &postPublisher{
 		url:    url,

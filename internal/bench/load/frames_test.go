@@ -1,4 +1,4 @@
-package bench
+package load
 
 import (
 	"bytes"
@@ -11,7 +11,8 @@ import (
 	"github.com/revq/revq/internal/feed"
 )
 
-// Whatever the pieces in which frames arrive, each mark is counted once, and control frames are seen as a whole.
+// In whatever pieces frames arrive, each marker is counted once, and control
+// frames are passed on whole.
 func TestFrameReader(t *testing.T) {
 	t.Parallel()
 	var stream []byte
@@ -21,7 +22,7 @@ func TestFrameReader(t *testing.T) {
 		`{"push":"a~"}` + "\n" + `{"push":"b~"}`, // two messages in one frame
 	} {
 		stream = feed.AppendFrame(stream, feed.OpText, []byte(text))
-		stream = feed.AppendFrame(stream, feed.OpPing, []byte("p~"+text[:min(len(text), 3)])) // marks there do not count
+		stream = feed.AppendFrame(stream, feed.OpPing, []byte("p~"+text[:min(len(text), 3)])) // markers there do not count
 		marks += strings.Count(text, "~")
 	}
 	// A message in two frames, with a ping between them.
@@ -31,7 +32,7 @@ func TestFrameReader(t *testing.T) {
 	marks += 2
 	for _, piece := range []int{1, 2, 3, 7, 127, 4096, len(stream)} {
 		var pings []string
-		r := frameReader{marker: marker, control: func(op feed.Opcode, payload []byte) error {
+		r := frameReader{control: func(op feed.Opcode, payload []byte) error {
 			if op != feed.OpPing {
 				return fmt.Errorf("a frame of kind %d", op)
 			}
@@ -88,10 +89,10 @@ func TestFrameReaderRefuses(t *testing.T) {
 	}{
 		{"masked", appendMasked(nil, feed.OpText, []byte("abc")), errMasked},
 		{"too large", []byte{0x81, 127, 0, 0, 1, 0, 0, 0, 0, 0}, errTooLarge},
-		{"closed", feed.AppendClose(nil, 1012, "bye"), errClosed},
-		{"closed without a word", feed.AppendFrame(nil, feed.OpClose, nil), errClosed},
+		{"closed", feed.AppendClose(nil, 1012, "bye"), ErrClosed},
+		{"closed without a reason", feed.AppendFrame(nil, feed.OpClose, nil), ErrClosed},
 	} {
-		r := frameReader{marker: marker, control: func(_ feed.Opcode, payload []byte) error { return closedError(payload) }}
+		r := frameReader{control: func(_ feed.Opcode, payload []byte) error { return closedError(payload) }}
 		if _, err := r.feed(tt.frame); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
@@ -99,9 +100,9 @@ func TestFrameReaderRefuses(t *testing.T) {
 }
 
 func BenchmarkFrameReader(b *testing.B) {
-	frame := feed.AppendFrame(nil, feed.OpText, []byte(marked(100)))
+	frame := feed.AppendFrame(nil, feed.OpText, []byte(Marked(100)))
 	stream := bytes.Repeat(frame, readSize/len(frame))
-	r := frameReader{marker: marker}
+	r := frameReader{}
 	b.ReportAllocs()
 	b.SetBytes(int64(len(stream)))
 	for b.Loop() {

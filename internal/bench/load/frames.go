@@ -1,4 +1,4 @@
-package bench
+package load
 
 import (
 	"bytes"
@@ -9,23 +9,23 @@ import (
 	"github.com/revq/revq/internal/feed"
 )
 
-// A frameReader takes apart the frames that a websocket server sends (RFC 6455, section 5.2), however they were cut
-// into pieces on the way, and counts marked messages in them without looking at anything else. Some servers put several
-// messages into a frame: each has the mark once.
+// A frameReader parses the frames that a websocket server sends (RFC 6455,
+// section 5.2), in whatever pieces they arrive, and counts the marked messages
+// in them. It looks at nothing else of a message. Some servers put several
+// messages into a frame: each has the marker once.
 type frameReader struct {
-	// marker is the byte that each message to be counted has once.
-	marker byte
-
-	// text, if it is not nil, is called instead with the payload of each frame that is part of a message. It is valid
-	// during the call.
+	// text, if it is not nil, is called with the payload of each frame that is
+	// part of a message, and nothing is counted. The payload is valid during
+	// the call.
 	text func(payload []byte) error
 
-	// control is called with the payload of each control frame.
+	// control is called with the payload of each control frame, which is valid
+	// during the call.
 	control func(op feed.Opcode, payload []byte) error
 
-	op      feed.Opcode // of the frame under way
-	left    int         // bytes of its payload that have not come
-	partial []byte      // of a header; or of a payload that is needed as a whole
+	op      feed.Opcode // of the current frame
+	left    int         // bytes of its payload that have not arrived
+	partial []byte      // a part of a header, or of a payload that is needed whole
 	inFrame bool
 }
 
@@ -34,10 +34,11 @@ var (
 	errTooLarge = errors.New("the server sends a frame that is too large")
 )
 
-// maxFrame bounds the payload of a frame, in bytes: the longest text, in JSON.
+// maxFrame is the maximum payload of a frame, in bytes: above the longest text
+// in JSON.
 const maxFrame = 100 << 20
 
-// feed takes in what came next and returns how many marked messages were in it.
+// feed parses the next bytes and returns how many marked messages they hold.
 func (r *frameReader) feed(data []byte) (marked int, err error) {
 	for len(data) > 0 {
 		if !r.inFrame {
@@ -50,7 +51,7 @@ func (r *frameReader) feed(data []byte) (marked int, err error) {
 			if err != nil {
 				return marked, err
 			}
-			if size == 0 { // more is to come
+			if size == 0 { // incomplete
 				if len(r.partial) == 0 {
 					r.partial, data = append(r.partial, head...), nil
 				}
@@ -69,9 +70,7 @@ func (r *frameReader) feed(data []byte) (marked int, err error) {
 		r.inFrame = r.left > 0
 		switch {
 		case r.op < feed.OpClose && r.text == nil:
-			if r.marker != 0 {
-				marked += bytes.Count(payload, []byte{r.marker})
-			}
+			marked += bytes.Count(payload, markerBytes)
 		case r.inFrame || len(r.partial) > 0:
 			r.partial = append(r.partial, payload...)
 			if !r.inFrame {
@@ -89,6 +88,7 @@ func (r *frameReader) feed(data []byte) (marked int, err error) {
 	return marked, nil
 }
 
+// whole passes on a payload that is complete.
 func (r *frameReader) whole(payload []byte) error {
 	if r.op < feed.OpClose {
 		return r.text(payload)
@@ -96,7 +96,8 @@ func (r *frameReader) whole(payload []byte) error {
 	return r.control(r.op, payload)
 }
 
-// parseHeader reads a frame's header. size is its own length, 0 if it is not all there; length that of the payload.
+// parseHeader reads a frame's header. size is the length of the header, 0 if it
+// is incomplete; length is that of the payload.
 func parseHeader(data []byte) (op feed.Opcode, size, length int, err error) {
 	if len(data) < 2 {
 		return 0, 0, 0, nil
@@ -119,8 +120,8 @@ func parseHeader(data []byte) (op feed.Opcode, size, length int, err error) {
 	return 0, 0, 0, nil
 }
 
-// appendMasked appends a frame as a client sends it. The mask is zero: it guards proxies on the way from scripts in
-// browsers, not us.
+// appendMasked appends a frame as a client sends it. The mask is zero: masks
+// protect proxies from scripts in browsers, and this is no browser.
 func appendMasked(dst []byte, op feed.Opcode, payload []byte) []byte {
 	const final, masked = 0x80, 0x80
 	dst = append(dst, final|byte(op))
@@ -133,10 +134,10 @@ func appendMasked(dst []byte, op feed.Opcode, payload []byte) []byte {
 	return append(append(dst, 0, 0, 0, 0), payload...)
 }
 
-// closedError says why a server closed a websocket.
+// closedError returns the reason for which the server closed a websocket.
 func closedError(payload []byte) error {
 	if len(payload) < 2 {
-		return errClosed
+		return ErrClosed
 	}
-	return fmt.Errorf("%w: %d %s", errClosed, binary.BigEndian.Uint16(payload), payload[2:])
+	return fmt.Errorf("%w: %d %s", ErrClosed, binary.BigEndian.Uint16(payload), payload[2:])
 }

@@ -1,94 +1,14 @@
-package bench
+package report
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"maps"
 	"math"
 	"net/http"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
-	"time"
-	"unicode/utf8"
-
-	"github.com/revq/revq/internal/command"
 )
-
-// A Report is what was measured. In JSON, rates are of a second, sizes in bytes.
-type Report struct {
-	Began       time.Time `json:"began"`
-	Machine     Machine   `json:"machine"`
-	Interrupted bool      `json:"interrupted,omitempty"` // not all was measured, or not for as long as it should be
-
-	Raw      []RawResult       `json:"raw,omitempty"`
-	Ingest   []*IngestResult   `json:"ingest,omitempty"`
-	Worker   []*WorkerResult   `json:"worker,omitempty"`
-	Pipeline []*PipelineResult `json:"pipeline,omitempty"`
-	Fanout   []*FanoutResult   `json:"fanout,omitempty"`
-	Start    []*StartResult    `json:"start,omitempty"`
-	Growth   []*Growth         `json:"growth,omitempty"`
-}
-
-// A Machine is what the load ran on. The broker and the daemons may be elsewhere.
-type Machine struct {
-	CPUs    int    `json:"cpus"`
-	Model   string `json:"cpu_model"`
-	Memory  int64  `json:"memory_bytes"`
-	Kernel  string `json:"kernel"`
-	Version string `json:"revq_version"`
-	Go      string `json:"go_version"`
-}
-
-func thisMachine() Machine {
-	return Machine{
-		CPUs:    runtime.NumCPU(),
-		Model:   field("/proc/cpuinfo", "model name"),
-		Memory:  memory(field("/proc/meminfo", "MemTotal")),
-		Kernel:  strings.TrimSpace(firstLine("/proc/sys/kernel/osrelease")),
-		Version: command.Version(),
-		Go:      runtime.Version(),
-	}
-}
-
-func firstLine(path string) string {
-	content, _ := os.ReadFile(path)
-	line, _, _ := strings.Cut(string(content), "\n")
-	return line
-}
-
-// field returns the value behind "name :" in a file of /proc, "" if there is none.
-func field(path, name string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if key, value, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
-// memory reads "12345 kB".
-func memory(text string) int64 {
-	var kilobytes int64
-	fmt.Sscan(text, &kilobytes)
-	return kilobytes << 10
-}
-
-// Empty reports whether nothing was measured.
-func (r *Report) Empty() bool {
-	n := len(r.Raw) + len(r.Ingest) + len(r.Worker) + len(r.Pipeline) + len(r.Fanout) + len(r.Start)
-	for _, g := range r.Growth {
-		n += len(g.Ingest) + len(g.Worker)
-	}
-	return n == 0
-}
 
 // Write writes the report as tables.
 func (r *Report) Write(w io.Writer) error {
@@ -100,11 +20,7 @@ func (r *Report) Write(w io.Writer) error {
 		out.line("interrupted: this is what was measured so far")
 	}
 	if len(r.Raw) > 0 {
-		out.begin("raw: the broker alone", "what", "bytes", "unsettled", "messages", "seconds", "messages/s", "broker µs/message", "others' CPUs")
-		for _, x := range r.Raw {
-			out.row(x.What, x.TextBytes, x.Unsettled, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages), others(x.Usage, x.Seconds))
-		}
-		out.end()
+		r.writeRaw(out)
 	}
 	if len(r.Ingest) > 0 {
 		r.writeIngest(out, "ingest: texts posted and confirmed", r.Ingest)
@@ -119,12 +35,7 @@ func (r *Report) Write(w io.Writer) error {
 		r.writeFanout(out)
 	}
 	if len(r.Start) > 0 {
-		out.begin("start: from fork to READY, with the broker up", "daemon", "starts", "median ms", "longest ms", "resident MiB", "binary MiB")
-		for _, x := range r.Start {
-			times := slices.Sorted(slices.Values(x.Ready))
-			out.row(x.Daemon, len(times), ms(times[len(times)/2]), ms(times[len(times)-1]), mib(x.Resident), mib(x.Bytes))
-		}
-		out.end()
+		r.writeStart(out)
 	}
 	for _, g := range r.Growth {
 		if len(g.Ingest) > 0 {
@@ -135,6 +46,23 @@ func (r *Report) Write(w io.Writer) error {
 		}
 	}
 	return out.err
+}
+
+func (r *Report) writeRaw(out *tables) {
+	out.begin("raw: the broker alone", "what", "bytes", "unsettled", "messages", "seconds", "messages/s", "broker µs/message", "others' CPUs")
+	for _, x := range r.Raw {
+		out.row(x.What, x.TextBytes, x.Unsettled, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages), others(x.Usage, x.Seconds))
+	}
+	out.end()
+}
+
+func (r *Report) writeStart(out *tables) {
+	out.begin("start: from fork to READY, with the broker up", "daemon", "starts", "median ms", "longest ms", "resident MiB", "binary MiB")
+	for _, x := range r.Start {
+		times := slices.Sorted(slices.Values(x.Ready))
+		out.row(x.Daemon, len(times), ms(times[len(times)/2]), ms(times[len(times)-1]), mib(x.Resident), mib(x.Bytes))
+	}
+	out.end()
 }
 
 func (r *Report) writeIngest(out *tables, title string, results []*IngestResult) {
@@ -182,12 +110,22 @@ func (r *Report) writePipeline(out *tables) {
 }
 
 func (r *Report) writeFanout(out *tables) {
+	r.writeListeners(out)
+	r.writeFewMessages(out)
+	r.writeManyMessages(out)
+	r.writeRounds(out)
+}
+
+func (r *Report) writeListeners(out *tables) {
 	out.begin("fanout: the server's memory, and listeners that come", "server", "listeners", "connects/s", "before MiB", "idle MiB", "idle KiB/listener", "after load MiB", "closed by server")
 	for _, x := range r.Fanout {
 		out.row(x.Server, x.Listeners, rate(x.ConnectsPerSecond), mib(x.ResidentBefore), mib(x.ResidentIdle), fmt.Sprintf("%.2f", x.PerListener/1024),
 			mib(x.ResidentFull), closed(x))
 	}
 	out.end()
+}
+
+func (r *Report) writeFewMessages(out *tables) {
 	out.begin("fanout: few messages, from when each was due", "server", "listeners", "messages/s", "each: p50 ms", "p99 ms", "max ms", "last listener: p50 ms", "p99 ms", "max ms", "missing")
 	for _, x := range r.Fanout {
 		if l := x.Light; l != nil {
@@ -195,6 +133,9 @@ func (r *Report) writeFanout(out *tables) {
 		}
 	}
 	out.end()
+}
+
+func (r *Report) writeManyMessages(out *tables) {
 	out.begin("fanout: as many messages as possible", "server", "listeners", "bytes", "window", "seconds", "deliveries/s", "messages/s", "server µs/delivery", "load µs/delivery", "others' CPUs")
 	for _, x := range r.Fanout {
 		if l := x.Full; l != nil {
@@ -202,6 +143,9 @@ func (r *Report) writeFanout(out *tables) {
 		}
 	}
 	out.end()
+}
+
+func (r *Report) writeRounds(out *tables) {
 	for _, x := range r.Fanout {
 		if len(x.Rounds) == 0 {
 			continue
@@ -216,7 +160,7 @@ func (r *Report) writeFanout(out *tables) {
 
 func mib(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes)/(1<<20)) }
 
-// closed tells how many listeners the server has closed, and why.
+// closed returns how many listeners the server has closed, and why.
 func closed(x *FanoutResult) string {
 	if x.Closed == 0 {
 		return "0"
@@ -224,8 +168,10 @@ func closed(x *FanoutResult) string {
 	return fmt.Sprintf("%d (%s)", x.Closed, x.Reason)
 }
 
-// ofRaw returns a rate as a fraction of what the broker alone has reached in the same run with messages of that size:
-// of the slower one of some measurements, each the mean of its repetitions. It is "" if there is none.
+// ofRaw returns a rate as a fraction of what the broker alone reached in the
+// same run with messages of that size. With several measurements it is a
+// fraction of the slowest; of a measurement that was repeated, the mean counts.
+// It is "" if the broker alone was not measured.
 func (r *Report) ofRaw(perSecond float64, textBytes int, measurements ...string) string {
 	slowest := math.Inf(1)
 	for _, what := range measurements {
@@ -244,7 +190,7 @@ func (r *Report) ofRaw(perSecond float64, textBytes int, measurements ...string)
 	return fmt.Sprintf("%.2f", perSecond/slowest)
 }
 
-// failures tells which answers were other than 202, and how many.
+// failures returns how many answers other than 202 there were, by status.
 func failures(answers map[int]int64, lost int64) string {
 	var all []string
 	for _, status := range slices.Sorted(maps.Keys(answers)) {
@@ -265,6 +211,8 @@ func seconds(s float64) string { return fmt.Sprintf("%.1f", s) }
 func rate(r float64) string    { return fmt.Sprintf("%.0f", r) }
 func ms(m Milliseconds) string { return fmt.Sprintf("%.1f", float64(m)) }
 
+// perMessage returns the processor time of a process for each of n messages, in
+// microseconds; "" if it was not measured.
 func perMessage(usage map[string]Usage, process string, n int64) string {
 	if u, ok := usage[process]; ok && n > 0 {
 		return fmt.Sprintf("%.1f", u.CPU*1e6/float64(n))
@@ -272,7 +220,8 @@ func perMessage(usage map[string]Usage, process string, n int64) string {
 	return ""
 }
 
-// others tells how many processors everything that was not measured kept busy.
+// others returns how many processors everything that was not measured kept
+// busy.
 func others(usage map[string]Usage, seconds float64) string {
 	if u, ok := usage[Others]; ok {
 		return fmt.Sprintf("%.2f", u.CPU/seconds)
@@ -285,63 +234,4 @@ func mebibytes(usage map[string]Usage, process string) string {
 		return fmt.Sprintf("%.1f", float64(u.Resident)/(1<<20))
 	}
 	return ""
-}
-
-// tables writes tables in columns: words to the left, numbers to the right.
-type tables struct {
-	w    io.Writer
-	rows [][]string
-	err  error
-}
-
-func (t *tables) line(format string, args ...any) {
-	if _, err := fmt.Fprintf(t.w, format+"\n", args...); t.err == nil {
-		t.err = err
-	}
-}
-
-func (t *tables) begin(title string, columns ...string) {
-	t.line("\n%s\n", title)
-	rules := make([]string, len(columns))
-	for i, c := range columns {
-		rules[i] = strings.Repeat("-", utf8.RuneCountInString(c))
-	}
-	t.rows = [][]string{columns, rules}
-}
-
-func (t *tables) row(cells ...any) {
-	row := make([]string, len(cells))
-	for i, c := range cells {
-		row[i] = fmt.Sprint(c)
-	}
-	t.rows = append(t.rows, row)
-}
-
-// end writes the table, without columns that have nothing to say.
-func (t *tables) end() {
-	const head = 2 // rows
-	columns := len(t.rows[0])
-	widths, words, used := make([]int, columns), make([]bool, columns), make([]bool, columns)
-	for r, row := range t.rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-			used[i] = used[i] || r >= head && cell != ""
-			words[i] = words[i] || r >= head && cell != "" && !strings.ContainsAny(cell[:1], "0123456789")
-		}
-	}
-	for _, row := range t.rows {
-		var line strings.Builder
-		for i, cell := range row {
-			if !used[i] {
-				continue
-			}
-			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
-			if words[i] {
-				line.WriteString(cell + pad + "  ")
-			} else {
-				line.WriteString(pad + cell + "  ")
-			}
-		}
-		t.line("%s", strings.TrimRight(line.String(), " "))
-	}
 }

@@ -1,4 +1,4 @@
-package bench
+package load
 
 import (
 	"bufio"
@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// A request is what net/http takes for one.
+// net/http parses the requests.
 func TestAppendRequest(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -30,7 +30,7 @@ func TestAppendRequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(appendRequest(nil, u, tt.kind, tt.texts...))))
+		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(AppendRequest(nil, u, tt.kind, tt.texts...))))
 		if err != nil {
 			t.Errorf("%s: %v", tt.kind, err)
 			continue
@@ -56,13 +56,13 @@ func TestCountStatuses(t *testing.T) {
 	}{
 		{"one", Form, 1, 202, "Got it", map[int]int64{202: 1}},
 		{"one refused", JSON, 1, 503, "", map[int]int64{503: 1}},
-		{"a batch with several answers", NDJSON, 3, 207, batch, map[int]int64{202: 2, 429: 1}},
-		{"a batch that was refused", NDJSON, 3, 413, `{"status":413`, map[int]int64{413: 3}},
-		{"accepted, and nothing said", NDJSON, 3, 202, "ok\n", map[int]int64{0: 3}}, // is not taken for success
-		{"lines that only look like success", NDJSON, 1, 202, `{"id":"a","status":202}` + "\n", map[int]int64{0: 1}},
+		{"a batch with different answers", NDJSON, 3, 207, batch, map[int]int64{202: 2, 429: 1}},
+		{"a batch refused as a whole", NDJSON, 3, 413, `{"status":413`, map[int]int64{413: 3}},
+		{"accepted, without a line for each text", NDJSON, 3, 202, "ok\n", map[int]int64{0: 3}}, // does not count as success
+		{"a line that only looks like success", NDJSON, 1, 202, `{"id":"a","status":202}` + "\n", map[int]int64{0: 1}},
 	} {
 		got := make(map[int]int64)
-		countStatuses(got, tt.kind, tt.batch, tt.status, []byte(tt.body))
+		CountStatuses(got, tt.kind, tt.batch, tt.status, []byte(tt.body))
 		if !maps.Equal(got, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
@@ -72,8 +72,8 @@ func TestCountStatuses(t *testing.T) {
 func TestMarked(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1, 2, 27, 100} {
-		if text := marked(n); len(text) != n || text[n-1] != marker || bytes.Count([]byte(text), []byte{marker}) != 1 {
-			t.Errorf("marked(%d) = %q", n, text)
+		if text := Marked(n); len(text) != n || text[n-1] != marker || bytes.Count([]byte(text), []byte{marker}) != 1 {
+			t.Errorf("Marked(%d) = %q", n, text)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package bench
+package load
 
 import (
 	"bytes"
@@ -6,58 +6,59 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A poster is a kept-alive HTTP connection on a loop, with one request under way at a time.
-type poster struct {
-	loop *loop
-	addr *net.TCPAddr
-	fd   int
+// A Poster is a kept-alive HTTP connection on a loop, with at most one request
+// in flight.
+type Poster struct {
+	Loop *Loop
+	Addr *net.TCPAddr
 
-	// answered is called with each answer; body is valid during the call. It may call post.
-	answered func(p *poster, status int, body []byte) error
+	// Connected is called when a request can be posted for the first time, and
+	// again after Lost.
+	Connected func() error
 
-	// lost is called when the connection broke, with or without a request under way. The poster is then being
-	// connected again.
-	lost func(p *poster, busy bool) error
+	// Answered is called with each answer; body is valid during the call. It
+	// may call Post.
+	Answered func(status int, body []byte) error
 
-	// connected is called when a request can be posted for the first time, and after lost.
-	connected func(p *poster) error
+	// Lost is called when the connection broke; busy tells whether a request
+	// was in flight. The poster is connecting again by then.
+	Lost func(busy bool) error
 
+	fd      int // -1 when there is no connection
 	up      bool
 	busy    bool
-	due     time.Time // of the request under way: for the user of the poster
-	request []byte    // likewise
-	number  []byte    // likewise: a part of request
 	unsent  []byte
-	partial []byte // an answer that has not come as a whole
+	partial []byte // an incomplete answer
 }
 
 // errNoLength means that an answer does not say how long it is.
 var errNoLength = errors.New("the server's answer has no Content-Length: it does not answer as revq's API does")
 
-// maxAnswer bounds an answer, in bytes: that to a batch of 10,000 lines is some 600 KiB.
+// maxAnswer is the maximum length of an answer, in bytes. The answer to a batch
+// of 10,000 lines has some 600 KiB.
 const maxAnswer = 16 << 20
 
-// connect begins to connect; connected is called when that is done.
-func (p *poster) connect() (err error) {
+// Connect begins to connect.
+func (p *Poster) Connect() (err error) {
 	p.up, p.busy, p.unsent, p.partial = false, false, nil, nil
-	if p.fd, err = dial(p.addr, nil); err != nil {
+	if p.fd, err = dial(p.Addr, nil); err != nil {
 		return err
 	}
-	return p.loop.add(p.fd, unix.EPOLLOUT, p)
+	return p.Loop.add(p.fd, unix.EPOLLOUT, p)
 }
 
-// post sends a request, which is not changed until the answer is there. The poster must be connected and not busy.
-func (p *poster) post(request []byte) error {
+// Post sends a request, which must not change until it is answered. The poster
+// must be connected and have no request in flight.
+func (p *Poster) Post(request []byte) error {
 	p.busy, p.unsent = true, request
 	return p.write()
 }
 
-func (p *poster) write() error {
+func (p *Poster) write() error {
 	waiting := len(p.unsent)
 	n, err := unix.Write(p.fd, p.unsent)
 	switch {
@@ -71,28 +72,28 @@ func (p *poster) write() error {
 	if len(p.unsent) > 0 {
 		events |= unix.EPOLLOUT
 	} else if n == waiting {
-		return nil // in one go, as nearly always
+		return nil // one write took all, as nearly always
 	}
-	return p.loop.watch(p.fd, events)
+	return p.Loop.watch(p.fd, events)
 }
 
-func (p *poster) ready(events uint32) error {
+func (p *Poster) ready(events uint32) error {
 	if !p.up {
 		if err := failure(p.fd); err != nil {
-			return fmt.Errorf("connect to %v: %w", p.addr, err)
+			return fmt.Errorf("connect to %v: %w", p.Addr, err)
 		}
 		p.up = true
-		if err := p.loop.watch(p.fd, unix.EPOLLIN); err != nil {
+		if err := p.Loop.watch(p.fd, unix.EPOLLIN); err != nil {
 			return err
 		}
-		return p.connected(p)
+		return p.Connected()
 	}
 	if events&unix.EPOLLOUT != 0 {
 		if err := p.write(); err != nil {
 			return err
 		}
 		if p.up && len(p.unsent) == 0 {
-			if err := p.loop.watch(p.fd, unix.EPOLLIN); err != nil {
+			if err := p.Loop.watch(p.fd, unix.EPOLLIN); err != nil {
 				return err
 			}
 		}
@@ -100,7 +101,12 @@ func (p *poster) ready(events uint32) error {
 	if !p.up || events&^unix.EPOLLOUT == 0 {
 		return nil
 	}
-	data, err := p.loop.read(p.fd)
+	return p.read()
+}
+
+// read reads a part of an answer and passes the answer on when it is complete.
+func (p *Poster) read() error {
+	data, err := p.Loop.read(p.fd)
 	if err != nil {
 		return p.broken()
 	}
@@ -112,7 +118,7 @@ func (p *poster) ready(events uint32) error {
 	switch {
 	case err != nil:
 		return err
-	case size == 0: // more is to come
+	case size == 0: // incomplete
 		if len(data) > maxAnswer {
 			return fmt.Errorf("the server's answer is longer than %d bytes", maxAnswer)
 		}
@@ -120,34 +126,40 @@ func (p *poster) ready(events uint32) error {
 			p.partial = append(p.partial, data...)
 		}
 		return nil
-	case !p.busy: // it is going to close a connection that was idle for too long, and says so
+	case !p.busy: // the server closes an idle connection, and says so first
 		return p.broken()
 	case size < len(data):
-		return errors.New("the server answers what was not asked")
+		return errors.New("the server sent more than one answer to a request")
 	}
 	p.busy, p.partial = false, p.partial[:0]
-	return p.answered(p, status, body)
+	return p.Answered(status, body)
 }
 
 // broken connects again.
-func (p *poster) broken() error {
+func (p *Poster) broken() error {
 	busy := p.busy
-	p.loop.drop(p.fd)
-	if err := p.connect(); err != nil {
+	p.Loop.drop(p.fd)
+	if err := p.Connect(); err != nil {
 		return err
 	}
-	return p.lost(p, busy)
+	return p.Lost(busy)
 }
 
-func (p *poster) close() { p.loop.drop(p.fd) }
+// Close closes the connection, if there is one.
+func (p *Poster) Close() {
+	if p.fd >= 0 {
+		p.Loop.drop(p.fd)
+		p.fd = -1
+	}
+}
 
 var (
 	headEnd       = []byte("\r\n\r\n")
 	contentLength = []byte("\r\ncontent-length:")
 )
 
-// parseAnswer reads an HTTP/1.1 answer at the beginning of data. size is its length with its head, 0 if it is not all
-// there.
+// parseAnswer reads an HTTP/1.1 answer at the beginning of data. size is the
+// length of the answer with its head, 0 if it is incomplete.
 func parseAnswer(data []byte) (status int, body []byte, size int, err error) {
 	end := bytes.Index(data, headEnd)
 	if end < 0 {
@@ -176,7 +188,7 @@ func parseAnswer(data []byte) (status int, body []byte, size int, err error) {
 	return status, data[begin : begin+length], begin + length, nil
 }
 
-// indexFold is bytes.Index for a lower-case sep, whatever the case in s.
+// indexFold is bytes.Index for a lower-case sep, without regard to case in s.
 func indexFold(s, sep []byte) int {
 	for i := 0; i+len(sep) <= len(s); i++ {
 		if s[i] == sep[0] && bytes.EqualFold(s[i:i+len(sep)], sep) {

@@ -1,4 +1,4 @@
-package bench
+package load
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// A Kind is how texts are posted.
+// A Kind is the form in which texts are posted.
 type Kind string
 
 // The kinds that revq's API takes.
@@ -20,7 +20,7 @@ const (
 	NDJSON Kind = "ndjson" // many in one request
 )
 
-// Kinds are all of them.
+// Kinds are all kinds.
 var Kinds = []Kind{Form, JSON, Text, NDJSON}
 
 var mediaTypes = map[Kind]string{
@@ -30,9 +30,10 @@ var mediaTypes = map[Kind]string{
 	NDJSON: "application/x-ndjson",
 }
 
-// appendRequest appends to dst a whole request with texts, of which kinds other than NDJSON take one. The texts
-// consist of letters, digits and characters that look the same in all kinds.
-func appendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []byte {
+// AppendRequest appends to dst a complete HTTP request that posts texts; kinds
+// other than NDJSON take one text. Texts consist of letters, digits and
+// characters that no kind escapes.
+func AppendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []byte {
 	var body strings.Builder
 	for _, text := range texts {
 		switch kind {
@@ -57,19 +58,22 @@ func appendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []by
 		path, target.Host, mediaTypes[kind], body.Len(), body.String())
 }
 
-// marker is a byte that each text has once, so that it can be counted in what comes out at the other end. No server
-// has it in what it puts around messages.
+// marker is a byte that each text has once, so that results can be counted. No
+// server has it in what it puts around messages.
 const marker = '~'
 
-// marked returns a text of n bytes: letters and a marker.
-func marked(n int) string {
+var markerBytes = []byte{marker}
+
+// Marked returns a text of n bytes: letters, and the marker at its end.
+func Marked(n int) string {
 	const letters = "abcdefghijklmnopqrstuvwxyz"
 	return strings.Repeat(letters, n/len(letters)+1)[:max(n, 1)-1] + string(marker)
 }
 
-// countStatuses adds what an answer says of each text to counts, by HTTP status. A batch's answer has a line for each
-// text.
-func countStatuses(counts map[int]int64, kind Kind, batch, status int, body []byte) {
+// CountStatuses adds one to counts for each text of a request, at the HTTP
+// status that the answer gives for that text: the answer to a batch has a line
+// for each. Status 0 stands for an answer that says nothing of a text.
+func CountStatuses(counts map[int]int64, kind Kind, batch, status int, body []byte) {
 	if kind != NDJSON {
 		counts[status]++
 		return
@@ -89,7 +93,7 @@ func countStatuses(counts map[int]int64, kind Kind, batch, status int, body []by
 			told++
 		}
 	}
-	if told < batch { // the batch was refused as a whole, or the answer is not as it should be
+	if told < batch { // the batch was refused as a whole, or the answer is malformed
 		if status == http.StatusAccepted {
 			status = 0
 		}
@@ -97,5 +101,5 @@ func countStatuses(counts map[int]int64, kind Kind, batch, status int, body []by
 	}
 }
 
-// acceptedLine begins the line of a text that was accepted.
+// acceptedLine is how the line of an accepted text begins.
 var acceptedLine = []byte(`{"status":202,`)
