@@ -1,12 +1,13 @@
 // Package proc runs child processes that cannot outlive the program.
 //
-// Each child leads a process group of its own, so that a terminal's ^C reaches only the program,
-// which then stops its children in its own order. A guard, a tiny shell in a session of its own,
-// learns of each group over a pipe. When that pipe ends, however the program ended (also by
-// kill -9), the guard kills every group still registered and removes the working directory.
+// Each child leads a process group of its own, so that a terminal's ^C reaches
+// only the program, which then stops its children in its own order. A guard, a
+// small shell script in a session of its own, learns of each group over a pipe.
+// When that pipe ends, however the program ended (also by kill -9), the guard
+// kills every group that is still registered and removes the working directory.
 //
-// Not covered: a grandchild that starts a session or a process group of its own, and a guard that is
-// itself killed before the program.
+// Not covered are a grandchild that starts a session or a process group of its
+// own, and a guard that is itself killed before the program.
 package proc
 
 import (
@@ -18,21 +19,26 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// ErrKilled is returned by [Process.Stop] for a process that did not end in time and was killed.
+// ErrKilled is returned by [Process.Stop] for a process that did not end in
+// time and was killed.
 var ErrKilled = errors.New("did not stop in time and was killed")
 
 // ErrClosed is returned by [Group.Start] after [Group.Close].
 var ErrClosed = errors.New("process group is closed")
 
-// outputDelay bounds the wait for the last output of a process that has ended. Only a grandchild
-// that left the process group can hold the output open any longer.
+// outputDelay is the time limit for the last output of a process that has
+// ended. Only a grandchild that left the process group can hold the output open
+// for longer.
 const outputDelay = 2 * time.Second
 
-// guardScript reads "+ pgid" and "- pgid" lines until the end of its input. Then it kills what is left
-// and, when that is really gone or after five seconds, removes the directory. A killed process stays
-// visible until its new parent, usually init, has reaped it: in a container that may be never.
+// guardScript reads "+ pgid" and "- pgid" lines until the end of its input.
+// Then it kills the groups that are left and removes the directory when they
+// are gone, or after five seconds: a killed process stays visible until its new
+// parent, usually init, has reaped it, and in a container that may be never.
 const guardScript = `
 trap '' INT TERM HUP QUIT PIPE
 groups=' '
@@ -54,17 +60,18 @@ done
 [ -z "$1" ] || rm -rf -- "$1"
 `
 
-// childScript is what every child runs first: it registers itself with the guard, whose pipe is its
-// standard input, then becomes the real program. The program could die between starting a child and
-// registering it; a child that registers itself leaves no such gap.
+// childScript is what every child runs first: it registers itself with the
+// guard, whose pipe is its standard input, then becomes the real program. If
+// the program registered its children, it could die between starting a child
+// and registering it.
 const childScript = `echo "+ $$" >&0 && exec "$@" </dev/null`
 
-// A Group is a set of child processes that ends with the program at the latest.
+// A Group is a set of child processes that cannot outlive the program.
 // Its methods may be called from several goroutines.
 type Group struct {
 	dir   string
 	guard *exec.Cmd
-	pipe  *os.File // to the guard; it must never be inherited by anything but childScript
+	pipe  *os.File // to the guard; only childScript may inherit it
 
 	mu     sync.Mutex
 	procs  map[*Process]struct{}
@@ -74,8 +81,9 @@ type Group struct {
 	closeErr  error
 }
 
-// NewGroup starts the guard of an empty group. The directory dir and all that it holds are removed
-// at the end; "" stands for none.
+// NewGroup starts the guard of an empty group. The directory dir and its
+// content are removed when the group is closed or the program ends; "" is for
+// none.
 func NewGroup(dir string) (*Group, error) {
 	if dir != "" {
 		abs, err := filepath.Abs(dir)
@@ -92,7 +100,7 @@ func NewGroup(dir string) (*Group, error) {
 	guard := exec.Command("/bin/sh", "-c", guardScript, "revq-guard", dir)
 	guard.Dir = "/"
 	guard.Stdin = r
-	guard.Stderr = os.Stderr // also: whoever reads our stderr to its end knows that all is cleared up
+	guard.Stderr = os.Stderr // who reads this program's stderr to its end thus knows that the guard has finished
 	guard.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := guard.Start(); err != nil {
 		w.Close()
@@ -101,9 +109,10 @@ func NewGroup(dir string) (*Group, error) {
 	return &Group{dir: dir, guard: guard, pipe: w, procs: make(map[*Process]struct{})}, nil
 }
 
-// Start starts cmd at the head of a process group of its own. Its standard input is empty
-// (cmd.Stdin must be nil); its other settings are kept. The program is looked up as by
-// [exec.Command]; one that cannot be executed all the same ends at once with status 126 or 127.
+// Start starts cmd at the head of a process group of its own. Its standard
+// input is empty (cmd.Stdin must be nil); its other settings are kept. The
+// program is looked up as by [exec.Command]. If it is found but cannot be
+// executed, the process ends with status 126 or 127.
 func (g *Group) Start(cmd *exec.Cmd) (*Process, error) {
 	if cmd.Err != nil {
 		return nil, fmt.Errorf("start: %w", cmd.Err)
@@ -138,15 +147,19 @@ func (g *Group) Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// Start starts cmd at the head of a process group of its own, outside of any Group. Unlike a Group's, it
-// may have a standard input, costs no shell, and may outlive a program that is killed; on Linux only
-// what it has started does.
+// Start starts cmd at the head of a process group of its own, outside of any
+// Group. Unlike a process of a Group, it may have a standard input and costs no
+// shell. If the program is killed, the system kills the process, but not what
+// the process has started.
 func Start(cmd *exec.Cmd) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(syscall.SysProcAttr)
 	}
 	cmd.SysProcAttr.Setpgid = true
-	endWithParent(cmd.SysProcAttr)
+	// The system kills the child when the thread that starts it ends. Go's threads
+	// live as long as the program, except those that goroutines lock and leave
+	// locked, and this program has none.
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	cmd.WaitDelay = outputDelay
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -156,8 +169,9 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// Close kills every process that is left, ends the guard and removes the directory.
-// Processes that should end in good order are to be stopped before. Further calls return the first's result.
+// Close kills every process that is left, ends the guard and removes the
+// directory. Stop processes that should end in an orderly way before. Further
+// calls return the result of the first.
 func (g *Group) Close() error {
 	g.closeOnce.Do(func() {
 		g.mu.Lock()
@@ -178,7 +192,7 @@ func (g *Group) Close() error {
 			g.closeErr = fmt.Errorf("guard of child processes: %w", err)
 		}
 		if g.dir != "" {
-			// The guard has done it, unless someone killed the guard.
+			// The guard has removed it, unless someone killed the guard.
 			g.closeErr = errors.Join(g.closeErr, os.RemoveAll(g.dir))
 		}
 	})
@@ -193,11 +207,12 @@ type Process struct {
 	err   error // of cmd.Wait; written before done is closed
 
 	mu    sync.Mutex
-	ended bool // the leader has ended: the group has been killed and its number is no longer ours
+	ended bool // the leader has ended: the group has been killed and its id may be reused
 }
 
-// wait sees the process off. As long as the leader is not reaped, the system gives its number to no
-// other process: that is the time to kill its stragglers and to take it off the guard's list.
+// wait waits for the end of the process, kills what is left of its group and
+// removes the group from the guard's list. It does so before it reaps the
+// leader, because the system does not reuse the id until then.
 func (p *Process) wait() {
 	awaitExit(p.Pid())
 	p.mu.Lock()
@@ -216,13 +231,20 @@ func (p *Process) wait() {
 	close(p.done)
 }
 
+// awaitExit returns when the child pid has ended. The child remains a zombie.
+func awaitExit(pid int) {
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+}
+
 // Pid returns the process id, which is also the process group's.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended, its group is gone and its output is complete.
+// Done is closed when the process has ended, its group is gone and its output
+// is complete.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err returns, once Done is closed, how the process ended as [exec.Cmd.Wait] tells it; before, nil.
+// Err returns nil until Done is closed, and then the result of [exec.Cmd.Wait].
 func (p *Process) Err() error {
 	select {
 	case <-p.done:
@@ -232,16 +254,17 @@ func (p *Process) Err() error {
 	}
 }
 
-// State returns, once Done is closed, how the process ended.
+// State waits until Done is closed, and returns how the process ended.
 func (p *Process) State() *os.ProcessState {
 	<-p.done
 	return p.cmd.ProcessState
 }
 
-// Signal sends a signal to the process, not to its group. It returns [os.ErrProcessDone] after its end.
+// Signal sends a signal to the process, not to its group. It returns
+// [os.ErrProcessDone] after the process has ended.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Kill kills the process and its group at once, and does not wait for their end.
+// Kill kills the process and its group. It does not wait for their end.
 func (p *Process) Kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,8 +273,9 @@ func (p *Process) Kill() {
 	}
 }
 
-// Stop asks the process to end with SIGTERM and waits for it; after grace it kills the group and
-// returns [ErrKilled]. How a process ended that stopped in time is told by Err.
+// Stop asks the process to end with SIGTERM and waits for it. After grace it
+// kills the group and returns [ErrKilled]. If the process stopped in time, Err
+// returns how it ended.
 func (p *Process) Stop(grace time.Duration) error {
 	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop process %d: %w", p.Pid(), err)

@@ -15,11 +15,12 @@ import (
 	"time"
 )
 
-// asParent makes the test binary the parent that TestKilledParent kills; its value is the directory.
+// asParent makes the test binary the parent that TestKilledParent kills; its
+// value is the directory.
 const asParent = "REVQ_PROC_TEST_PARENT"
 
-// family is a child with a grandchild; both ignore every polite signal, hold standard output open and
-// say so in one line each.
+// family is a child with a grandchild; both ignore all signals that can be
+// ignored, keep standard output open and print one line when they run.
 const family = `trap '' TERM INT HUP; (echo grandchild; exec sleep 1000) & echo child; wait`
 
 func TestMain(m *testing.M) {
@@ -46,8 +47,9 @@ func parent(dir string) {
 	select {}
 }
 
-// TestKilledParent kills a parent with SIGKILL. Its children hold its standard output and the guard
-// its standard error: their ends prove that all of them are gone.
+// TestKilledParent kills a parent with SIGKILL. Its children hold its standard
+// output and the guard its standard error: their ends prove that all of them
+// are gone.
 func TestKilledParent(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "work")
 	if err := os.MkdirAll(filepath.Join(dir, "data"), 0o700); err != nil {
@@ -84,7 +86,7 @@ func TestKilledParent(t *testing.T) {
 		t.Errorf("rest of the children's output = %q, %v", rest, err)
 	}
 	if rest, err := io.ReadAll(stderr); err != nil || len(rest) > 0 {
-		t.Errorf("guard's complaints = %q, %v", rest, err)
+		t.Errorf("the guard's error output = %q, %v", rest, err)
 	}
 	cmd.Wait()
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
@@ -100,7 +102,7 @@ func TestStart(t *testing.T) {
 		want    string // output, or part of the error
 		wantErr bool
 	}{
-		{name: "arguments arrive as they are", cmd: exec.Command("printf", "%s|", "a b", "$HOME", "", "'"), want: "a b|$HOME||'|"},
+		{name: "arguments are not changed", cmd: exec.Command("printf", "%s|", "a b", "$HOME", "", "'"), want: "a b|$HOME||'|"},
 		{name: "standard input is empty", cmd: exec.Command("cat"), want: ""},
 		{name: "no such program", cmd: exec.Command("/no/such/program"), want: "/no/such/program", wantErr: true},
 		{name: "not in PATH", cmd: exec.Command("revq-no-such-program"), want: "not found", wantErr: true},
@@ -139,9 +141,9 @@ func TestStop(t *testing.T) {
 		want   error
 		status string
 	}{
-		{"in good order", `trap 'exit 3' TERM; echo ready; while :; do sleep 1000 & wait; done`, time.Minute, nil, "exit status 3"},
+		{"in an orderly way", `trap 'exit 3' TERM; echo ready; while :; do sleep 1000 & wait; done`, time.Minute, nil, "exit status 3"},
 		{"by the signal", `echo ready; exec sleep 1000`, time.Minute, nil, "signal: terminated"},
-		{"only when killed", `trap '' TERM; echo ready; exec sleep 1000`, time.Millisecond, ErrKilled, "signal: killed"},
+		{"only by SIGKILL", `trap '' TERM; echo ready; exec sleep 1000`, time.Millisecond, ErrKilled, "signal: killed"},
 		{"with a straggler", `trap 'exit 0' TERM; (trap '' TERM; echo ready; exec sleep 1000) & wait`, time.Minute, nil, ""},
 	}
 	for _, tt := range tests {
@@ -211,8 +213,8 @@ func newGroup(t *testing.T, dir string) *Group {
 	return g
 }
 
-// start runs a shell script and waits for its first line. The output ends when nothing that the
-// script started is left.
+// start runs a shell script and waits for its first line. The output ends when
+// nothing that the script started is left.
 func start(t *testing.T, g *Group, script string) (*Process, *bufio.Reader) {
 	t.Helper()
 	r, w, err := os.Pipe()
