@@ -93,8 +93,11 @@ same, since they are no longer kept, a line on standard error says so.`,
 				return write(m)
 			}
 			l.Received = func(m client.Message) error {
-				if m.Type == feed.TypeGap {
+				switch m.Type {
+				case feed.TypeGap:
 					note(stderr, "results are missing here: %s", m.Text)
+				case feed.TypeLost:
+					note(stderr, "the result of %q cannot be sent: %s", m.ID, m.Text)
 				}
 				if m.Type != feed.TypeResult && !json {
 					return nil

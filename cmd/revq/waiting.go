@@ -28,8 +28,8 @@ type waiting struct {
 	client  client.Listener
 
 	mu       sync.Mutex
-	expected map[string]chan string // by task id; each has room for its result
-	lost     error                  // why there is no connection
+	expected map[string]chan client.Message // by task id; each has room for its result
+	lost     error                          // why there is no connection
 }
 
 func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr io.Writer) *waiting {
@@ -38,7 +38,7 @@ func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr
 		greeted:  make(chan struct{}),
 		ended:    make(chan error, 1),
 		absent:   make(chan error, 1),
-		expected: make(map[string]chan string),
+		expected: make(map[string]chan client.Message),
 	}
 	var once sync.Once
 	w.client = client.Listener{
@@ -98,9 +98,9 @@ func (w *waiting) close() { w.stop() }
 func (w *waiting) received(m client.Message) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if result, ok := w.expected[m.ID]; ok && m.Type == feed.TypeResult {
+	if result, ok := w.expected[m.ID]; ok && (m.Type == feed.TypeResult || m.Type == feed.TypeLost) {
 		select {
-		case result <- m.Text:
+		case result <- m:
 		default: // there already
 		}
 	}
@@ -111,7 +111,7 @@ func (w *waiting) received(m client.Message) error {
 func (w *waiting) expect(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.expected[id] = make(chan string, 1)
+	w.expected[id] = make(chan client.Message, 1)
 }
 
 func (w *waiting) forget(id string) {
@@ -127,8 +127,11 @@ func (w *waiting) result(ctx context.Context, id string) (string, error) {
 	result := w.expected[id]
 	w.mu.Unlock()
 	select {
-	case text := <-result:
-		return text, nil
+	case m := <-result:
+		if m.Type == feed.TypeLost {
+			return "", fmt.Errorf("its result cannot be sent: %s", m.Text)
+		}
+		return m.Text, nil
 	case <-time.After(w.timeout):
 		return "", fmt.Errorf("no result came within %v; is a worker running?", w.timeout)
 	case err := <-w.ended:

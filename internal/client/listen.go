@@ -176,7 +176,7 @@ func (e *lostError) Unwrap() error { return e.err }
 // moveOn records how far the listener has come. A greeting tells, too, where
 // one that had no place yet has begun.
 func (l *Listener) moveOn(m feed.Message) {
-	if m.Type == feed.TypeResult || m.Type == feed.TypeGreeting && l.After == nil && m.Offset >= 0 {
+	if m.Type == feed.TypeResult || m.Type == feed.TypeLost || m.Type == feed.TypeGreeting && l.After == nil && m.Offset >= 0 {
 		l.After = &feed.Mark{Offset: m.Offset, ID: m.ID}
 	}
 }

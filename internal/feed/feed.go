@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -39,6 +40,13 @@ type Config struct {
 	// takes it up to a millisecond each: half a second, on two cores, for 2,000.
 	Backlog int
 }
+
+// LongestResult returns the length of the longest text, in bytes, that fits into
+// every log, whatever it consists of: JSON may take six bytes for one.
+func (c Config) LongestResult() int { return max(0, (c.MaxBytes-frameOverhead)/6) }
+
+// frameOverhead is more than everything in a frame but the text.
+const frameOverhead = 1 << 10
 
 // DefaultConfig returns the sizes used unless others are given.
 func DefaultConfig() Config { return Config{MaxBytes: 32 << 20, Window: 100_000, Backlog: 2_000} }
@@ -69,7 +77,8 @@ func ParseFormat(name string) (Format, error) {
 const (
 	TypeGreeting = "greeting" // the first one
 	TypeResult   = "result"
-	TypeGap      = "gap" // results are missing here
+	TypeGap      = "gap"  // results are missing here
+	TypeLost     = "lost" // the result at the offset cannot be sent
 )
 
 // A Message is what listeners get in the JSON format, one object a frame.
@@ -86,7 +95,8 @@ type Message struct {
 	// ID is the id of the task, or of the one at the offset.
 	ID string `json:"id,omitzero"`
 
-	// Text is the processed text, the greeting, or why there is a gap.
+	// Text is the processed text, the greeting, or why there is a gap or a
+	// result cannot be sent.
 	Text string `json:"text"`
 
 	// Accepted and Done are when the API took the task and when a worker had
@@ -190,7 +200,7 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id := digestOf(r.ID)
-	if !f.seen.add(id.with(r.Of)) {
+	if r.Lost == "" && !f.seen.add(id.with(r.Of)) {
 		return
 	}
 	f.last = Mark{offset, r.ID}
@@ -204,7 +214,18 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	}
 	f.records = append(f.records, rec)
 	f.trim(starts)
+	f.data, f.frame = small(f.data), small(f.frame)
 	f.wake()
+}
+
+// small returns scratch, or nil if a long text has made it large: such texts are
+// rare, and it would stay for good.
+func small(scratch []byte) []byte {
+	if cap(scratch) > segmentBytes {
+		memory.GiveBack()
+		return nil
+	}
+	return scratch
 }
 
 // AppendGap tells all listeners that results are missing here, and why.
@@ -313,6 +334,9 @@ func AppendResult(dst []byte, format Format, offset int64, r task.Result) []byte
 }
 
 func resultMessage(offset int64, r task.Result) Message {
+	if r.Lost != "" {
+		return Message{Type: TypeLost, Offset: offset, ID: r.ID, Text: r.Lost}
+	}
 	return Message{Type: TypeResult, Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC()}
 }
 
@@ -339,13 +363,16 @@ func appendOne(dst []byte, format Format, m Message) []byte {
 	return appendMessage(dst, format, m, data)
 }
 
-// appendMessage appends m, of which data is the encoding, as a frame.
+// appendMessage appends m, of which data is the encoding, as a frame. In the Text
+// format, where frames hold nothing but results, a lost one is nothing.
 func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
-	switch format {
-	case Events:
+	switch {
+	case format == Events:
 		return appendEvent(dst, m, data)
-	case JSON:
+	case format == JSON:
 		return AppendFrame(dst, OpText, data)
+	case m.Type == TypeLost:
+		return dst
 	default:
 		return AppendFrame(dst, OpText, []byte(m.Text))
 	}
@@ -377,8 +404,9 @@ func NewWindow(size int) *Window {
 	return &Window{ids: make(map[digest]struct{}), ring: make([]digest, 0, size)}
 }
 
-// Add returns false if the result of r's task is remembered already.
-func (w *Window) Add(r task.Result) bool { return w.add(digestOf(r.ID).with(r.Of)) }
+// Add returns false if the result of r's task is remembered already. One that is
+// lost is told each time: it may have no id.
+func (w *Window) Add(r task.Result) bool { return r.Lost != "" || w.add(digestOf(r.ID).with(r.Of)) }
 
 func (w *Window) add(d digest) bool {
 	if _, ok := w.ids[d]; ok {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +70,57 @@ func TestWindow(t *testing.T) {
 		if got := w.Add(tc.r); got != tc.new {
 			t.Errorf("%s: Add = %t, want %t", tc.name, got, tc.new)
 		}
+	}
+}
+
+// A result that cannot be sent is told wherever a message can say so, each time:
+// it may have no id.
+func TestLostResults(t *testing.T) {
+	f := New(DefaultConfig())
+	for offset := range int64(2) {
+		f.Append(offset, task.Result{Lost: "it is no text"})
+	}
+	f.Append(2, task.Result{ID: "a", Text: "a"})
+	for format, want := range map[Format][]string{
+		Text:   {"\x81\x01a"},
+		JSON:   {`{"type":"lost","offset":0,"text":"it is no text"}`, `{"type":"lost","offset":1,"text":"it is no text"}`, `"a"`},
+		Events: {"event: lost\nid: 0\ndata: {", "event: lost\nid: 1\ndata: {", "id: 2/a\n"},
+	} {
+		got, _ := f.Log(format).Read(0)
+		for _, part := range want {
+			before, after, found := strings.Cut(string(got), part)
+			if !found || format == Text && before+after != "" {
+				t.Fatalf("format %d has %q, want %q", format, got, want)
+			}
+			got = []byte(after)
+		}
+	}
+	if pos, verdict := f.Find(Text, Mark{Offset: 1}); verdict != Here || pos != 0 {
+		t.Errorf("the place after a lost result is %d, %v", pos, verdict)
+	}
+}
+
+// The longest result fits into each log, whatever it consists of, and leaves
+// nothing behind when it has been released.
+func TestLongestResult(t *testing.T) {
+	cfg := Config{MaxBytes: 1 << 20, Window: 10}
+	f := New(cfg)
+	id := strings.Repeat("x", task.MaxIDLength)
+	now := time.Now()
+	f.Append(math.MaxInt64-1, task.Result{ID: id, Text: strings.Repeat("\x01", cfg.LongestResult()), Accepted: now, Done: now})
+	for format := range formats {
+		if n := int(f.Log(format).End()); n > cfg.MaxBytes {
+			t.Errorf("the frame of format %d has %d bytes, more than the log of %d", format, n, cfg.MaxBytes)
+		}
+	}
+	if cap(f.data) > segmentBytes || cap(f.frame) > segmentBytes {
+		t.Errorf("%d and %d bytes are kept for the next one", cap(f.data), cap(f.frame))
+	}
+	if n := (Config{MaxBytes: minBytes}).LongestResult(); n < task.DefaultMaxText {
+		t.Errorf("the smallest log takes results of %d bytes, and the API texts of %d", n, task.DefaultMaxText)
+	}
+	if n := DefaultConfig().LongestResult(); n < 1<<20 {
+		t.Errorf("results of at most %d bytes are sent, and workers handle more", n)
 	}
 }
 

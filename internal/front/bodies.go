@@ -2,12 +2,12 @@ package front
 
 import (
 	"fmt"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/memory"
 )
 
 const (
@@ -22,11 +22,9 @@ const (
 	pieceBytes = 64 << 10
 	pieceTime  = time.Second
 
-	// trimAbove is how many bytes of bodies there must have been for their
-	// memory to be worth giving back, and trimAfter is when that is done: soon,
-	// but not between two requests of a client that sends many.
-	trimAbove = 16 << 20
-	trimAfter = 5 * time.Second
+	// giveBackAbove is how many bytes of bodies there must have been for their
+	// memory to be worth giving back.
+	giveBackAbove = 16 << 20
 )
 
 var faultSlow = &fault{fasthttp.StatusRequestTimeout, fmt.Sprintf(
@@ -44,7 +42,6 @@ type bodies struct {
 	mu        sync.Mutex
 	sum       int64
 	peak      int64 // of sum, since memory was given back
-	trimming  bool  // trim is going to be called
 	receiving map[*conn]struct{}
 }
 
@@ -102,9 +99,9 @@ func (b *bodies) add(s *share, bytes int64) {
 	s.bytes += bytes
 	b.sum += bytes
 	b.peak = max(b.peak, b.sum)
-	if b.peak > trimAbove && !b.trimming {
-		b.trimming = true
-		time.AfterFunc(trimAfter, b.trim)
+	if b.peak > giveBackAbove && b.sum < b.peak/4 {
+		b.peak = b.sum
+		memory.GiveBack()
 	}
 }
 
@@ -155,22 +152,4 @@ func (b *bodies) release(c *conn) {
 	defer b.mu.Unlock()
 	b.add(&c.share, -c.share.bytes)
 	delete(b.receiving, c)
-}
-
-// trim gives memory back to the system when most bodies are gone: without
-// requests, the garbage collector would keep it for minutes.
-func (b *bodies) trim() {
-	b.mu.Lock()
-	idle := b.sum < b.peak/4
-	if idle {
-		b.peak, b.trimming = b.sum, false
-	} else {
-		b.peak = b.sum
-		time.AfterFunc(trimAfter, b.trim)
-	}
-	b.mu.Unlock()
-	if idle {
-		runtime.GC() // which leaves pooled buffers to the next
-		debug.FreeOSMemory()
-	}
 }

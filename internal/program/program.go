@@ -18,6 +18,7 @@ import (
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/socket"
+	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/worker"
 )
 
@@ -51,6 +52,7 @@ func Socket() daemon.Program {
 		Sites:    &daemon.Sites{Default: []int{3}},
 		Checks:   []func() error{broker.Check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
+			broker.MaxResult = min(log.LongestResult(), task.MaxText)
 			results, reader := feed.New(log), rabbit.NewReader(broker, log.Backlog, d.Log)
 			// Each that catches up has a connection to the broker.
 			cfg.MaxListeners = front.Connections(d.Log, "max-listeners", cfg.MaxListeners, 1, cfg.MaxResuming)

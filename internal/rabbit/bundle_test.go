@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -56,7 +57,7 @@ func (p *post) sent(want ...int) {
 	for _, m := range messages {
 		entries, err := decodeEntries(nil, amqp.Delivery{
 			Headers: amqp.Table{offsetHeader: int64(7)}, ContentType: m.ContentType, MessageId: m.MessageId, Body: m.Body,
-		})
+		}, task.MaxText)
 		if err != nil {
 			p.t.Fatal(err)
 		}
@@ -199,21 +200,75 @@ func TestBundleErrors(t *testing.T) {
 	}
 }
 
-// What cannot be read is left out, and everything after it is there.
-func TestGarbledBundle(t *testing.T) {
+// What cannot be sent is told, to who follows the stream and to who resumes, and
+// everything after it is there.
+func TestLostResults(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
-	p := r.publisher()
-	bad := message("bad", []byte("bad"), time.Now(), nil)
-	bad.ContentType = bundleType
-	noText := message("half", appendRecord(appendRecord(nil, task.Result{ID: "empty", Done: time.Now()}), result(0)), time.Now(), nil)
-	noText.ContentType = bundleType
-	r.enqueue(resultsKey, bad, noText)
-	publishResults(t, p, 1, 3)
-	results := r.follow(NewReader(r.cfg, everything, r.log))
-	inOrder(t, results, 0, 3, -1)
+	r.cfg.MaxResult = 100
+	long := strings.Repeat("x", r.cfg.MaxResult+1)
+	longer := fmt.Errorf("%w: 101 bytes, at most 100 are sent", task.ErrTooLong)
+	bundled := func(results ...task.Result) amqp.Publishing {
+		var body []byte
+		for _, r := range results {
+			body = appendRecord(body, r)
+		}
+		m := message("bundle", body, time.Now(), nil)
+		m.ContentType = bundleType
+		return m
+	}
+	garbled := message("bad", []byte("bad"), time.Now(), nil)
+	garbled.ContentType = bundleType
+	lone := func(id, body string) amqp.Publishing { return message(id, []byte(body), time.Now(), nil) }
+	now := time.Now()
+	want := []struct {
+		id     string // as listeners are told
+		offset int64
+		err    error
+	}{
+		{"bad", 0, errGarbled},
+		{"empty", places, task.ErrNoText},
+		{"long", places + 1, longer},
+		{"lone-long", 2 * places, longer},
+		{"binary", 3 * places, task.ErrNotUTF8},
+		{"", 4 * places, task.ErrBadID},
+		{"", 5 * places, task.ErrBadID},
+	}
+	r.enqueue(resultsKey, garbled,
+		bundled(task.Result{ID: "empty", Done: now}, task.Result{ID: "long", Text: long, Done: now}, result(0)),
+		lone("lone-long", long), lone("binary", "\xff"), lone("a line\nbreak", "x"), lone("", "x"))
+	publishResults(t, r.publisher(), 1, 3)
+	check := func(results <-chan read) {
+		t.Helper()
+		for _, w := range want[:3] {
+			isLost(t, receive(t, w.id, results), w.id, w.offset, w.err)
+		}
+		inOrder(t, results, 0, 1, places+1)
+		for _, w := range want[3:] {
+			isLost(t, receive(t, w.id, results), w.id, w.offset, w.err)
+		}
+		inOrder(t, results, 1, 3, 0)
+	}
+	reader := NewReader(r.cfg, everything, r.log)
+	check(r.follow(reader))
 	r.out.says(t, fmt.Sprintf("offset=0 id=bad error=%q", errGarbled))
 	r.out.says(t, fmt.Sprintf("offset=%d id=empty error=%q", places, task.ErrNoText))
+	history := make(chan read, 100)
+	r.run(func(ctx context.Context) error {
+		_ = reader.History(ctx, -1, 0, func(offset int64, res task.Result) error {
+			history <- read{offset, res}
+			return nil
+		}, func() error { return nil })
+		return nil
+	})
+	check(history)
+}
+
+func isLost(t *testing.T, got read, id string, offset int64, err error) {
+	t.Helper()
+	if got.ID != id || got.offset != offset || got.Text != "" || !strings.HasPrefix(got.Lost, err.Error()) {
+		t.Errorf("got %+v, want that %q at %d is lost: %v", got, id, offset, err)
+	}
 }
 
 // The digest of the task's text comes through the broker with a lone result and

@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/task"
 )
 
 // DefaultURL is a RabbitMQ on this machine, as it is after installation.
@@ -64,6 +65,11 @@ type Config struct {
 	// half of them is sent without waiting for more. Default 0, not known.
 	InHand int
 
+	// MaxResult is the longest text of a result, in bytes, that a reader passes
+	// on; a longer one is told as lost. Default 16 MiB, the longest that any
+	// worker publishes.
+	MaxResult int
+
 	// Topology is what is declared where it is missing.
 	Topology Topology
 
@@ -82,6 +88,7 @@ func DefaultConfig(name string) Config {
 		RetryMax:       2 * time.Second,
 		ConfirmTimeout: 1500 * time.Millisecond,
 		MaxUnconfirmed: 8192,
+		MaxResult:      task.MaxText,
 		Topology:       DefaultTopology(),
 
 		PublishConnections: 4,

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/memory"
 )
 
 // ackInterval is the least time between two times that acknowledgements are
@@ -41,6 +43,9 @@ func newLoans(ch *amqp.Channel, prefetch int) *loans {
 
 // begin adds d, which is the newest.
 func (l *loans) begin(d amqp.Delivery) *Delivery {
+	if len(d.Body) > memory.Large {
+		memory.GiveBack() // once it is handled, if it ever is
+	}
 	t, err := decodeTask(d)
 	loan := &Delivery{d: d, task: t, invalid: err, loans: l}
 	l.mu.Lock()

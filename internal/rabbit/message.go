@@ -3,6 +3,7 @@ package rabbit
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -77,7 +78,11 @@ func decodeTask(d amqp.Delivery) (task.Task, error) {
 	return t, task.CheckText(t.Text, task.MaxText)
 }
 
-func decodeResult(d amqp.Delivery) (task.Result, error) {
+// decodeResult reads a result of at most so many bytes.
+func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
+	if len(d.Body) > most {
+		return task.Result{}, tooLong(len(d.Body), most) // no copy of it
+	}
 	r := task.Result{
 		ID:       d.MessageId,
 		Text:     string(d.Body),
@@ -85,14 +90,29 @@ func decodeResult(d amqp.Delivery) (task.Result, error) {
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 		Done:     timeHeader(d.Headers, doneHeader),
 	}
-	return r, checkResult(r)
+	return r, checkResult(r, most)
 }
 
-func checkResult(r task.Result) error {
+func checkResult(r task.Result, most int) error {
 	if err := task.CheckID(r.ID); err != nil {
 		return err
 	}
-	return task.CheckText(r.Text, task.MaxText)
+	if len(r.Text) > most {
+		return tooLong(len(r.Text), most)
+	}
+	return task.CheckText(r.Text, most)
+}
+
+func tooLong(length, most int) error {
+	return fmt.Errorf("%w: %d bytes, at most %d are sent (a sixth of --keep-bytes)", task.ErrTooLong, length, most)
+}
+
+// lost returns what is told of the result of a task that cannot be sent.
+func lost(id string, reason error) task.Result {
+	if task.CheckID(id) != nil {
+		id = "" // it would not be one for listeners
+	}
+	return task.Result{ID: id, Lost: reason.Error()}
 }
 
 func appendDigest(dst []byte, d task.Digest) []byte {

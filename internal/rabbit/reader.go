@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -157,7 +158,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			if !ok {
 				return s.why(nil)
 			}
-			if entries, err = decodeEntries(entries[:0], d); err != nil {
+			if entries, err = decodeEntries(entries[:0], d, r.cfg.MaxResult); err != nil {
 				return err
 			}
 			next := entries
@@ -224,8 +225,7 @@ func (r *Reader) pass(m entry, f Follower) error {
 	r.empty = false
 	r.last, r.lastID = m.offset, m.id
 	if m.invalid != nil {
-		r.log.Error("a result that cannot be read was left out", "offset", m.offset, "id", m.id, "error", m.invalid)
-		return nil
+		r.log.Error("a result cannot be sent; listeners are told", "offset", m.offset, "id", m.id, "error", m.invalid)
 	}
 	// What is younger than this reader is not of the past, for those who were
 	// there before it was connected. And under load the stream is never quiet.
@@ -262,6 +262,7 @@ func (r *Reader) History(ctx context.Context, offset, before int64, each func(of
 	if err != nil {
 		return err
 	}
+	defer memory.GiveBack() // it may have read a GiB
 	defer s.close()
 	from := max(0, messageOf(offset)-before) // each message has a result, or more
 	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-history", readerPrefetch, amqp.Table{offsetHeader: from})
@@ -277,14 +278,12 @@ func (r *Reader) History(ctx context.Context, offset, before int64, each func(of
 			if !ok {
 				return s.why(nil)
 			}
-			if entries, err = decodeEntries(entries[:0], d); err != nil {
+			if entries, err = decodeEntries(entries[:0], d, r.cfg.MaxResult); err != nil {
 				return err
 			}
 			for _, e := range entries {
-				if e.invalid == nil {
-					if err := each(e.offset, e.result); err != nil {
-						return err
-					}
+				if err := each(e.offset, e.result); err != nil {
+					return err
 				}
 			}
 			alive = false
@@ -365,28 +364,37 @@ type entry struct {
 	offset  int64
 	id      string
 	result  task.Result
-	invalid error // why it is not a proper result; nil if it is
+	invalid error // why it is not a proper result, and result is lost; nil if it is
 }
 
-// decodeEntries appends the results that a message holds, at least one. A
-// message that cannot be read is one invalid result.
-func decodeEntries(entries []entry, d amqp.Delivery) ([]entry, error) {
+// decodeEntries appends the results that a message holds, at least one, of at
+// most so many bytes. A message that cannot be read is one invalid result.
+func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) {
 	message, err := brokerOffset(d)
 	if err != nil {
 		return nil, err
 	}
-	offset := firstOf(message)
+	if len(d.Body) > memory.Large {
+		memory.GiveBack() // once it has been passed on
+	}
+	add := func(place int, id string, r task.Result, invalid error) {
+		if invalid != nil {
+			r = lost(id, invalid)
+		}
+		entries = append(entries, entry{firstOf(message) + int64(place), id, r, invalid})
+	}
 	if d.ContentType != bundleType {
-		result, err := decodeResult(d)
-		return append(entries, entry{offset, d.MessageId, result, err}), nil
+		r, err := decodeResult(d, most)
+		add(0, d.MessageId, r, err)
+		return entries, nil
 	}
 	results, err := decodeBundle(d.Body)
 	if err != nil {
-		return append(entries, entry{offset: offset, id: d.MessageId, invalid: err}), nil
+		add(0, d.MessageId, task.Result{}, err)
 	}
 	for i, r := range results {
 		r.Of = digestAt(d.Headers, i)
-		entries = append(entries, entry{offset + int64(i), r.ID, r, checkResult(r)})
+		add(i, r.ID, r, checkResult(r, most))
 	}
 	return entries, nil
 }

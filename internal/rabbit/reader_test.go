@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"github.com/revq/revq/internal/task"
 )
 
@@ -142,27 +140,6 @@ func TestReaderCurrent(t *testing.T) {
 			r.ready(reader.Current)
 		})
 	}
-}
-
-func TestReaderLeavesOutWhatItCannotRead(t *testing.T) {
-	t.Parallel()
-	r := setup(t).declared()
-	p := r.publisher()
-	reader := NewReader(r.cfg, everything, r.log)
-	results := r.follow(reader)
-	publishResults(t, p, 0, 1)
-	last := inOrder(t, results, 0, 1, -1)
-	r.enqueue(resultsKey,
-		amqp.Publishing{MessageId: "x", Body: []byte{0xff}},
-		amqp.Publishing{MessageId: "y z", Body: []byte("bad id")},
-		amqp.Publishing{Body: []byte("no id")},
-		amqp.Publishing{MessageId: "empty"},
-	)
-	publishResults(t, p, 1, 2)
-	if last = inOrder(t, results, 1, 2, last); last < 5 {
-		t.Errorf("the offset after four unreadable results is %d", last)
-	}
-	r.out.says(t, "a result that cannot be read was left out")
 }
 
 func TestReaderBeginsWithTheBacklog(t *testing.T) {

@@ -220,6 +220,30 @@ func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
 	expectMessages(t, c, 3003, 8000)
 }
 
+// What cannot be sent is told to who resumes from the stream, too, except where
+// frames hold nothing but results.
+func TestLostResultsInTheStream(t *testing.T) {
+	_, b := setup(t, DefaultConfig(), small)
+	b.source.add(0, 8000)
+	b.source.stream[1001].result = task.Result{Lost: "it is no text"}
+	b.source.stream[1002].result = task.Result{Lost: "it is no text"}
+	for _, e := range b.source.stream {
+		b.feed.Append(e.offset, e.result)
+	}
+	c := b.jsonListener(t, "1000")
+	for offset := range int64(2) {
+		var m feed.Message
+		if err := c.ReadJSON(&m); err != nil || m.Type != feed.TypeLost || m.Offset != 1001+offset || m.Text != "it is no text" {
+			t.Errorf("got %+v, %v; want that %d is lost", m, err, 1001+offset)
+		}
+	}
+	expectMessages(t, c, 1003, 8000)
+	plain := b.listen(t, "?after=1000")
+	if _, text, err := plain.ReadMessage(); err != nil || string(text) != result(1003).Text {
+		t.Errorf("got %q, %v; want the next result", text, err)
+	}
+}
+
 func TestGaps(t *testing.T) {
 	for _, tc := range []struct {
 		name, after string

@@ -52,11 +52,13 @@ func TestMessagesKeepToTheSchema(t *testing.T) {
 	for i, r := range results {
 		b.feed.Append(int64(i), r)
 	}
+	b.feed.Append(100, task.Result{ID: "too-long", Lost: "it is too long"})
+	b.feed.Append(101, task.Result{Lost: "it is no text"})
 	b.feed.AppendGap("the stream is new")
 	b.feed.Append(0, task.Result{ID: "b", Text: "b"})
 	b.feed.AppendGap("again")
 	types := make(map[string]int)
-	for range len(results) + 3 {
+	for range len(results) + 5 {
 		_, message, err := conn.ReadMessage()
 		if err != nil {
 			t.Fatal(err)
@@ -73,7 +75,7 @@ func TestMessagesKeepToTheSchema(t *testing.T) {
 		}
 		types[m.Type]++
 	}
-	if types[feed.TypeResult] != len(results)+1 || types[feed.TypeGap] != 2 {
+	if types[feed.TypeResult] != len(results)+1 || types[feed.TypeGap] != 2 || types[feed.TypeLost] != 2 {
 		t.Errorf("messages of the types %v", types)
 	}
 	again := b.jsonListener(t, "0/b")
@@ -90,6 +92,7 @@ func TestTheSchemaTellsMessagesFromOthers(t *testing.T) {
 		`{"type":"result","offset":-1,"id":"a","text":"x"}`,
 		`{"type":"result","offset":1,"id":"a","text":"x","done":"yesterday"}`,
 		`{"type":"gap","offset":"1","text":"x"}`,
+		`{"type":"lost","offset":-1,"text":"x"}`,
 		`{"type":"greeting","offset":-1,"text":"x","done":"2026-01-02T03:04:05Z"}`,
 	} {
 		if validate(t, schema, message) == nil {

@@ -48,6 +48,10 @@ type Result struct {
 	Of       Digest    // of its Task's text: a repeated ID with the same Of is the same result
 	Accepted time.Time // copied from its Task
 	Done     time.Time // when the worker finished it
+
+	// Lost is why listeners cannot get the text, which is empty then: it is no
+	// text, or too long. "" for an ordinary result. The ID may be missing.
+	Lost string
 }
 
 // A Digest tells the texts that came under one ID apart: the first 8 bytes of

@@ -1,0 +1,90 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// What an AMQP client publishes, however long, costs a socket server no more
+// memory than --keep-bytes says, and is never missing silently.
+func TestLongTextsOverAMQP(t *testing.T) {
+	t.Parallel()
+	const (
+		keep = 4 << 20 // of each of three formats
+		long = 16<<20 - 1
+	)
+	s := start(t)
+	s.startWorker(t, "--pause", "0s")
+	ln, site := daemontest.Listen(t)
+	socket := s.startDaemon(t, "revq-socket", []daemontest.Socket{ln}, "--keep-bytes", "4194304")
+	socket.WaitReady(t)
+	s.socketSite = site
+	before := residentBytes(t, socket)
+	l := s.listen(t, "json")
+
+	conn, err := amqp.Dial(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	publish := func(key, id, text string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		confirmed, err := ch.PublishWithDeferredConfirm(rabbit.Exchange, key, true, false, amqp.Publishing{MessageId: id, Body: []byte(text)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if acked, err := confirmed.WaitContext(ctx); err != nil || !acked {
+			t.Fatalf("%s was not confirmed: %v", id, err)
+		}
+	}
+	publish("tasks", "long-task", strings.Repeat("x", long))
+	await(t, "the long text is a dead letter", func() bool { return rabbittest.QueueLength(t, s.node, s.url, rabbit.DeadQueue) == 1 })
+	const results = 5
+	for range results { // by a program that may write results
+		publish("results", "long-result", strings.Repeat("<", long))
+		if m := parse(t, l.next(t)); m.Type != feed.TypeLost || m.ID != "long-result" || !strings.Contains(m.Text, "too long") {
+			t.Fatalf("got %+v, want that the result is lost", m)
+		}
+	}
+	for _, id := range names("large", 10) { // which are as long as may be
+		send(t, s.apiSites[0], id, strings.Repeat("<", 60<<10))
+	}
+	l.collect(t, names("large", 10))
+	for range 3 { // who resumes from the stream is told, too
+		again := s.listenAfter(t, "json", "-1")
+		for range results {
+			if m := parse(t, again.next(t)); m.Type != feed.TypeLost {
+				t.Fatalf("got a %s, want that a result is lost", m.Type)
+			}
+		}
+		again.collect(t, names("large", 10))
+	}
+	l.drainWith(t, s, "the-end")
+	if daemontest.Race() {
+		return
+	}
+	t.Logf("from %d to %d MB", before/1e6, residentBytes(t, socket)/1e6)
+	began := time.Now()
+	await(t, "memory is what is kept, and as much again", func() bool { return residentBytes(t, socket) < before+2*3*keep })
+	t.Logf("%d MB after %v", residentBytes(t, socket)/1e6, time.Since(began).Round(time.Millisecond))
+}
