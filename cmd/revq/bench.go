@@ -310,13 +310,13 @@ func (b *benchRun) run(ctx context.Context, cmd *cli.Command, do func(context.Co
 	if !b.Up && b.AMQP == "" && (cmd.Name == "raw" || cmd.Name == "fanout" && b.PublishURL == "" && !b.ListenOnly) {
 		return command.Usagef("no broker is given: set --amqp-url, or --up for a private one")
 	}
-	progress := newBenchProgress(cmd.Root().ErrWriter)
-	b.Progress = progress.show
+	progress := newProgress(cmd.Root().ErrWriter)
+	b.Progress = func(what string, done float64) { progress.show("%3.0f%% %s", 100*done, what) }
 	defer func() { err = errors.Join(err, b.Close()) }()
 	if err = b.Open(ctx); err == nil {
 		err = do(ctx)
 	}
-	progress.end()
+	progress.clear()
 	switch {
 	case errors.Is(err, bench.ErrForeign), errors.Is(err, bench.ErrBadTarget):
 		return command.UsageError(err)

@@ -73,7 +73,7 @@ func hostile(t *testing.T) (api, socket string) {
 			_, _, err = conn.ReadMessage()
 		}
 	})
-	mux.HandleFunc("GET /refused", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /refused/listen_results", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", problem.ContentType)
 		w.WriteHeader(http.StatusForbidden)
 		json.NewEncoder(w).Encode(map[string]any{"status": 403, "detail": evil})

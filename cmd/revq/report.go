@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/schollz/progressbar/v3"
 )
 
 // A report is what `revq send` shows: a line for each text on stdout, and on
@@ -13,28 +11,18 @@ import (
 type report struct {
 	stdout, stderr io.Writer
 	quiet          bool
-	bar            *progressbar.ProgressBar // nil for none
-	bytes          bool                     // the bar counts bytes, not texts
+	progress       *progress // nil for none
+	began          time.Time
+	texts          int   // that are done
+	done, size     int64 // bytes of the input; size is -1 if it is not known
 }
 
 // newReport returns a report on texts from lines of size bytes (-1: unknown),
 // or on those from the arguments, which need no progress.
 func (s *sending) newReport(lines bool, size int64) *report {
-	r := &report{stdout: s.stdout, stderr: s.stderr, quiet: s.quiet, bytes: size >= 0}
-	if lines && !s.quiet && isTerminal(s.stderr) {
-		options := []progressbar.Option{
-			progressbar.OptionSetWriter(s.stderr),
-			progressbar.OptionSetDescription("sending"),
-			progressbar.OptionThrottle(100 * time.Millisecond),
-			progressbar.OptionClearOnFinish(),
-			progressbar.OptionShowCount(),
-		}
-		if r.bytes {
-			options = append(options, progressbar.OptionShowBytes(true))
-		} else {
-			options = append(options, progressbar.OptionShowIts(), progressbar.OptionSetItsString("texts"))
-		}
-		r.bar = progressbar.NewOptions64(size, options...)
+	r := &report{stdout: s.stdout, stderr: s.stderr, quiet: s.quiet, began: time.Now(), size: size}
+	if lines && !s.quiet {
+		r.progress = newProgress(s.stderr)
 	}
 	return r
 }
@@ -44,8 +32,8 @@ func (r *report) print(line string) error {
 	if r.quiet {
 		return nil
 	}
-	if r.bar != nil && isTerminal(r.stdout) {
-		r.bar.Clear() // the line takes its place
+	if isTerminal(r.stdout) {
+		r.progress.clear() // the line takes its place
 	}
 	_, err := fmt.Fprintln(r.stdout, line)
 	return err
@@ -53,29 +41,22 @@ func (r *report) print(line string) error {
 
 // problem writes a line on what went wrong.
 func (r *report) problem(format string, args ...any) {
-	if r.bar != nil {
-		r.bar.Clear()
-	}
+	r.progress.clear()
 	note(r.stderr, format, args...)
 }
 
 // advance shows that batch is done.
 func (r *report) advance(batch []text) {
-	if r.bar == nil {
-		return
+	r.texts += len(batch)
+	for _, t := range batch {
+		r.done += int64(t.size)
 	}
-	n := len(batch)
-	if r.bytes {
-		n = 0
-		for _, t := range batch {
-			n += t.size
-		}
+	rate := float64(r.texts) / time.Since(r.began).Seconds()
+	if r.size > 0 {
+		r.progress.show("sending %3d%%, %d texts, %.0f/s", min(100, 100*r.done/r.size), r.texts, rate)
+	} else {
+		r.progress.show("sending %d texts, %.0f/s", r.texts, rate)
 	}
-	r.bar.Add(n)
 }
 
-func (r *report) end() {
-	if r.bar != nil {
-		r.bar.Finish()
-	}
-}
+func (r *report) end() { r.progress.clear() }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
@@ -22,12 +24,31 @@ func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Reader:                stdin,
 		Writer:                stdout,
 		ErrWriter:             stderr,
-		Commands:              []*cli.Command{up(), send(), listen(), dead(), setup(), handle(), settings(), benchmark(), manual()},
+		Commands:              []*cli.Command{up(), send(), listen(), dead(), setup(), handle(), settings(), benchmark(), manual(), help()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
 				return command.Usagef("there is no command %q: use up, send, listen, dead, setup, handle, settings, bench or man", cmd.Args().First())
 			}
 			return cli.ShowRootCommandHelp(cmd)
+		},
+	}
+}
+
+// help shows what --help does, as many expect.
+func help() *cli.Command {
+	return &cli.Command{
+		Name:      "help",
+		Usage:     "show the help of revq, or of a command",
+		ArgsUsage: "[COMMAND ...]",
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			shown := cmd.Root()
+			for _, name := range cmd.Args().Slice() {
+				if shown = shown.Command(name); shown == nil {
+					return command.Usagef("there is no command %q", strings.Join(cmd.Args().Slice(), " "))
+				}
+			}
+			again := root(cmd.Root().Reader, cmd.Root().Writer, cmd.Root().ErrWriter)
+			return again.Run(ctx, slices.Concat([]string{again.Name}, cmd.Args().Slice(), []string{"--help"}))
 		},
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,8 +30,8 @@ func TestProgress(t *testing.T) {
 		want  string // regular expression for what the terminal shows meanwhile; empty for nothing
 		left  string // and in the end
 	}{
-		"a file":    {[]string{"--file", "texts"}, "", `sending +\d+% \|█* *\| \(.*/2\.1 kB, `, ""},
-		"stdin":     {nil, texts, `sending \(\d+/-, `, ""},
+		"a file":    {[]string{"--file", "texts"}, "", `^\rsending +\d+%, \d+ texts, \d+/s\x1b\[K`, ""},
+		"stdin":     {nil, texts, `^\rsending \d+ texts, \d+/s\x1b\[K`, ""},
 		"quiet":     {[]string{"--quiet", "--file", "texts"}, "", "", ""},
 		"arguments": {[]string{"abc", "def"}, "", "", ""},
 		"with a line that is refused": {[]string{"--file", "bad"}, "", `.`,
@@ -62,6 +63,51 @@ func TestProgress(t *testing.T) {
 				t.Errorf("left on the screen: %q, want %q", got, tt.left)
 			}
 		})
+	}
+}
+
+// TestProgressInNarrowWindow makes the window narrower meanwhile: the line is never wrapped.
+func TestProgressInNarrowWindow(t *testing.T) {
+	t.Parallel()
+	screen, terminal := openTerminal(t)
+	input, feed := io.Pipe()
+	cmd := exec.CommandContext(t.Context(), "revq", "send", "--url", fakeAPI(t))
+	cmd.Stdin, cmd.Stderr = input, terminal
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	terminal.Close()
+	go func() { // until the test closes the pipe
+		for err := error(nil); err == nil; {
+			_, err = io.WriteString(feed, "abcdef\n")
+		}
+	}()
+	columns, narrow := 100, 15
+	for lines := bufio.NewReader(screen); ; {
+		line, err := lines.ReadString('K') // of what erases the rest of the line
+		if err != nil {
+			break // the program has ended
+		}
+		line = strings.TrimSuffix(strings.TrimPrefix(line, "\r"), "\x1b[K")
+		if len(line) > 40 {
+			t.Errorf("wrote %q, %d columns, want at most 40", line, len(line))
+		}
+		switch {
+		case columns > narrow && line != "":
+			if err := unix.IoctlSetWinsize(int(screen.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: uint16(narrow)}); err != nil {
+				t.Fatal(err)
+			}
+			columns = narrow
+		case len(line) == narrow-1:
+			feed.Close()
+		}
+	}
+	feed.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("revq send: %v", err)
+	}
+	if columns > narrow {
+		t.Error("no progress was shown")
 	}
 }
 
@@ -126,10 +172,9 @@ func onScreen(output string) string {
 			screen.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 			line.Reset()
 		case rest[0] == '\r':
-			line.Reset() // what is written over it is as long
-		case strings.HasPrefix(rest, "\x1b[2K"):
-			line.Reset()
-			i += len("\x1b[2K") - 1
+			line.Reset() // what is left of it is erased
+		case strings.HasPrefix(rest, "\x1b[K"):
+			i += len("\x1b[K") - 1 // the carriage return has emptied it
 		default:
 			line.WriteByte(rest[0])
 		}

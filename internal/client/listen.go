@@ -47,8 +47,8 @@ var ErrRefused = errors.New("the server refuses")
 // nil are not.
 type Listener struct {
 	// URLs are those of the system's socket sites, as
-	// ws://localhost:8083/listen_results; the path is ListenPath if there is
-	// none. When a connection is lost, or cannot be made, the next one is tried:
+	// ws://localhost:8083; ListenPath is added to a path that does not end with
+	// it. When a connection is lost, or cannot be made, the next one is tried:
 	// offsets are the same at all sites.
 	URLs []string
 
@@ -92,7 +92,7 @@ func (l *Listener) Run(ctx context.Context) error {
 		return fmt.Errorf("%w: there is none", ErrBadURL)
 	}
 	for _, u := range l.URLs {
-		if err := checkURL(u, "ws", "wss"); err != nil {
+		if _, err := parseURL(u, ListenPath, "ws", "wss"); err != nil {
 			return err
 		}
 	}
@@ -183,12 +183,9 @@ func (l *Listener) moveOn(m feed.Message) {
 
 // address returns the URL to connect to.
 func (l *Listener) address() (*url.URL, error) {
-	u, err := url.Parse(l.URL())
+	u, err := parseURL(l.URL(), ListenPath, "ws", "wss")
 	if err != nil {
-		return nil, err // checkURL has let it pass
-	}
-	if u.Path == "" || u.Path == "/" {
-		u.Path = ListenPath
+		return nil, err // Run has let it pass
 	}
 	query := u.Query()
 	query.Set("format", "json")

@@ -218,10 +218,11 @@ func mayPass(status int) bool {
 // post makes one attempt. It returns a result for each task, and how long the
 // API asks to wait.
 func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, after time.Duration, err error) {
-	if err := checkURL(s.URL, "http", "https"); err != nil {
+	endpoint, err := parseURL(s.URL, QueuePath, "http", "https")
+	if err != nil {
 		return nil, 0, err
 	}
-	url := strings.TrimSuffix(strings.TrimSuffix(s.URL, "/"), QueuePath) + QueuePath
+	url := endpoint.String()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, encode(tasks))
 	if err != nil {
 		return nil, 0, fmt.Errorf("make a request to %s: %w", url, err)
@@ -348,13 +349,16 @@ func (s *Sender) noAnswer(ctx context.Context) error {
 	return &Uncertain{fmt.Errorf("%w: the connection was lost", ErrNoAnswer)}
 }
 
-// checkURL returns an error unless url has one of the schemes and a host.
-func checkURL(rawURL string, schemes ...string) error {
+// parseURL returns the URL of what is at path below rawURL, which may end with
+// the path already. It has to have one of the schemes, and a host.
+func parseURL(rawURL, path string, schemes ...string) (*url.URL, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) {
-		return fmt.Errorf("%w %q: give %s://HOST:PORT", ErrBadURL, rawURL, schemes[0])
+		return nil, fmt.Errorf("%w %q: give %s://HOST:PORT", ErrBadURL, rawURL, schemes[0])
 	}
-	return nil
+	u.RawPath = strings.TrimSuffix(strings.TrimSuffix(u.EscapedPath(), "/"), path) + path
+	u.Path = strings.TrimSuffix(strings.TrimSuffix(u.Path, "/"), path) + path
+	return u, nil
 }
 
 // encode returns tasks as JSON objects, one a line.

@@ -77,6 +77,7 @@ func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 // Try runs cmd with args, and returns nil if it succeeds.
 func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	cmd.Version = Version()
+	cmd.ConfigureShellCompletionCommand = repairCompletion
 	r := runner{in: cmd.Name}
 	r.prepare(cmd)
 	err := cmd.Run(ctx, args)

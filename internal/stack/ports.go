@@ -6,13 +6,37 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"sync"
 )
 
 // ErrInUse means that something else listens on a port that the stack needs.
 var ErrInUse = errors.New("is in use")
 
-// FreePorts returns the first of n ports of 127.0.0.1 in a row that nothing
-// listens on at the moment. They are below those that Linux gives to outgoing
+// loopbacks are this host's addresses that only it can reach. Many clients try
+// ::1 first for localhost; not every host has it.
+var loopbacks = sync.OnceValue(func() []string {
+	ln, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		return []string{"127.0.0.1"}
+	}
+	ln.Close()
+	return []string{"127.0.0.1", "::1"}
+})
+
+// free returns an error if something listens on a port of a loopback address.
+func free(port int) error {
+	for _, host := range loopbacks() {
+		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err != nil {
+			return err
+		}
+		ln.Close()
+	}
+	return nil
+}
+
+// FreePorts returns the first of n ports in a row that nothing listens on at
+// the moment, at any loopback address. They are below those that Linux gives to outgoing
 // connections (32768 and up).
 func FreePorts(n int) (first int, err error) {
 	const least, most = 10_000, 32_767
@@ -20,11 +44,9 @@ search:
 	for range 100 {
 		first = least + rand.IntN(most-least-n)
 		for port := first; port < first+n; port++ {
-			ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-			if err != nil {
+			if free(port) != nil {
 				continue search
 			}
-			ln.Close()
 		}
 		return first, nil
 	}

@@ -176,14 +176,13 @@ func (c *Config) check() (server string, err error) {
 		}
 	}
 	for i := 1; i <= c.APISites+c.SocketSites; i++ {
-		ln, err := net.Listen("tcp", c.site(i))
+		err := free(c.FirstPort + i - 1)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return "", fmt.Errorf("port %d %w: stop what uses it, or give --first-port PORT with %d free ports", c.FirstPort+i-1, ErrInUse, c.APISites+c.SocketSites)
 		}
 		if err != nil {
 			return "", fmt.Errorf("cannot listen: %w; give other ports with --first-port", err)
 		}
-		ln.Close()
 	}
 	if len(c.URLs) > 0 {
 		return "", nil
@@ -208,19 +207,22 @@ const (
 	workerBinary = "revq-worker"
 )
 
-// site returns the address of site i, from 1.
-func (c *Config) site(i int) string {
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.FirstPort+i-1))
+// site returns the flags that have a daemon serve site i, from 1.
+func (c *Config) site(i int) (args []string) {
+	for _, host := range loopbacks() {
+		args = append(args, "--listen", net.JoinHostPort(host, strconv.Itoa(c.FirstPort+i-1)))
+	}
+	return args
 }
 
 func (s *Stack) services(urls []string) []service {
 	var all []service
 	api, socket := service{"api", apiBinary, nil, urls}, service{"socket", socketBinary, nil, urls}
 	for i := range s.cfg.APISites {
-		api.args = append(api.args, "--listen", s.cfg.site(i+1))
+		api.args = append(api.args, s.cfg.site(i+1)...)
 	}
 	for i := range s.cfg.SocketSites {
-		socket.args = append(socket.args, "--listen", s.cfg.site(s.cfg.APISites+i+1))
+		socket.args = append(socket.args, s.cfg.site(s.cfg.APISites+i+1)...)
 	}
 	for _, front := range []service{api, socket} {
 		if len(front.args) > 0 {

@@ -213,6 +213,11 @@ func TestStack(t *testing.T) {
 	received := p.listen()
 	p.roundTrip(1, "abcdef", "fedcba", received)
 	p.roundTrip(2, "second site", "etis dnoces", received)
+	for _, host := range loopbacks(t) {
+		for i := range 3 {
+			awaitPort(t, net.JoinHostPort(host, strconv.Itoa(p.port+i)))
+		}
+	}
 
 	p.kill("revq-worker", 2)
 	p.output.Await(t, "worker-1 ended (signal: killed); starting it again", 1)
@@ -221,7 +226,6 @@ func TestStack(t *testing.T) {
 
 	p.kill("revq-api", 1)
 	p.output.Await(t, "api ended (signal: killed); starting it again", 1)
-	p.output.Await(t, "api      | ", 8) // four lines until it listens at both sites, and four again
 	awaitPort(t, p.site(1))
 	p.roundTrip(1, "after the API", "IPA eht retfa", received)
 
@@ -309,17 +313,19 @@ func TestCannotStart(t *testing.T) {
 
 	t.Run("a port in use", func(t *testing.T) {
 		cfg := stack.DefaultConfig(t.Output())
-		for i := range 3 {
-			cfg.FirstPort = stacktest.Ports(t, 3)
-			ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.FirstPort+i)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = stack.Run(t.Context(), cfg, neverUp)
-			ln.Close()
-			want := fmt.Sprintf("port %d is in use: stop what uses it, or give --first-port PORT with 3 free ports", cfg.FirstPort+i)
-			if err == nil || err.Error() != want {
-				t.Errorf("got %v, want %s", err, want)
+		for _, host := range loopbacks(t) {
+			for i := range 3 {
+				cfg.FirstPort = stacktest.Ports(t, 3)
+				ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(cfg.FirstPort+i)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = stack.Run(t.Context(), cfg, neverUp)
+				ln.Close()
+				want := fmt.Sprintf("port %d is in use: stop what uses it, or give --first-port PORT with 3 free ports", cfg.FirstPort+i)
+				if err == nil || err.Error() != want {
+					t.Errorf("%s: got %v, want %s", host, err, want)
+				}
 			}
 		}
 	})
@@ -341,6 +347,22 @@ func TestCannotStart(t *testing.T) {
 			t.Errorf("got %v, want what is missing", err)
 		}
 	})
+}
+
+// loopbacks returns the addresses at which all sites are served: ::1, too, if the host has it.
+func loopbacks(t *testing.T) []string {
+	t.Helper()
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, a := range addresses {
+		if network, ok := a.(*net.IPNet); ok && network.IP.IsLoopback() {
+			found = append(found, network.IP.String())
+		}
+	}
+	return found
 }
 
 // awaitPort waits until something accepts connections.

@@ -1,0 +1,44 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+)
+
+// What the library's script for Bash does where the package bash-completion is
+// not loaded, as in most containers, and what it does here: Bash's own words
+// do without it.
+const (
+	needsPackage = "  else\n    _get_comp_words_by_ref "
+	mayUse       = "  elif declare -F _get_comp_words_by_ref >/dev/null 2>&1; then\n    _get_comp_words_by_ref "
+)
+
+// repairCompletion has the script for Bash work without bash-completion.
+func repairCompletion(completion *cli.Command) {
+	for _, shell := range completion.Commands {
+		if shell.Name != "bash" {
+			continue
+		}
+		render := shell.Action
+		shell.Action = func(ctx context.Context, cmd *cli.Command) error {
+			root := cmd.Root()
+			out := root.Writer
+			var script bytes.Buffer
+			root.Writer = &script
+			err := render(ctx, cmd)
+			root.Writer = out
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(script.String(), needsPackage) {
+				return errors.New("the script for Bash is not what is known to work")
+			}
+			_, err = out.Write([]byte(strings.Replace(script.String(), needsPackage, mayUse, 1)))
+			return err
+		}
+	}
+}
