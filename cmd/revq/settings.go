@@ -36,7 +36,7 @@ EXAMPLES:
 			if err := command.NoArguments(cmd); err != nil {
 				return err
 			}
-			page, err := renderings[format](program.Sets())
+			page, err := renderings[strings.ToLower(format)](program.Sets())
 			if err != nil {
 				return err
 			}

@@ -67,7 +67,8 @@ func flag(s setting.Setting) cli.Flag {
 
 // check returns what is wrong with values.
 func check(s setting.Setting, values []string) error {
-	if s.Kind == setting.Choice && !slices.Contains(s.Choices, values[0]) {
+	isValue := func(choice string) bool { return strings.EqualFold(choice, values[0]) }
+	if s.Kind == setting.Choice && !slices.ContainsFunc(s.Choices, isValue) {
 		return fmt.Errorf("there is no %s %q: use %s", strings.ReplaceAll(s.Name, "-", " "), values[0], s.Bounds())
 	}
 	if s.Check != nil {

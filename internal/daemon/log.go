@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/revq/revq/internal/setting"
@@ -39,7 +40,7 @@ func (c *logConfig) logger(w *os.File) *slog.Logger {
 			return a
 		}
 	}
-	if c.format == "json" {
+	if strings.EqualFold(c.format, "json") {
 		return slog.New(slog.NewJSONHandler(visible.JSONWriter(w), options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))

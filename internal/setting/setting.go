@@ -54,7 +54,7 @@ type Setting struct {
 	// is 0 where there is none.
 	Min, Max int64
 
-	// Choices are the values that a Choice may have.
+	// Choices are the values that a Choice may have, in any case.
 	Choices []string
 
 	// Pattern is a regular expression that a Text, or each value of a List,
