@@ -97,8 +97,12 @@ func deadShow() *cli.Command {
 				if asJSON {
 					return rabbit.Keep, newLetterWriter(stdout, true).write(l)
 				}
-				_, err := fmt.Fprintf(stdout, "id:       %s\nreason:   %s\ndied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
-					id(l), reason(l), when(l.Died), cmp.Or(visible.Text(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
+				failure := ""
+				if l.Error != "" {
+					failure = fmt.Sprintf("error:    %q\n", l.Error)
+				}
+				_, err := fmt.Fprintf(stdout, "id:       %s\nreason:   %s\n%sdied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
+					id(l), reason(l), failure, when(l.Died), cmp.Or(visible.Text(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
 				return rabbit.Keep, err
 			})
 			return err

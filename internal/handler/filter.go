@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,7 +62,7 @@ func (f *filter) Close() {}
 // run runs the program for j, and returns when no process of its group is left.
 func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
 	cmd := exec.Command(f.program[0], f.program[1:]...)
-	cmd.Env = append(f.env[:len(f.env):len(f.env)],
+	cmd.Env = append(slices.Clip(f.env),
 		"REVQ_TASK_ID="+j.id,
 		"REVQ_QUEUE="+j.queue,
 		"REVQ_ATTEMPT="+strconv.FormatInt(j.attempt, 10),
@@ -117,7 +118,7 @@ func (f *filter) await(ctx context.Context, p *proc.Process, timeout <-chan time
 
 // status returns how a process ended: with an exit status or by a signal.
 func status(s *os.ProcessState) (int, syscall.Signal) {
-	if ws, ok := s.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+	if ws, ok := s.Sys().(syscall.WaitStatus); ok && ws.Signal() > 0 { // -1: it exited
 		return 0, ws.Signal()
 	}
 	return s.ExitCode(), 0
