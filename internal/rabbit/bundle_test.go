@@ -341,6 +341,37 @@ func FuzzDigests(f *testing.F) {
 	})
 }
 
+// FuzzEntries reads any message of the stream: each entry is a proper result, or
+// says why not under an id that listeners can be told.
+func FuzzEntries(f *testing.F) {
+	two := encodeBundle([]unsent{{result: result(1)}, {result: task.Result{ID: "x", Text: strings.Repeat("x", 200), Of: 7}}})
+	f.Add(two.ContentType, two.MessageId, two.Headers[digestHeader].(string), two.Body)
+	f.Add("text/plain", "a", "0123456789abcdef", []byte("text"))
+	f.Add(bundleType, "a b", "", []byte("bad"))
+	f.Add("", "", "", []byte{0xff})
+	f.Fuzz(func(t *testing.T, contentType, id, digests string, body []byte) {
+		const most = 100
+		entries, err := decodeEntries(nil, amqp.Delivery{
+			Headers:     amqp.Table{offsetHeader: int64(3), digestHeader: digests},
+			ContentType: contentType, MessageId: id, Body: body,
+		}, most)
+		if err != nil || len(entries) == 0 || len(entries) > places {
+			t.Fatalf("%d entries, %v", len(entries), err)
+		}
+		for i, e := range entries {
+			r := e.result
+			switch {
+			case e.offset != 3*places+int64(i):
+				t.Errorf("entry %d is at %d", i, e.offset)
+			case e.invalid == nil && (r.Lost != "" || checkResult(r, most) != nil):
+				t.Errorf("a proper result is %+v", r)
+			case e.invalid != nil && (r.Lost == "" || r.Text != "" || r.ID != "" && task.CheckID(r.ID) != nil):
+				t.Errorf("one that is none is %+v", r)
+			}
+		}
+	})
+}
+
 func FuzzBundle(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(appendRecord(nil, result(1)))
