@@ -6,15 +6,16 @@ import (
 	"sync"
 )
 
-// How much of a log an excerpt keeps. RabbitMQ says in its first errors what is wrong; dozens of lines
-// about the processes that go down with it follow.
+// How much of a log an excerpt keeps. RabbitMQ's first errors say what is
+// wrong. Dozens of lines about processes that end because of it follow.
 const (
 	excerptErrors = 8
 	excerptLast   = 4
-	excerptWidth  = 300 // bytes of a line: some are kilobytes long
+	excerptWidth  = 300 // bytes of a line; some lines have kilobytes
 )
 
-// An excerpt keeps the first errors and the last lines of the log that is written to it.
+// An excerpt keeps the first errors and the last lines of the log that is
+// written to it.
 type excerpt struct {
 	mu     sync.Mutex
 	line   []byte // the beginning of an unfinished line
@@ -37,7 +38,7 @@ func (e *excerpt) Write(p []byte) (int, error) {
 
 func (e *excerpt) add(line string) {
 	switch {
-	case line == "" || strings.HasSuffix(line, ">"): // nothing after the time, level and process
+	case line == "" || strings.HasSuffix(line, ">"): // a line with only time, level and process
 	case strings.Contains(line, "[error]") && len(e.errors) < excerptErrors:
 		e.errors = append(e.errors, line)
 	default:

@@ -1,8 +1,10 @@
-// Package node runs a private RabbitMQ node: for `revq up`, and for tests on a real broker.
+// Package node runs a private RabbitMQ node, for `revq up` and for tests with a
+// real broker.
 //
-// A node lives in one directory and leaves no trace outside of it: not in /etc/rabbitmq or /var, not
-// in the user's home, and no epmd daemon. It listens on the loopback interface only, has a cookie and
-// a password of its own, and ends with the program ([proc.Group]). It needs no privileges.
+// A node keeps its files in one directory and changes nothing outside of it:
+// not /etc/rabbitmq, /var or the user's home. It leaves no epmd daemon. It
+// listens on the loopback interface only, has its own cookie and password, and
+// ends with the program ([proc.Group]). It needs no privileges.
 package node
 
 import (
@@ -31,37 +33,42 @@ import (
 
 const (
 	user = "revq"
-	// nodeName can be the same for all: each node has an epmd of its own. It is part of the data's
-	// path, so a directory must always be used under the same name.
+	// nodeName can be the same for all nodes, because each has its own epmd. It
+	// is part of the path of the data, so it must stay the same for a
+	// directory.
 	nodeName = "revq@localhost"
 
-	suspendTimeout = 10 * time.Second // it takes milliseconds, unless the machine is very busy
+	suspendTimeout = 10 * time.Second // takes milliseconds, unless the machine is very busy
 
 	pollEvery = 20 * time.Millisecond // while waiting for a port to answer; a refused dial costs microseconds
 )
 
 // Config says what node to run.
 type Config struct {
-	// Server is the path of the rabbitmq-server script. Default: what [Find] returns.
+	// Server is the path of the rabbitmq-server script. Default: what [Find]
+	// returns.
 	Server string
 
-	// Dir holds everything of the node: data, logs, configuration, cookie, password. It is created if
-	// missing, readable by its owner only. A node started again in it finds its data. Required.
+	// Dir holds all files of the node: data, logs, configuration, cookie,
+	// password. It is created if it is missing, readable by its owner only. A
+	// node that is started again in it finds its data. Required.
 	Dir string
 
 	// Port is the AMQP port on 127.0.0.1. Default 0: a free one.
 	Port int
 
-	// Log receives the server's log as well as the file rabbitmq.log in Dir. Default: the file only.
+	// Log receives the server's log, as does the file rabbitmq.log in Dir.
+	// Default: the file only.
 	Log io.Writer
 
-	// Extra are further lines of rabbitmq.conf, such as "consumer_timeout = 5000": tests shorten the
-	// broker's times with them. They come last and so win over the node's own lines.
+	// Extra are further lines of rabbitmq.conf, such as "consumer_timeout =
+	// 5000", with which tests shorten the broker's timeouts. They override the
+	// node's own lines.
 	Extra []string
 }
 
-// A Node is a RabbitMQ node of our own. Its methods may be called from several goroutines, except that
-// Stop, Kill and Restart are for one at a time.
+// A Node is a private RabbitMQ node. Its methods may be called from several
+// goroutines, but only one at a time may call Stop, Kill and Restart.
 type Node struct {
 	cfg      Config
 	group    *proc.Group
@@ -74,11 +81,11 @@ type Node struct {
 	server *proc.Process
 	log    *excerpt
 	pid    int  // of beam, the Erlang virtual machine
-	asked  bool // Stop or Kill was called: the server's end is no surprise
+	asked  bool // Stop or Kill was called, so the server's end is no error
 }
 
-// Start starts a node and waits until it accepts a login, which takes seconds: bound it with ctx.
-// A node that cannot be started is not left running.
+// Start starts a node and waits until it accepts a login, which takes seconds;
+// ctx limits the time. If it fails, it leaves nothing running.
 func Start(ctx context.Context, group *proc.Group, cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, group: group}
 	if err := n.prepare(ctx); err != nil {
@@ -151,7 +158,8 @@ func (n *Node) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-// secret returns the content of a file, which is made up if there is none.
+// secret returns the content of a file, which it creates with random content if
+// it is missing.
 func (n *Node) secret(name string, mode os.FileMode) (string, error) {
 	content, err := os.ReadFile(n.path(name))
 	if errors.Is(err, os.ErrNotExist) {
@@ -163,16 +171,17 @@ func (n *Node) secret(name string, mode os.FileMode) (string, error) {
 
 func (n *Node) path(name string) string { return filepath.Join(n.cfg.Dir, name) }
 
-// env is the whole environment of the server and its tools. Nothing of ours that would change their
-// behaviour (RABBITMQ_*, ERL_*, NOTIFY_SOCKET) gets through.
+// env returns the whole environment of the server and its tools. It has none of
+// this program's variables that would change their behaviour (RABBITMQ_*,
+// ERL_*, NOTIFY_SOCKET).
 func (n *Node) env() []string {
 	env := []string{
 		"HOME=" + n.path("home"),
 		"RABBITMQ_NODENAME=" + nodeName,
 		"RABBITMQ_DIST_PORT=" + strconv.Itoa(n.distPort),
-		"RABBITMQ_MNESIA_BASE=" + n.path("data"), // quorum, stream and feature flag files default to below it
+		"RABBITMQ_MNESIA_BASE=" + n.path("data"), // quorum, stream and feature flag files default to directories below it
 		"RABBITMQ_LOG_BASE=" + n.path("log"),
-		"RABBITMQ_LOGS=-", // to standard output, that is to us
+		"RABBITMQ_LOGS=-", // to standard output, which this program reads
 		"RABBITMQ_PID_FILE=" + n.path("pid"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + n.path("enabled_plugins"),
 		"RABBITMQ_CONF_ENV_FILE=" + n.path("env.conf"),
@@ -180,20 +189,23 @@ func (n *Node) env() []string {
 		"RABBITMQ_CONFIG_FILES=" + n.path("conf.d"), // does not exist
 		"RABBITMQ_ADVANCED_CONFIG_FILE=" + n.path("advanced.config"),
 		"RABBITMQ_GENERATED_CONFIG_DIR=" + n.path("data"),
-		// Several nodes that bind their schedulers to cores would all choose the same ones.
+		// Several nodes that bind their schedulers to cores would all choose
+		// the same ones.
 		"RABBITMQ_SCHEDULER_BIND_TYPE=u",
-		// Two arguments a word each: the script splits them at blanks.
+		// The script splits this at blanks.
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
 		"RABBITMQ_CTL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
-		// The script then becomes the Erlang virtual machine, as it does under systemd. Otherwise it
-		// stays its parent, and a shell that dies by SIGKILL leaves the machine running. The machine
-		// itself takes SIGTERM for an orderly shut-down.
+		// With this, the script becomes the Erlang virtual machine, as under
+		// systemd. Without it, a shell remains as the parent; killed with
+		// SIGKILL, it would leave the virtual machine running. On SIGTERM, the
+		// virtual machine itself shuts down in an orderly way.
 		"RUNNING_UNDER_SYSTEMD=true",
 		"ERL_EPMD_ADDRESS=127.0.0.1",
 		"ERL_EPMD_PORT=" + strconv.Itoa(n.epmdPort),
-		// Erlang would start an epmd that is missing as a daemon, which stays for good.
+		// Otherwise Erlang would start a missing epmd as a daemon that never
+		// ends.
 		"ERL_FLAGS=-start_epmd false",
-		"ERL_CRASH_DUMP_SECONDS=0", // no dump of the heap: its place and size are not ours to guess
+		"ERL_CRASH_DUMP_SECONDS=0", // no dump of the heap, which can be large
 	}
 	for _, name := range []string{"PATH", "LANG", "LC_ALL", "LOCALE_ARCHIVE", "TZ", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
@@ -203,7 +215,8 @@ func (n *Node) env() []string {
 	return env
 }
 
-// startEpmd starts Erlang's name server, in the foreground and on a port of its own, and waits for it.
+// startEpmd starts Erlang's name server in the foreground, on its own port, and
+// waits until it answers.
 func (n *Node) startEpmd(ctx context.Context) error {
 	log := new(excerpt)
 	cmd := exec.Command(n.tools.epmd, "-port", strconv.Itoa(n.epmdPort), "-address", "127.0.0.1")
@@ -260,7 +273,8 @@ func (n *Node) start(ctx context.Context) error {
 		return fmt.Errorf("start RabbitMQ in %s: %w; from its log:%s\nfull log: %s",
 			n.cfg.Dir, err, log, n.path("rabbitmq.log"))
 	}
-	// The server notes its own id, which is another one should some wrapper have stayed its parent.
+	// The server writes its own process id, which differs from the child's if a
+	// wrapper remains as its parent.
 	if content, err := os.ReadFile(n.path("pid")); err == nil {
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(content))); err == nil {
 			n.mu.Lock()
@@ -271,7 +285,8 @@ func (n *Node) start(ctx context.Context) error {
 	return nil
 }
 
-// login opens an AMQP connection and closes it: the port answers before the users can log in.
+// login opens an AMQP connection and closes it. The port accepts connections
+// before users can log in.
 func (n *Node) login() error {
 	conn, err := amqp.DialConfig(n.URL(), amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
 	if err == nil {
@@ -280,10 +295,12 @@ func (n *Node) login() error {
 	return err
 }
 
-// URL returns the AMQP URL of the node with its user and password, for the virtual host "/".
+// URL returns the AMQP URL of the node with its user and password, for the
+// virtual host "/".
 func (n *Node) URL() string { return n.VhostURL("/") }
 
-// VhostURL returns the AMQP URL of the node with its user and password for a virtual host.
+// VhostURL returns the AMQP URL of the node with its user and password for a
+// virtual host.
 func (n *Node) VhostURL(vhost string) string {
 	u := url.URL{Scheme: "amqp", User: url.UserPassword(user, n.password), Host: addr(n.cfg.Port)}
 	return u.String() + "/" + url.PathEscape(vhost)
@@ -292,21 +309,24 @@ func (n *Node) VhostURL(vhost string) string {
 // User returns the name of the node's only user, an administrator.
 func (n *Node) User() string { return user }
 
-// Pid returns the process id of the Erlang virtual machine that runs the server.
+// Pid returns the process id of the Erlang virtual machine that runs the
+// server.
 func (n *Node) Pid() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.pid
 }
 
-// Done is closed when the server that was started last has ended, unasked or not: see [Node.Err].
+// Done is closed when the server that was started last has ended. [Node.Err]
+// tells whether that was asked for.
 func (n *Node) Done() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.server.Done()
 }
 
-// Err returns an error with an excerpt of the log when the server has ended unasked, and nil otherwise.
+// Err returns an error with an excerpt of the log if the server has ended
+// although neither Stop nor Kill was called, and nil otherwise.
 func (n *Node) Err() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -322,8 +342,8 @@ func (n *Node) Err() error {
 		status(n.server), n.log, n.path("rabbitmq.log"))
 }
 
-// Stop shuts the server down in good order, which takes a second or two. When ctx ends before, it is
-// killed and an error returned.
+// Stop shuts the server down in an orderly way, which takes a second or two. If
+// ctx ends first, it kills the server and returns an error.
 func (n *Node) Stop(ctx context.Context) error {
 	server, pid := n.ask()
 	select {
@@ -332,7 +352,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	default:
 	}
 	syscall.Kill(pid, syscall.SIGTERM)
-	syscall.Kill(pid, syscall.SIGCONT) // a suspended process would not notice
+	syscall.Kill(pid, syscall.SIGCONT) // a suspended process does not handle SIGTERM
 	select {
 	case <-server.Done():
 		return nil
@@ -343,22 +363,23 @@ func (n *Node) Stop(ctx context.Context) error {
 	}
 }
 
-// Kill ends the server as kill -9 does, and waits for its end. RabbitMQ notes a new quorum queue on disk only
-// half a second after its declaration; killed before, it comes back with a queue that never answers. See
-// [Node.Sync].
+// Kill ends the server with SIGKILL and waits for its end. RabbitMQ writes a
+// new quorum queue to disk half a second after its declaration. If it is killed
+// before that, the queue never answers after a restart: see [Node.Sync].
 func (n *Node) Kill() {
 	server, _ := n.ask()
 	server.Kill()
 	<-server.Done()
 }
 
-// Sync makes the server write to disk which quorum queues it has, so that those just declared survive Kill.
-// Confirmed messages are on disk without it.
+// Sync makes the server write the list of its quorum queues to disk, so that
+// new ones survive Kill. Confirmed messages are on disk without it.
 func (n *Node) Sync(ctx context.Context) error {
 	_, err := n.Eval(ctx, `[ok = dets:sync(Table) || Table <- dets:all()]`)
 	return err
 }
 
+// ask marks the server's end as asked for.
 func (n *Node) ask() (server *proc.Process, pid int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -366,8 +387,9 @@ func (n *Node) ask() (server *proc.Process, pid int) {
 	return n.server, n.pid
 }
 
-// Restart starts the server again with the same data, port, user and password, and waits until it
-// accepts a login. One that still runs is stopped before.
+// Restart starts the server again with the same data, port, user and password,
+// and waits until it accepts a login. A server that still runs is stopped
+// first.
 func (n *Node) Restart(ctx context.Context) error {
 	if err := n.Stop(ctx); err != nil {
 		return err
@@ -375,8 +397,8 @@ func (n *Node) Restart(ctx context.Context) error {
 	return n.start(ctx)
 }
 
-// Suspend stops the server's process with SIGSTOP: its connections stay open and nothing answers. It
-// returns once that is so.
+// Suspend stops the server's process with SIGSTOP and waits until it is
+// stopped. Its connections stay open and nothing answers.
 func (n *Node) Suspend() error {
 	if err := n.signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -386,8 +408,8 @@ func (n *Node) Suspend() error {
 	return poll(ctx, n.Done(), n.suspended)
 }
 
-// suspended returns an error if one of the server's threads still runs: each gets the signal when it
-// comes to it. Where there is no /proc to tell, it is taken for granted.
+// suspended returns an error if one of the server's threads still runs: the
+// threads stop one after another.
 func (n *Node) suspended() error {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", n.Pid()))
 	for _, thread := range threads {
@@ -399,7 +421,7 @@ func (n *Node) suspended() error {
 	return nil
 }
 
-// Resume lets a suspended server go on.
+// Resume lets a suspended server run again.
 func (n *Node) Resume() error { return n.signal(syscall.SIGCONT) }
 
 func (n *Node) signal(sig syscall.Signal) error {
@@ -413,7 +435,7 @@ func (n *Node) signal(sig syscall.Signal) error {
 	}
 }
 
-// status says how a process ended.
+// status returns how a process ended.
 func status(p *proc.Process) error {
 	if err := p.Err(); err != nil {
 		return err

@@ -19,12 +19,13 @@ import (
 	"github.com/revq/revq/internal/proc"
 )
 
-// TestLife takes one node through all that can happen to it.
+// TestLife is the life of one node: configured, suspended, killed, restarted,
+// stopped.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	ctx, n := start(t, Config{Extra: []string{"consumer_timeout = 61000"}})
 
-	t.Run("takes extra configuration", func(t *testing.T) {
+	t.Run("reads extra configuration", func(t *testing.T) {
 		got, err := n.Eval(ctx, `application:get_env(rabbit, consumer_timeout)`)
 		if err != nil || got != "{ok, 61000}" {
 			t.Errorf("Eval() = %q, %v", got, err)
@@ -91,7 +92,7 @@ func TestLife(t *testing.T) {
 			}
 		}
 	})
-	t.Run("goes on after a suspension", func(t *testing.T) {
+	t.Run("answers again after a suspension", func(t *testing.T) {
 		if err := n.Suspend(); err != nil {
 			t.Fatal(err)
 		}
@@ -127,7 +128,7 @@ func TestLife(t *testing.T) {
 			t.Error("the message is lost")
 		}
 	})
-	t.Run("shows an end that nobody asked for", func(t *testing.T) {
+	t.Run("reports an end that was not asked for", func(t *testing.T) {
 		if err := n.Err(); err != nil {
 			t.Errorf("Err() of a running node = %v", err)
 		}
@@ -139,7 +140,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("Err() = %v, want how it ended", err)
 		}
 	})
-	t.Run("stops in good order, even suspended", func(t *testing.T) {
+	t.Run("stops in an orderly way, even when suspended", func(t *testing.T) {
 		if err := n.Restart(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +158,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("second Stop() = %v", err)
 		}
 	})
-	t.Run("is the same in the same directory", func(t *testing.T) {
+	t.Run("keeps data and password in its directory", func(t *testing.T) {
 		// Another group, as in another run of the program.
 		_, again := start(t, Config{Dir: n.cfg.Dir})
 		if again.password != n.password {
@@ -260,7 +261,7 @@ func TestExcerpt(t *testing.T) {
 		{"nothing", "", ""},
 		{"lines without text", "a\n\n2026-11-23 [error] <0.1.0> \nb\n", "\n  a\n  b"},
 		{"the last lines", "1\n2\n3\n4\n5\n6\n", "\n  3\n  4\n  5\n  6"},
-		{"an error long ago", "[error] why\n1\n2\n3\n4\n5\n", "\n  [error] why\n  ...\n  2\n  3\n  4\n  5"},
+		{"an early error", "[error] why\n1\n2\n3\n4\n5\n", "\n  [error] why\n  ...\n  2\n  3\n  4\n  5"},
 		{"the first errors", strings.Repeat("[error] x\n", 20), strings.Repeat("\n  [error] x", 8) + "\n  ..." + strings.Repeat("\n  [error] x", 4)},
 		{"a long line", strings.Repeat("x", 1000) + "\n", "\n  " + strings.Repeat("x", excerptWidth)},
 	}
@@ -279,7 +280,8 @@ func TestExcerpt(t *testing.T) {
 	}
 }
 
-// setup returns a group of processes that ends with the test, and a context that ends well before.
+// setup returns a group of processes that ends with the test, and a context
+// that ends well before.
 func setup(t *testing.T) (context.Context, *proc.Group) {
 	t.Helper()
 	group, err := proc.NewGroup("")
@@ -296,7 +298,8 @@ func setup(t *testing.T) (context.Context, *proc.Group) {
 	return ctx, group
 }
 
-// start starts a node that ends with the test. (rabbittest, which does the same, is built on this package.)
+// start starts a node that ends with the test. Package rabbittest does the
+// same, but imports this one.
 func start(t *testing.T, cfg Config) (context.Context, *Node) {
 	t.Helper()
 	if _, err := Find(); errors.Is(err, ErrNotFound) && os.Getenv("CI") == "" {
@@ -343,13 +346,14 @@ func publish(t *testing.T, n *Node) {
 	}
 }
 
-// kept says whether the queue still holds its one message. (It is fetched, not counted: after a restart a
-// quorum queue's count is wrong for seconds.)
+// kept reports whether the queue still holds its one message. It gets the
+// message, because the count of a quorum queue is wrong for seconds after a
+// restart.
 func kept(t *testing.T, n *Node) bool {
 	t.Helper()
 	ch := channel(t, n)
-	// A quorum queue takes a moment to give back what was unacknowledged
-	// when its node ended, and seems empty meanwhile.
+	// A quorum queue seems empty until it has requeued what was unacknowledged
+	// when its node ended.
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.After(10 * time.Second); ; {

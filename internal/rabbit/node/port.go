@@ -7,15 +7,16 @@ import (
 	"strconv"
 )
 
-// Ports are chosen below the ephemeral ones (32768 and up on Linux). From those, the system could give
-// a stopped node's port to some outgoing connection before Restart; and a client that dials such a port
-// of 127.0.0.1 again and again may one day be connected to itself.
+// Ports are chosen below the ephemeral ones (32768 and up). The system could
+// give an ephemeral port of a stopped node to an outgoing connection before
+// Restart, and a client that keeps dialing an ephemeral port of 127.0.0.1 can
+// get connected to itself.
 const (
 	minPort = 10_000
 	maxPort = 32_767
 )
 
-// freePort returns a port of 127.0.0.1 that nothing listens on.
+// freePort returns a port of 127.0.0.1 on which nothing listens.
 func freePort() (int, error) {
 	for range 100 {
 		if port := minPort + rand.IntN(maxPort-minPort+1); isFree(port) {

@@ -10,15 +10,16 @@ import (
 	"strings"
 )
 
-// tools are the programs beside the server that a node needs.
+// tools are the programs that a node needs besides the server.
 type tools struct {
 	epmd    string
 	erlCall string // "" if the Erlang installation lacks it
 	ctl     string
 }
 
-// toolsScript prints where epmd and erl_call are. Which Erlang is used is up to the server's scripts:
-// those of Nix extend PATH in rabbitmq-env.
+// toolsScript prints the paths of epmd and erl_call, or an empty line. The
+// server's scripts decide which Erlang is used: those of Nix extend PATH in
+// rabbitmq-env.
 const toolsScript = `
 if [ -r "$1/rabbitmq-env" ]; then RABBITMQ_SCRIPTS_DIR=$1; . "$1/rabbitmq-env"; fi
 command -v epmd || echo
@@ -35,12 +36,12 @@ func findTools(ctx context.Context, server string, env []string) (tools, error) 
 	cmd.Env = env
 	out, err := cmd.Output()
 	if err != nil {
-		return tools{}, fmt.Errorf("look for the programs that belong to %s: %w", server, err)
+		return tools{}, fmt.Errorf("find the programs that belong to %s: %w", server, err)
 	}
 	epmd, erlCall, _ := strings.Cut(string(out), "\n")
 	t := tools{epmd: epmd, erlCall: strings.TrimSpace(erlCall), ctl: filepath.Join(dir, "rabbitmqctl")}
 	if t.epmd == "" {
-		return tools{}, fmt.Errorf("%s finds no epmd in PATH: install Erlang completely (Debian: erlang-base)", server)
+		return tools{}, fmt.Errorf("%s finds no epmd in PATH: install all of Erlang (Debian: erlang-base)", server)
 	}
 	if _, err := os.Stat(t.ctl); err != nil {
 		t.ctl = filepath.Join(filepath.Dir(server), "rabbitmqctl")
@@ -48,22 +49,23 @@ func findTools(ctx context.Context, server string, env []string) (tools, error) 
 	return t, nil
 }
 
-// Ctl runs rabbitmqctl against the node and returns its standard output. It takes a second or more:
-// Erlang starts for it. [Node.Eval] is much faster.
+// Ctl runs rabbitmqctl on the node and returns its standard output. It takes a
+// second or more, because it starts Erlang. [Node.Eval] is much faster.
 func (n *Node) Ctl(ctx context.Context, args ...string) (string, error) {
 	return n.run(ctx, "", n.tools.ctl, args...)
 }
 
-// Eval evaluates an Erlang expression in the server and returns the result as Erlang writes it. It takes
-// some milliseconds where Erlang's erl_call is installed, and as long as [Node.Ctl] elsewhere; the two
-// may write the same term in different ways.
+// Eval evaluates an Erlang expression in the server and returns the result as
+// Erlang writes it. It takes some milliseconds where Erlang's erl_call is
+// installed. Elsewhere it uses rabbitmqctl, takes as long as [Node.Ctl], and
+// may write the same term in another way.
 func (n *Node) Eval(ctx context.Context, erlang string) (string, error) {
 	if n.tools.erlCall == "" {
 		out, err := n.Ctl(ctx, "eval", erlang+".")
 		return strings.TrimSpace(out), err
 	}
-	// The expression goes by standard input, and the cookie is read from HOME: neither is on a command
-	// line for others to see.
+	// The expression is sent to standard input and the cookie is read from
+	// HOME, so that other users see neither on a command line.
 	out, err := n.run(ctx, erlang+".\n", n.tools.erlCall, "-sname", nodeName, "-R", "-e")
 	if err != nil {
 		return "", err

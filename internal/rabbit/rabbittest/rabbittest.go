@@ -1,10 +1,11 @@
-// Package rabbittest gives tests a real RabbitMQ: one node for all tests of a package, started by the
-// first that asks for it, with a virtual host for each test. A package that uses it declares
+// Package rabbittest runs a real RabbitMQ for tests: one node for all tests of
+// a package, which the first test that needs it starts, and a virtual host for
+// each test. A package that uses it declares
 //
 //	func TestMain(m *testing.M) { rabbittest.Main(m) }
 //
-// On a machine without RabbitMQ such tests are skipped, and fail where the variable CI is set. However
-// the test run ends, its nodes end with it.
+// On a machine without RabbitMQ such tests are skipped; if the variable CI is
+// set, they fail. The nodes end with the test run, however it ends.
 package rabbittest
 
 import (
@@ -31,7 +32,7 @@ const (
 	evalTimeout  = 30 * time.Second
 )
 
-// Main runs the tests and stops what they started. It does not return.
+// Main runs the tests, stops what they started, and exits.
 func Main(m *testing.M) {
 	code := m.Run()
 	if err := shared.close(); err != nil {
@@ -41,7 +42,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// shared is the node of the whole package run.
+// shared is the node that all tests of the package share.
 var shared lazyNode
 
 type lazyNode struct {
@@ -61,10 +62,11 @@ func (l *lazyNode) close() error {
 	if l.group == nil {
 		return nil
 	}
-	return l.group.Close() // its data is thrown away: no need for an orderly end
+	return l.group.Close() // kills the node, whose data nobody needs
 }
 
-// start starts a node in a temporary directory, which goes when the group is closed.
+// start starts a node in a temporary directory, which is removed when the group
+// is closed.
 func start(extraConfig ...string) (*proc.Group, *node.Node, error) {
 	server, err := node.Find()
 	if err != nil {
@@ -87,8 +89,8 @@ func start(extraConfig ...string) (*proc.Group, *node.Node, error) {
 	return group, n, nil
 }
 
-// Node returns the node that all tests of the package share. A test that stops, slows or reconfigures
-// a node uses [StartNode] instead.
+// Node returns the node that all tests of the package share. A test that stops,
+// slows down or configures its node uses [StartNode] instead.
 func Node(t testing.TB) *node.Node {
 	t.Helper()
 	n, err := shared.get()
@@ -96,7 +98,8 @@ func Node(t testing.TB) *node.Node {
 	return n
 }
 
-// StartNode starts a node for this test alone, with further lines of rabbitmq.conf. It ends with the test.
+// StartNode starts a node for this test only, with further lines of
+// rabbitmq.conf. It ends with the test.
 func StartNode(t testing.TB, extraConfig ...string) *node.Node {
 	t.Helper()
 	group, n, err := start(extraConfig...)
@@ -109,7 +112,7 @@ func StartNode(t testing.TB, extraConfig ...string) *node.Node {
 	return n
 }
 
-// check skips or fails a test that got no node.
+// check skips or fails the test if err is not nil.
 func check(t testing.TB, err error) {
 	t.Helper()
 	switch {
@@ -121,7 +124,7 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// Restart starts a test's own node again, and waits until it takes connections.
+// Restart restarts a test's own node and waits until it accepts connections.
 func Restart(t testing.TB, n *node.Node) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
@@ -131,8 +134,9 @@ func Restart(t testing.TB, n *node.Node) {
 	}
 }
 
-// URL returns the AMQP URL of a new virtual host on the shared node. The URL's user may do anything
-// there. The virtual host goes, and closes its connections, when the test ends.
+// URL returns the AMQP URL of a new virtual host on the shared node. The URL's
+// user may do anything there. When the test ends, the virtual host is deleted
+// and its connections are closed.
 func URL(t testing.TB) string {
 	t.Helper()
 	return NewVhost(t, Node(t))
@@ -157,8 +161,9 @@ func NewVhost(t testing.TB, n *node.Node) string {
 	return n.VhostURL(vhost)
 }
 
-// User makes a user called role with the given permissions in the virtual host that url names, and returns the URL
-// with which that user logs in. The user goes when the test ends.
+// User creates a user with the given permissions in the virtual host of url,
+// and returns the URL with which that user logs in. role is the beginning of
+// the user's name. The user is deleted when the test ends.
 func User(t testing.TB, n *node.Node, url, role, configure, write, read string) string {
 	t.Helper()
 	uri, err := amqp.ParseURI(url)
@@ -174,11 +179,13 @@ func User(t testing.TB, n *node.Node, url, role, configure, write, read string) 
 	return uri.String()
 }
 
-// CloseConnections makes the broker close client connections of the virtual host that url names, as an
-// operator would (320, CONNECTION_FORCED), and returns how many there were: those with the given name (the
-// client's property connection_name), all if it is empty.
+// CloseConnections makes the broker close client connections in the virtual
+// host of url, as an operator does (320, CONNECTION_FORCED), and returns how
+// many it closed: those with the given name (the client's property
+// connection_name), or all if name is "".
 //
-// A connection may end of itself meanwhile, in whatever way, instead of answering: hence the exits caught.
+// The expression catches exits because a connection may end by itself before it
+// answers.
 func CloseConnections(t testing.TB, n *node.Node, url, name string) int {
 	t.Helper()
 	return number(t, eval(t, n, `Asked = fun(Pid) ->
@@ -193,8 +200,9 @@ func CloseConnections(t testing.TB, n *node.Node, url, name string) int {
 		length(Pids)`, vhostOf(url), binary(name)))
 }
 
-// SetAlarm raises the memory alarm: the broker blocks every connection that publishes, so n should be
-// the test's own node ([StartNode]). The alarm ends with [ClearAlarm].
+// SetAlarm raises the memory alarm until [ClearAlarm]. The broker then blocks
+// every connection that publishes, so n should be the test's own node
+// ([StartNode]).
 func SetAlarm(t testing.TB, n *node.Node) {
 	t.Helper()
 	alarm(t, n, `set_alarm({{resource_limit, memory, node()}, []})`, true)
@@ -206,16 +214,18 @@ func ClearAlarm(t testing.TB, n *node.Node) {
 	alarm(t, n, `clear_alarm({resource_limit, memory, node()})`, false)
 }
 
-// alarm calls a function of the broker, and asks whether the alarm is as it is to be: that question is
-// answered only after the connections were told.
+// alarm calls a function of the broker and checks that the alarm is set or
+// cleared. The broker answers that check only after it has told the
+// connections.
 func alarm(t testing.TB, n *node.Node, call string, set bool) {
 	t.Helper()
 	eval(t, n, `rabbit_alarm:%s, %t = lists:keymember({resource_limit, memory, node()}, 1, rabbit_alarm:get_alarms())`, call, set)
 }
 
-// QueueLength returns the number of messages, ready and unacknowledged, of a classic or quorum queue in
-// the virtual host that url names, as of now: the figures that the broker shows lag by seconds for
-// quorum queues, whose leader is asked here.
+// QueueLength returns the current number of messages, ready and unacknowledged,
+// of a classic or quorum queue in the virtual host of url. It asks the leader
+// of a quorum queue, because the figures that the broker shows for those are
+// seconds old.
 func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
 	t.Helper()
 	return number(t, eval(t, n, `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(%s, queue, %s)),
@@ -227,7 +237,8 @@ func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
 		end`, vhostOf(url), binary(queue)))
 }
 
-// eval evaluates an Erlang expression in the node and fails the test if that fails.
+// eval evaluates an Erlang expression in the node. It fails the test if that
+// fails.
 func eval(t testing.TB, n *node.Node, format string, args ...any) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), evalTimeout)
@@ -248,8 +259,8 @@ func number(t testing.TB, s string) int {
 	return i
 }
 
-// binary writes s, plain printable ASCII, as an Erlang binary.
+// binary returns s, which must be printable ASCII, as an Erlang binary.
 func binary(s string) string { return fmt.Sprintf("<<%q>>", s) }
 
-// vhostOf returns the virtual host of a URL that NewVhost made, as an Erlang binary.
+// vhostOf returns the virtual host of a URL from NewVhost, as an Erlang binary.
 func vhostOf(url string) string { return binary(url[strings.LastIndexByte(url, '/')+1:]) }

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { rabbittest.Main(m) }
 
-// asVictim makes TestVictim the test run that TestKilledRun ends; its value is where its nodes live.
+// asVictim makes TestVictim the test run that TestKilledRun kills.
 const asVictim = "REVQ_RABBITTEST_VICTIM"
 
 func TestVictim(t *testing.T) {
@@ -30,8 +30,8 @@ func TestVictim(t *testing.T) {
 	select {}
 }
 
-// TestKilledRun ends a test run in the middle and sees its RabbitMQ go. The guard holds the run's standard
-// error: its end tells that everything has been cleared up.
+// TestKilledRun kills a test run and expects its RabbitMQ to end. The guard
+// keeps the run's standard error open until it has removed everything.
 func TestKilledRun(t *testing.T) {
 	rabbittest.Node(t) // skips where there is no RabbitMQ
 	tests := []struct {
@@ -39,7 +39,7 @@ func TestKilledRun(t *testing.T) {
 		signal syscall.Signal
 	}{
 		{"kill -9", syscall.SIGKILL},
-		{"as by -timeout, with a stack dump", syscall.SIGQUIT},
+		{"SIGQUIT, as by -timeout", syscall.SIGQUIT},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -104,7 +104,7 @@ func declare(t *testing.T, ch *amqp.Channel, queue, kind string) {
 	}
 }
 
-// Each test has a world of its own: what one declares, another does not see.
+// Each test has its own virtual host: it does not see what another declares.
 func TestURL(t *testing.T) {
 	for _, kind := range []string{"classic", "quorum", "stream"} {
 		t.Run(kind, func(t *testing.T) {
@@ -159,7 +159,8 @@ func TestCloseConnections(t *testing.T) {
 	}
 }
 
-// The broker gives up a connection whose channels do not end in time, and answers nothing then.
+// The broker drops a connection whose channels do not end in time, without an
+// answer.
 func TestCloseConnectionWhoseChannelHangs(t *testing.T) {
 	t.Parallel()
 	n, url := rabbittest.Node(t), rabbittest.URL(t)
@@ -185,7 +186,7 @@ func TestAlarm(t *testing.T) {
 	for _, set := range []bool{true, false} {
 		if set {
 			rabbittest.SetAlarm(t, n)
-			// The broker tells a connection only once it publishes.
+			// The broker does not tell a connection before it publishes.
 			if err := ch.Publish("", "q", false, false, amqp.Publishing{}); err != nil {
 				t.Fatal(err)
 			}
