@@ -1,5 +1,5 @@
-// Package command is what revq's programs have in common on the command line:
-// how they report errors, their exit status, and their version.
+// Package command is what revq's programs share on the command line: flags,
+// errors, exit status, version and manual pages.
 //
 // Data goes to standard output, everything else to standard error. An error is
 // one line that begins with the program's name.
@@ -24,11 +24,12 @@ import (
 // The exit status of all programs.
 const (
 	StatusOK     = 0
-	StatusFailed = 1 // what was to be done could not be done
+	StatusFailed = 1 // the command failed
 	StatusUsage  = 2 // a wrong flag, variable or argument: trying again does not help
 )
 
-// version is set by the linker where the build system knows better than Go.
+// version is set by the linker, with -X, if the build system knows the version
+// and Go does not.
 var version string
 
 // Version returns the version of this build.
@@ -42,18 +43,18 @@ func Version() string {
 	return "(devel)"
 }
 
-// UsageError marks err as a mistake in the program's settings or arguments.
+// UsageError marks err as a mistake in flags, variables or arguments.
 func UsageError(err error) error { return &usageError{err} }
 
-// Usagef is UsageError of a formatted message.
+// Usagef returns a UsageError with a formatted message.
 func Usagef(format string, args ...any) error { return UsageError(fmt.Errorf(format, args...)) }
 
 type usageError struct{ error }
 
 func (e *usageError) Unwrap() error { return e.error }
 
-// A Failure is why a program ends with a status other than 0. As an error it is
-// what the user is told.
+// A Failure is why a program ends with a status other than 0. Its text is what
+// the user is told.
 type Failure struct {
 	Status int
 	text   string
@@ -63,8 +64,8 @@ type Failure struct {
 func (f *Failure) Error() string { return f.text }
 func (f *Failure) Unwrap() error { return f.err }
 
-// Run runs cmd with args, of which the first is the program's name, and
-// returns its exit status. An error is written to cmd.ErrWriter.
+// Run runs cmd with args, the first of which is the program's name, and returns
+// the exit status. It writes an error to cmd.ErrWriter.
 func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 	f := Try(ctx, cmd, args)
 	if f == nil {
@@ -74,7 +75,7 @@ func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 	return f.Status
 }
 
-// Try runs cmd with args, and returns nil if it succeeds.
+// Try is Run, but returns the failure instead of writing it; nil for success.
 func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	cmd.Version = Version()
 	cmd.ConfigureShellCompletionCommand = repairCompletion
@@ -91,13 +92,14 @@ func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	return &Failure{StatusUsage, fmt.Sprintf("%s: %s (see %s --help)", cmd.Name, Clean(plain(err)), r.in), err}
 }
 
-// A runner follows how far a command line was understood.
+// A runner records how far a command line was parsed.
 type runner struct {
-	in    string // the command that was reached, such as "revq send"
-	acted bool   // the flags were right and the work has begun
+	in    string // the command that was recognised, such as "revq send"
+	acted bool   // the flags are valid and the action has begun
 }
 
-// prepare keeps the library from writing errors by itself, and has r follow.
+// prepare keeps the library from writing errors itself, and makes cmd record in
+// r how far it gets.
 func (r *runner) prepare(cmd *cli.Command) {
 	cmd.OnUsageError = func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
 		r.in = cmd.FullName()
@@ -115,31 +117,32 @@ func (r *runner) prepare(cmd *cli.Command) {
 	}
 }
 
-// credentials are what stands before the host in a URL, which ends with the
-// last @: someone may have forgotten to percent-encode it. Messages quote what
-// they repeat, so that a quotation mark ends the URL.
+// credentials match the user and password in a URL, up to the last @, because
+// someone may have forgotten to percent-encode an earlier one. Messages quote
+// what they repeat, so a quotation mark ends the URL.
 var credentials = regexp.MustCompile(`://(?:[^"\\\n]|\\.)*@`)
 
-// redact leaves the user and password of a URL out of a message, which may
-// repeat what was given in the wrong place.
+// redact removes the user and password of URLs from a message, which may repeat
+// what the user gave in the wrong place.
 func redact(message string) string {
 	return credentials.ReplaceAllStringFunc(message, func(found string) string {
-		if found == "://USER:PASSWORD@" { // says how to write a URL
+		if found == "://USER:PASSWORD@" { // the message shows how to write a URL
 			return found
 		}
 		return "://…@"
 	})
 }
 
-// Clean returns a message of one line without passwords, and without anything
-// that a terminal could obey.
+// Clean returns a message in one line, without passwords and without control
+// characters that a terminal would obey.
 func Clean(message string) string { return visible.Line(redact(message)) }
 
 // UntilSignal returns a context that ends with the first SIGTERM or SIGINT. A
-// second one ends the program at once. The function returned undoes this.
+// second signal ends the program at once. The function that it returns undoes
+// this.
 func UntilSignal(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 2) // none is missed, however quickly the second comes
+	signals := make(chan os.Signal, 2) // room for both, even if they arrive at the same time
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	undone := make(chan struct{})
 	go func() {
@@ -163,7 +166,7 @@ func UntilSignal(ctx context.Context) (context.Context, func()) {
 	})
 }
 
-// NoArguments returns an error if there are arguments beside the flags.
+// NoArguments returns an error if there are arguments other than flags.
 func NoArguments(cmd *cli.Command) error {
 	if cmd.Args().Present() {
 		return Usagef("unexpected argument %q", cmd.Args().First())

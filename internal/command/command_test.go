@@ -142,7 +142,8 @@ func TestUntilSignal(t *testing.T) {
 	<-ctx.Done()
 }
 
-// The library's messages may change with its version: none of its own words shall reach the user.
+// The library's messages may change with its version: none of its own words
+// shall reach the user.
 func TestMessages(t *testing.T) {
 	for _, tt := range []struct {
 		args   []string
@@ -160,8 +161,8 @@ func TestMessages(t *testing.T) {
 		{args: []string{"do", "--num", "x y"}, status: StatusUsage, want: "prog: --num: \"x y\" is not a whole number (see prog do --help)\n"},
 		{args: []string{"do", "--num", "99999999999999999999"}, status: StatusUsage, want: "prog: --num: \"99999999999999999999\" is too large (see prog do --help)\n"},
 		{args: []string{"do", "--num", "7"}, status: StatusUsage, want: "prog: --num must be 1 to 5 (see prog do --help)\n"},
-		{args: []string{"do", "--wait", "5"}, status: StatusUsage, want: "prog: --wait: \"5\" is no time: give a number and a unit, such as 500ms, 10s or 5m (see prog do --help)\n"},
-		{args: []string{"do", "--wait", "soon"}, status: StatusUsage, want: "prog: --wait: \"soon\" is no time: give a number and a unit, such as 500ms, 10s or 5m (see prog do --help)\n"},
+		{args: []string{"do", "--wait", "5"}, status: StatusUsage, want: "prog: --wait: \"5\" is not a time: give a number and a unit, such as 500ms, 10s or 5m (see prog do --help)\n"},
+		{args: []string{"do", "--wait", "soon"}, status: StatusUsage, want: "prog: --wait: \"soon\" is not a time: give a number and a unit, such as 500ms, 10s or 5m (see prog do --help)\n"},
 		{args: []string{"do"}, env: "x", status: StatusUsage, want: "prog: $REVQ_TEST_NUM: \"x\" is not a whole number (see prog --help)\n"},
 	} {
 		if tt.env != "" {

@@ -12,11 +12,11 @@ import (
 	"github.com/revq/revq/internal/setting"
 )
 
-// Variable returns the environment variable that sets a flag unless the
-// command line does: REVQ_MAX_TEXT for max-text.
+// Variable returns the environment variable of a flag, such as REVQ_MAX_TEXT
+// for max-text. The command line overrides it.
 func Variable(flag string) cli.ValueSourceChain { return cli.EnvVars(setting.Variable(flag)) }
 
-// Flags returns the flags that set what was declared, each with its Variable.
+// Flags returns a flag for each setting, with its Variable.
 func Flags(settings []setting.Setting) []cli.Flag {
 	flags := make([]cli.Flag, 0, len(settings))
 	for _, s := range settings {
@@ -65,7 +65,7 @@ func flag(s setting.Setting) cli.Flag {
 	panic(fmt.Sprintf("setting %s is stored in a %T, which no flag can set", s.Name, s.Dest))
 }
 
-// check returns what is wrong with values.
+// check returns an error if s does not allow the values.
 func check(s setting.Setting, values []string) error {
 	isValue := func(choice string) bool { return strings.EqualFold(choice, values[0]) }
 	if s.Kind == setting.Choice && !slices.ContainsFunc(s.Choices, isValue) {
@@ -77,21 +77,22 @@ func check(s setting.Setting, values []string) error {
 	return nil
 }
 
-// A source is a setting.Source as the library wants it.
+// A source makes a setting.Source usable for the library.
 type source struct{ setting.Source }
 
 func (s source) GoString() string { return s.String() }
 
-// Within returns a validator for least to most or, if most is zero, for least
-// or more. Run puts the flag's name, or its variable's, before what it says.
-func Within[T cmp.Ordered](least, most T) func(T) error {
+// Within returns a validator that accepts minimum to maximum, or, if maximum is
+// zero, minimum or more. Run puts the name of the flag or the variable before
+// its errors.
+func Within[T cmp.Ordered](minimum, maximum T) func(T) error {
 	var none T
 	return func(v T) error {
 		switch {
-		case most == none && v < least:
-			return fmt.Errorf("must be %v or more, not %v", least, v)
-		case most != none && (v < least || v > most):
-			return fmt.Errorf("must be %v to %v, not %v", least, most, v)
+		case maximum == none && v < minimum:
+			return fmt.Errorf("must be %v or more, not %v", minimum, v)
+		case maximum != none && (v < minimum || v > maximum):
+			return fmt.Errorf("must be %v to %v, not %v", minimum, maximum, v)
 		}
 		return nil
 	}

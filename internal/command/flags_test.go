@@ -42,7 +42,7 @@ func TestFlags(t *testing.T) {
 		{name: "a variable", env: map[string]string{"REVQ_MAX_COUNT": "0"}, said: "$REVQ_MAX_COUNT must be 1 to 10, not 0"},
 		{name: "a variable of a time", env: map[string]string{"REVQ_LEAST": "-1s"}, said: "$REVQ_LEAST must be 1s or more, not -1s"},
 		{name: "no number", args: []string{"--max-count", "1e3"}, said: `--max-count: "1e3" is not a whole number`},
-		{name: "no time", env: map[string]string{"REVQ_PAUSE": "10"}, said: `$REVQ_PAUSE: "10" is no time: give a number and a unit, such as 500ms, 10s or 5m`},
+		{name: "no time", env: map[string]string{"REVQ_PAUSE": "10"}, said: `$REVQ_PAUSE: "10" is not a time: give a number and a unit, such as 500ms, 10s or 5m`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for name, value := range tt.env {

@@ -10,9 +10,9 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// ManPage returns the manual page of cmd in the section of the manual, in the
-// man macros of roff. parents are the names of the commands that cmd is one of,
-// and also the pages that it refers to, as does more ("revq-api(8)").
+// ManPage returns the manual page of cmd in a section of the manual, in the man
+// macros of roff. parents are the names of the commands above cmd. The page
+// refers to their pages and to those in more, such as "revq-api(8)".
 func ManPage(cmd *cli.Command, section int, parents []string, more ...string) []byte {
 	m := man{}
 	name := strings.Join(append(parents, cmd.Name), "-")
@@ -41,7 +41,7 @@ func ManPage(cmd *cli.Command, section int, parents []string, more ...string) []
 	m.options(cmd)
 	m.section("EXIT STATUS")
 	m.item(fmt.Sprint(StatusOK), "Success.")
-	m.item(fmt.Sprint(StatusFailed), "What was to be done could not be done.")
+	m.item(fmt.Sprint(StatusFailed), "The command failed.")
 	m.item(fmt.Sprint(StatusUsage), "A flag, a variable or an argument is wrong: trying again does not help.")
 	for i := range parents {
 		see = append(see, fmt.Sprintf("%s(%d)", strings.Join(parents[:i+1], "-"), section))
@@ -58,8 +58,8 @@ type man struct{ bytes.Buffer }
 
 func (m *man) section(title string) { fmt.Fprintf(m, ".SH %s\n", title) }
 
-// line writes a line of text. roff takes a period or an apostrophe at its
-// beginning for a macro.
+// line writes a line of text, escaped: roff takes a period or an apostrophe at
+// the beginning of a line for a macro.
 func (m *man) line(text string) { io.WriteString(m, escapeRoff(text)+"\n") }
 
 func (m *man) item(term, text string) {
@@ -67,10 +67,10 @@ func (m *man) item(term, text string) {
 	m.line(text)
 }
 
-// text writes paragraphs. Lines that are indented stay as they are, and those in
+// text writes paragraphs. Indented lines are printed as they are. Lines in
 // capitals that end with a colon are headings.
 func (m *man) text(text string) {
-	verbatim, paragraph := false, false // a new paragraph is to begin
+	verbatim, paragraph := false, false // the next line begins a paragraph
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
 		if line == "" && !verbatim {
@@ -157,7 +157,8 @@ func (m *man) option(f cli.Flag) {
 	m.line(text)
 }
 
-// unquote returns the word in backquotes in a usage, and the usage without them.
+// unquote returns the word in backquotes in a usage, and the usage without
+// them.
 func unquote(usage string) (placeholder, plain string) {
 	before, rest, found := strings.Cut(usage, "`")
 	word, after, closed := strings.Cut(rest, "`")

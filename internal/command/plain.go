@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// What the library says of a wrong flag names Go's functions and types. These
-// turn it into what the user can act on, one after the other.
+// The library's errors about flags name functions and types of Go. These rules,
+// applied in order, turn them into errors with which users can do something.
 var rewrites = []struct {
 	library *regexp.Regexp
 	ours    string
@@ -19,11 +19,11 @@ var rewrites = []struct {
 	{regexp.MustCompile(`^could not parse ".*" as \S+ value from environment variable "(\S+)" for flag \S+: `), "$$$1: "},
 	{regexp.MustCompile(`strconv\.Parse\w+: parsing (".*"): invalid syntax$`), "$1 is not a whole number"},
 	{regexp.MustCompile(`strconv\.Parse\w+: parsing (".*"): value out of range$`), "$1 is too large"},
-	{regexp.MustCompile(`time: .*duration (".*")$`), "$1 is no time: give a number and a unit, such as 500ms, 10s or 5m"},
+	{regexp.MustCompile(`time: .*duration (".*")$`), "$1 is not a time: give a number and a unit, such as 500ms, 10s or 5m"},
 	{regexp.MustCompile(`^((?:--|\$)\S+): (must be )`), "$1 $2"},
 }
 
-// plain returns the message of a usage error in one line and in our words.
+// plain returns the message of a usage error in one line, after the rewrites.
 func plain(err error) string {
 	text := strings.Join(strings.Fields(err.Error()), " ")
 	for _, r := range rewrites {

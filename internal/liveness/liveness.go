@@ -1,9 +1,10 @@
-// Package liveness tells whether the loops of a program still go round, as the
-// service manager wants to know.
+// Package liveness tells whether the loops of a program hang, for the service
+// manager's watchdog.
 //
-// A loop that hangs cannot say so. It says instead when it begins something
-// that will end, and when it waits for what may never come: work, or an answer
-// of somebody else. That costs an idle program nothing.
+// A loop that hangs cannot report that it does. Instead it reports when it
+// begins something that must end, and when it begins to wait for something that
+// may never come, such as work or another program's answer. An idle program
+// spends no time on this.
 package liveness
 
 import (
@@ -12,31 +13,31 @@ import (
 	"time"
 )
 
-// A Loop follows one goroutine. The nil Loop is one that nobody looks at.
+// A Loop watches one goroutine. A nil Loop watches nothing.
 type Loop struct {
 	name  string
 	limit time.Duration
 	start time.Time
-	busy  atomic.Int64 // since how long after start, in nanoseconds; 0: it waits
+	busy  atomic.Int64 // when it became busy, in nanoseconds after start; 0 while it waits
 }
 
-// New returns a Loop that is called name in errors, and that hangs if it is
-// busy with one thing for longer than limit. Nothing that goes well may come
-// near that, on a busy machine and with a broker that answers at the last
-// moment: a false alarm ends the program.
+// New returns a Loop that hangs if it is busy with one thing for longer than
+// limit. Its errors call it name. A false alarm ends the program, so the limit
+// must be far above what a busy machine needs with a broker that answers at the
+// last moment.
 func New(name string, limit time.Duration) *Loop {
 	return &Loop{name: name, limit: limit, start: time.Now()}
 }
 
-// Busy says that the next thing begins, which ends by itself.
+// Busy reports that the loop begins the next thing, which must end.
 func (l *Loop) Busy() {
 	if l != nil {
 		l.busy.Store(max(1, int64(time.Since(l.start))))
 	}
 }
 
-// Idle says that the loop waits for something that may never come, or that it
-// has ended.
+// Idle reports that the loop waits for something that may never come, or that
+// it has ended.
 func (l *Loop) Idle() {
 	if l != nil {
 		l.busy.Store(0)
@@ -50,7 +51,7 @@ func (l *Loop) Alive() error {
 		return nil
 	}
 	if busy := time.Since(l.start) - time.Duration(since); busy > l.limit {
-		return fmt.Errorf("%s has not gone round for %v", l.name, busy.Round(time.Second))
+		return fmt.Errorf("%s hangs: it has been busy with one thing for %v", l.name, busy.Round(time.Second))
 	}
 	return nil
 }

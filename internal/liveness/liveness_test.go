@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// The clock is that of the bubble: its timers go off when all others wait, and take no time.
+// The clock is that of the bubble: its timers go off when all others wait, and
+// take no time.
 func TestLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New("the loop", time.Minute)
@@ -29,7 +30,7 @@ func TestLoop(t *testing.T) {
 		alive("that waits")
 		l.Busy()
 		<-time.After(90 * time.Second)
-		if err := l.Alive(); err == nil || err.Error() != "the loop has not gone round for 1m30s" {
+		if err := l.Alive(); err == nil || err.Error() != "the loop hangs: it has been busy with one thing for 1m30s" {
 			t.Errorf("that hangs: %v", err)
 		}
 		l.Busy()

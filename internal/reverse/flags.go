@@ -6,7 +6,7 @@ import (
 	"github.com/revq/revq/internal/setting"
 )
 
-// Settings declares what an operator can set of c, which holds the defaults.
+// Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
 	return setting.In("job",
 		setting.Time("pause", "`TIME` to pause for each character of a text; 0s for none", &c.PausePerChar, 0, 0),

@@ -1,5 +1,5 @@
-// Package reverse is the job that revq was seeded with: after a pause in
-// proportion to its length, a text is returned in reverse.
+// Package reverse is the built-in handler: it pauses in proportion to the
+// length of a text, and returns the text in reverse.
 package reverse
 
 import (
@@ -11,29 +11,29 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// Config sets the pause. DefaultConfig gives a usable one.
+// Config sets the pause.
 type Config struct {
 	// PausePerChar is the pause for each character as a reader sees it
 	// (a grapheme cluster). Default 100 ms, slow enough to watch.
 	PausePerChar time.Duration
 
-	// MaxPause bounds the pause, however long the text. Default 60 s, far
-	// from the half hour after which RabbitMQ takes a task back.
+	// MaxPause is the longest pause for one text. Default 60 s, far below the
+	// half hour after which RabbitMQ takes a task back.
 	MaxPause time.Duration
 }
 
-// DefaultConfig returns the pauses of the seed.
+// DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{PausePerChar: 100 * time.Millisecond, MaxPause: time.Minute}
 }
 
-// A Handler pauses and reverses.
+// A Handler pauses and reverses texts.
 type Handler struct{ cfg Config }
 
 // New returns a Handler with the pauses of cfg.
 func New(cfg Config) *Handler { return &Handler{cfg} }
 
-// Handle returns the task's text in reverse, after the pause. When ctx ends
+// Handle returns the task's text in reverse, after the pause. If ctx ends
 // first, it returns the cause at once.
 func (h *Handler) Handle(ctx context.Context, t task.Task) (string, error) {
 	if pause := h.cfg.pause(t.Text); pause > 0 {

@@ -114,7 +114,7 @@ func clusters(text string) []string {
 	return all
 }
 
-// plain says whether no two characters of text can join.
+// plain reports whether no two characters of text can join.
 func plain(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return r >= utf8.RuneSelf || r == '\r' })
 }

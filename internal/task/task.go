@@ -16,17 +16,17 @@ import (
 
 // Limits on what is accepted.
 const (
-	// MaxIDLength is the longest task id, in bytes. An id travels as an AMQP
-	// short string (255 bytes at most) and is kept in memory for each result
-	// in the deduplication window, so it is held well below that.
+	// MaxIDLength is the maximum length of a task id, in bytes. An AMQP short
+	// string has at most 255. The maximum is lower, because the id of each
+	// result in the deduplication window is kept in memory.
 	MaxIDLength = 128
 
-	// DefaultMaxText is the longest text, in bytes, unless configured otherwise.
+	// DefaultMaxText is the default maximum length of a text, in bytes.
 	DefaultMaxText = 64 << 10
 
-	// MaxText is the longest text, in bytes, that can be configured: several
-	// are in memory at once in each process, and RabbitMQ 4 takes messages of
-	// 16 MiB by default.
+	// MaxText is the upper bound of the configured maximum, in bytes: each
+	// process has several texts in memory at once, and RabbitMQ 4 accepts
+	// messages of at most 16 MiB by default.
 	MaxText = 16 << 20
 )
 
@@ -34,7 +34,7 @@ const (
 type Task struct {
 	ID       string    // the same ID with the same Text is the same task
 	Text     string    // not empty, UTF-8
-	Accepted time.Time // when the API took it; zero if enqueued by someone else
+	Accepted time.Time // when the API accepted it; zero if another program queued it
 
 	// A worker sets these for the handler.
 	Attempt int64 // which attempt this is, from 1
@@ -54,10 +54,10 @@ type Result struct {
 	Lost string
 }
 
-// A Digest tells the texts that came under one ID apart: the first 8 bytes of
-// the text's SHA-256. 0 means that it is not known. Nobody can make a text that
-// is taken for another's, as would be easy with a shorter or faster hash, and
-// so have that one's result dropped.
+// A Digest distinguishes texts with the same ID. It is the first 8 bytes of the
+// text's SHA-256; 0 means unknown. With a shorter or faster hash, someone could
+// make a text with the digest of another's, and so get that one's result
+// dropped.
 type Digest uint64
 
 // DigestOf returns the digest of a task's text.
@@ -66,7 +66,7 @@ func DigestOf(text string) Digest {
 	return Digest(binary.BigEndian.Uint64(sum[:]))
 }
 
-// What CheckText and CheckID find wrong.
+// The errors of CheckText and CheckID.
 var (
 	ErrNoText  = errors.New("the text is empty")
 	ErrNotUTF8 = errors.New("the text is not valid UTF-8")
@@ -75,14 +75,14 @@ var (
 )
 
 // NewID returns a new task id: a UUID of version 7 (RFC 9562), which sorts by
-// the time it was made.
+// the time of its creation.
 func NewID() string {
 	// NewV7 fails only when the system has no randomness, and then crypto/rand
 	// has already ended the program.
 	return uuid.Must(uuid.NewV7()).String()
 }
 
-// CheckID returns ErrBadID unless id may name a task.
+// CheckID returns ErrBadID unless id is a valid task id.
 func CheckID(id string) error {
 	if id == "" || len(id) > MaxIDLength {
 		return ErrBadID
@@ -95,9 +95,8 @@ func CheckID(id string) error {
 	return nil
 }
 
-// CheckText returns nil if text may be processed, and otherwise ErrNoText,
-// ErrNotUTF8, or ErrTooLong wrapped with both lengths. maxBytes is the longest
-// text allowed.
+// CheckText returns nil if text is valid, and otherwise ErrNoText, ErrNotUTF8,
+// or ErrTooLong wrapped with both lengths. maxBytes is the maximum length.
 func CheckText(text string, maxBytes int) error {
 	switch {
 	case text == "":
