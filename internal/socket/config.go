@@ -28,6 +28,12 @@ type Config struct {
 	// HandshakeTimeout bounds the request that begins listening. Default 10 s.
 	HandshakeTimeout time.Duration
 
+	// MaxHandshakes is how many connections to each site may be open that do not
+	// listen, or not yet; more get 503. Default 16,384: what is being read of a
+	// request costs up to Config.MaxHeader, 16 KiB, which a listener does not, so
+	// that slow requests take 256 MiB at most.
+	MaxHandshakes int
+
 	// MaxMessage is the longest message, in bytes, that a listener may send;
 	// it is ignored. Default 4 KiB: enough for those that send a greeting or
 	// pings of their own.
@@ -50,6 +56,7 @@ func DefaultConfig() Config {
 		PingInterval:     30 * time.Second,
 		WriteTimeout:     30 * time.Second,
 		HandshakeTimeout: 10 * time.Second,
+		MaxHandshakes:    16 << 10,
 		MaxMessage:       4 << 10,
 		MaxResuming:      16,
 	}
@@ -61,6 +68,8 @@ func (c *Config) Settings() []setting.Setting {
 		setting.Count("max-listeners", "listeners", "most `LISTENERS` at once", &c.MaxListeners, 1, 0).
 			With("More are answered 503. The unit's `LimitNOFILE` (131072) and `MemoryMax` must allow for them."),
 		setting.Count("max-resuming", "listeners", "most `LISTENERS` at once that catch up from the broker", &c.MaxResuming, 1, 0),
+		setting.Count("max-handshakes", "connections", "most `CONNECTIONS` to each listening address that do not listen yet", &c.MaxHandshakes, 1, 1<<20).
+			With("More are answered 503. Each takes up to `max-header` bytes of memory while its request comes."),
 		setting.Time("ping-interval", "`TIME` between signs of life that a listener must give", &c.PingInterval, time.Second, 0),
 		setting.Time("write-timeout", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout, time.Second, 0),
 		setting.Time("handshake-timeout", "`TIME` for the request to listen", &c.HandshakeTimeout, time.Second, 0),

@@ -91,11 +91,10 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 		Routes: []front.Route{
 			{Path: listenPath, Methods: []string{fasthttp.MethodGet}, Handle: s.listen},
 		},
-		Elsewhere: "listen at " + listenPath,
-		Ready:     source.Ready,
-		TooLarge:  "a request to listen has no body",
-		// Those that listen have their own limit and are counted by then.
-		MaxConnections: cfg.MaxListeners,
+		Elsewhere:      "listen at " + listenPath,
+		Ready:          source.Ready,
+		TooLarge:       "a request to listen has no body",
+		MaxConnections: cfg.MaxHandshakes, // listeners have their own limit, and do not count
 		ReadTimeout:    cfg.HandshakeTimeout,
 		WriteTimeout:   cfg.HandshakeTimeout,
 		IdleTimeout:    cfg.HandshakeTimeout,

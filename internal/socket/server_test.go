@@ -522,3 +522,35 @@ func until(t testing.TB, what string, ok func() bool) {
 		}
 	}
 }
+
+// Connections that do not listen yet have a limit, and listeners do not count.
+func TestTooManyHandshakes(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxHandshakes = 1
+	s, b := setup(t, cfg, feed.DefaultConfig())
+	dial := func(request string) net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", b.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(patience))
+		io.WriteString(c, request)
+		return c
+	}
+	b.raw(t)
+	b.raw(t) // the first one gave its place back
+	slow := dial("GET /listen_results HTTP/1.1\r\n")
+	until(t, "it is counted", func() bool { return s.front.Connections() == 1 })
+	res, err := http.ReadResponse(bufio.NewReader(dial("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")), nil)
+	if err != nil || res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Errorf("beside a slow one: %v, %v; want 503", res, err)
+	}
+	slow.Close()
+	until(t, "nobody is counted", func() bool { return s.front.Connections() == 0 })
+	b.raw(t)
+	if n := s.Listeners(); n != 3 {
+		t.Errorf("%d listeners, want 3", n)
+	}
+}
