@@ -29,7 +29,7 @@ buildGoModule (finalAttrs: {
   };
 
   # After a change of go.mod or go.sum: nix/check vendor --fix
-  vendorHash = "sha256-MsVHnTjlz5Ol3bn2yMP3N1d6TOx6Zx7sT8I5R+ZDCFo=";
+  vendorHash = "sha256-JGfGpsqNuVXI4GvI/Qqz9jAfF8gcUrTEczE36JajynE=";
 
   # The dependencies are fetched when go.sum changes, not with each version.
   goSum = ../go.sum;
