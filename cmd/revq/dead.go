@@ -26,7 +26,11 @@ func dead() *cli.Command {
 		Name:  "dead",
 		Usage: "see and mend tasks that were given up",
 		Description: `A task whose attempts failed too often, or that is no proper task, goes to the
-queue revq.dead. Once the cause is mended, requeue gives it back to the workers.`,
+queue revq.dead. Once the cause is mended, requeue gives it back to the workers.
+
+EXAMPLES:
+   revq dead ls
+   revq dead requeue --all`,
 		Commands: []*cli.Command{deadList(), deadShow(), deadRequeue(), deadPurge()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
@@ -46,6 +50,9 @@ func deadList() *cli.Command {
 	return &cli.Command{
 		Name:  "ls",
 		Usage: "list them",
+		Description: `EXAMPLES:
+   revq dead ls
+   revq dead ls --json --limit 10`,
 		Flags: append(command.Flags(broker.Settings()),
 			jsonFlag(&asJSON),
 			&cli.IntFlag{
@@ -87,7 +94,9 @@ func deadShow() *cli.Command {
 		Name:      "show",
 		Usage:     "show all of one, with its text",
 		ArgsUsage: "ID ...",
-		Flags:     append(command.Flags(broker.Settings()), jsonFlag(&asJSON)),
+		Description: `EXAMPLES:
+   revq dead show ID`,
+		Flags: append(command.Flags(broker.Settings()), jsonFlag(&asJSON)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if !cmd.Args().Present() {
 				return command.Usagef("name the ids: `revq dead ls` lists them")
@@ -114,11 +123,15 @@ func deadRequeue() *cli.Command {
 	broker := rabbit.DefaultConfig("revq dead")
 	var all bool
 	return &cli.Command{
-		Name:        "requeue",
-		Usage:       "give them back to the workers, under the same ids",
-		Description: `With --all, what is no proper task stays: no worker can do anything with it.`,
-		ArgsUsage:   "ID ...",
-		Flags:       append(command.Flags(broker.Settings()), allFlag(&all)),
+		Name:  "requeue",
+		Usage: "give them back to the workers, under the same ids",
+		Description: `With --all, what is no proper task stays: no worker can do anything with it.
+
+EXAMPLES:
+   revq dead requeue ID ID
+   revq dead requeue --all`,
+		ArgsUsage: "ID ...",
+		Flags:     append(command.Flags(broker.Settings()), allFlag(&all)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := checkNamed(cmd, all); err != nil {
 				return err
@@ -147,6 +160,9 @@ func deadPurge() *cli.Command {
 		Name:      "purge",
 		Usage:     "remove them for good",
 		ArgsUsage: "ID ...",
+		Description: `EXAMPLES:
+   revq dead purge ID
+   revq dead purge --all --yes`,
 		Flags: append(command.Flags(broker.Settings()),
 			allFlag(&all),
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", Destination: &yes},

@@ -30,7 +30,12 @@ func listen() *cli.Command {
 		Usage: "print the greeting, and each result as it arrives",
 		Description: `When the connection is lost, it is made again, and goes on behind the last
 result received, at the next site if there are several. If results are missing all the
-same, since they are no longer kept, a line on standard error says so.`,
+same, since they are no longer kept, a line on standard error says so.
+
+EXAMPLES:
+   revq listen
+   revq listen --json --after -1
+   revq listen --count 3 --url ws://a:8083 --url ws://b:8083`,
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{
 				Name:        "url",

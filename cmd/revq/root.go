@@ -17,8 +17,12 @@ import (
 // stdout, everything else goes to stderr.
 func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:                  "revq",
-		Usage:                 "a task queue whose results are pushed to listeners",
+		Name:  "revq",
+		Usage: "a task queue whose results are pushed to listeners",
+		Description: `EXAMPLES:
+   revq up
+   revq listen
+   revq send abcdef`,
 		EnableShellCompletion: true,
 		HideHelpCommand:       true,
 		Reader:                stdin,
@@ -40,6 +44,9 @@ func help() *cli.Command {
 		Name:      "help",
 		Usage:     "show the help of revq, or of a command",
 		ArgsUsage: "[COMMAND ...]",
+		Description: `EXAMPLES:
+   revq help
+   revq help dead requeue`,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			shown := cmd.Root()
 			for _, name := range cmd.Args().Slice() {

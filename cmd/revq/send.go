@@ -45,7 +45,14 @@ func send() *cli.Command {
 		Description: `Texts are the arguments, or the one of --text, or the lines of a file or of
 standard input; empty lines are skipped. What fails for a reason that may pass
 is sent again, with the same id, until --timeout. The exit status is 1 if a
-text was not accepted, and standard error says which and why.`,
+text was not accepted. Standard error then says which texts are not queued,
+which may be queued or not, and how to carry on.
+
+EXAMPLES:
+   revq send abcdef ghijkl
+   revq send --wait --file texts
+   generate | revq send --quiet
+   revq send --file texts --resume-from 8601/RUN`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{
 				Name:        "url",

@@ -26,7 +26,11 @@ permissions, run this first, as a user who may configure, write and read what
 is called revq or begins with revq. followed by a name.
 
 What exists keeps the sizes that it was made with. If they are not those asked
-for, revq says so, and how to keep or to change them, and ends with status 1.`,
+for, revq says so, and how to keep or to change them, and ends with status 1.
+
+EXAMPLES:
+   revq setup
+   revq setup --max-tasks 100000 --results-max-age 7D`,
 		Flags: command.Flags(slices.Concat(broker.Settings(), broker.Topology.Settings())),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := command.NoArguments(cmd); err != nil {

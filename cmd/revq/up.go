@@ -29,7 +29,12 @@ socket server on one, and the workers. All of it listens on this machine only,
 and is stopped and removed together with the command.
 
 Settings of the daemons are taken from the environment, for example
-REVQ_PAUSE=0s for workers that do not pause; see revq-worker --help and others.`,
+REVQ_PAUSE=0s for workers that do not pause; see revq-worker --help and others.
+
+EXAMPLES:
+   revq up
+   REVQ_PAUSE=0s revq up --workers 4
+   revq up --first-port 9081 --amqp-url amqp://USER:PASSWORD@HOST:5672/VHOST`,
 		Flags: append(command.Flags(broker.Settings()),
 			&cli.IntFlag{
 				Name:        "workers",
