@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -87,4 +88,39 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	began := time.Now()
 	await(t, "memory is what is kept, and as much again", func() bool { return residentBytes(t, socket) < before+2*3*keep })
 	t.Logf("%d MB after %v", residentBytes(t, socket)/1e6, time.Since(began).Round(time.Millisecond))
+}
+
+// The command line tells at once that a result cannot be sent, to who waits for
+// it and to who listens.
+func TestLostResultOnTheCommandLine(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.startWorker(t, "--pause", "0s")
+	apiLn, apiSite := daemontest.Listen(t)
+	s.startDaemon(t, "revq-api", []daemontest.Socket{apiLn}, "--max-text", "200000").WaitReady(t)
+	socketLn, socketSite := daemontest.Listen(t)
+	s.startDaemon(t, "revq-socket", []daemontest.Socket{socketLn}, "--keep-bytes", "524288").WaitReady(t)
+
+	run := func(args ...string) (*exec.Cmd, *strings.Builder) {
+		var said strings.Builder
+		ctx, cancel := timeout(t)
+		t.Cleanup(cancel)
+		cmd := exec.CommandContext(ctx, daemontest.Binary(t, "revq"), args...)
+		cmd.Env = daemontest.Environment()
+		cmd.Stdin = strings.NewReader(strings.Repeat("x", 150_000) + "\nabc\n")
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, &said
+	}
+	send, said := run("send", "--wait", "--url", "http://"+apiSite, "--socket-url", "ws://"+socketSite, "--file", "-")
+	if err := send.Wait(); err == nil || !strings.Contains(said.String(), "its result cannot be sent: the text is too long") {
+		t.Errorf("revq send --wait: %v: %s", err, said)
+	}
+	s.revq(t, "send", "--url", "http://"+apiSite, "abc") // whatever the one before did with its second line
+	listen, said := run("listen", "--after", "-1", "--count", "1", "--url", "ws://"+socketSite)
+	if err := listen.Wait(); err != nil || !strings.Contains(said.String(), "cannot be sent: the text is too long") || !strings.Contains(said.String(), "cba") {
+		t.Errorf("revq listen: %v: %s", err, said)
+	}
 }
