@@ -9,8 +9,8 @@ import (
 
 // Ports are chosen below the ephemeral ones (32768 and up). The system could
 // give an ephemeral port of a stopped node to an outgoing connection before
-// Restart, and a client that keeps dialing an ephemeral port of 127.0.0.1 can
-// get connected to itself.
+// Restart, and a client that dials an ephemeral port of 127.0.0.1 again
+// and again can get connected to itself.
 const (
 	minPort = 10_000
 	maxPort = 32_767
