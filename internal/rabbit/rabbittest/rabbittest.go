@@ -231,7 +231,10 @@ func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
 	return number(t, eval(t, n, `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(%s, queue, %s)),
 		case amqqueue:get_type(Q) of
 			rabbit_quorum_queue ->
-				{ok, {_, N}, _} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N;
+				{ok, {_, N}, _} = try ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1)
+					catch error:function_clause ->
+						ra:leader_query(amqqueue:get_pid(Q), {rabbit_fifo, query_messages_total, []})
+					end, N;
 			_ ->
 				[{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N
 		end`, vhostOf(url), binary(queue)))
