@@ -71,7 +71,7 @@ cat $work/permissions
 printf '%s\t%s\t%s\t%s\n' \
 	revq-api '^$' '^revq$' '^$' \
 	revq-setup '^revq' '^revq' '^revq' \
-	revq-socket '^$' '^$' '^revq\.results$' \
+	revq-socket '^$' '^revq\.marks$' '^revq\.results$' \
 	revq-worker '^$' '^revq$' '^revq\.tasks$' | diff - $work/permissions || fail "other permissions than expected"
 ok "there is no guest, and each role has its own user with the least permissions"
 

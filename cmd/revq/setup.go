@@ -100,7 +100,7 @@ func explain(w io.Writer, d rabbit.Difference, vhost string) {
 	case rabbit.ResultsQueue:
 		first = "delete it, with all results that are kept in it"
 		commands = []string{remove}
-	case rabbit.Exchange:
+	case rabbit.Exchange, rabbit.MarksExchange:
 		first = "make sure that nothing else uses it, delete it"
 		commands = []string{p + " eval " + shellQuote(fmt.Sprintf(
 			`rabbit_exchange:delete(rabbit_misc:r(<<"%s">>, exchange, <<"%s">>), false, <<"revq">>).`, vhost, d.Name))}

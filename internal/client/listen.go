@@ -173,11 +173,14 @@ type lostError struct{ err error }
 func (e *lostError) Error() string { return visible.Line(e.err.Error()) }
 func (e *lostError) Unwrap() error { return e.err }
 
-// moveOn records how far the listener has come. A greeting tells, too, where
-// one that had no place yet has begun.
+// moveOn records how far the listener has come. A greeting tells where one that
+// had no place yet has begun. After a gap comes all that is kept.
 func (l *Listener) moveOn(m feed.Message) {
-	if m.Type == feed.TypeResult || m.Type == feed.TypeLost || m.Type == feed.TypeGreeting && l.After == nil && m.Offset >= 0 {
+	switch {
+	case m.Type == feed.TypeResult, m.Type == feed.TypeLost, m.Type == feed.TypeGreeting && l.After == nil:
 		l.After = &feed.Mark{Offset: m.Offset, ID: m.ID}
+	case m.Type == feed.TypeGap:
+		l.After = &feed.Mark{Offset: -1}
 	}
 }
 

@@ -27,7 +27,7 @@ type noHistory struct{}
 
 func (noHistory) Ready() error { return nil }
 
-func (noHistory) History(ctx context.Context, _, _ int64, _ func(int64, task.Result) error, _ func() error) error {
+func (noHistory) History(ctx context.Context, _, _ int64, _ func(int64, task.Result) error, _ func(int64, string) error, _ func() error) error {
 	<-ctx.Done()
 	return ctx.Err()
 }

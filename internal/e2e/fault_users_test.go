@@ -276,7 +276,7 @@ func (r *trial) streamOffsets(ctx context.Context) (map[string][]int64, error) {
 			return end
 		}
 		return nil
-	}, func() error { return end })
+	}, func(int64, string) error { return nil }, func() error { return end })
 	if !errors.Is(err, end) {
 		return at, err
 	}

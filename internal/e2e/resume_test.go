@@ -168,7 +168,7 @@ func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []feed.Messag
 			return all
 		}
 		return nil
-	}, func() error { return nil })
+	}, func(int64, string) error { return nil }, func() error { return nil })
 	if err != all {
 		t.Fatalf("the stream has %d results, want %d: %v", len(results), n, err)
 	}
@@ -300,16 +300,17 @@ func TestGapsAtTheBroker(t *testing.T) {
 	newest, id := last.Offset, last.ID
 	for _, tt := range []struct{ name, after, reason string }{
 		{"too old", "3", "too long ago"},
-		{"of another stream", fmt.Sprintf("%d/another", newest), "made anew"},
-		{"in the future", fmt.Sprint(2 * newest), "made anew"},
+		{"of another stream", fmt.Sprintf("%d/another", newest), "re-created"},
+		{"in the future", fmt.Sprint(2 * newest), "re-created"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			// They wait together: one whose mark is in the future is told only after some seconds.
+			began := time.Now()
 			json, text := s.connect(t, "json", tt.after), s.connect(t, "text", tt.after)
 			events := s.events(t, tt.after)
 			json.greet(t)
 			text.greet(t)
 			gap, first := parse(t, json.next(t)), parse(t, json.next(t))
+			t.Logf("told of the gap after %v", time.Since(began))
 			if gap.Type != feed.TypeGap || !strings.Contains(gap.Text, tt.reason) || first.Type != feed.TypeResult {
 				t.Errorf("JSON: %+v and %+v, want a gap, %s, and a result", gap, first, tt.reason)
 			}
@@ -336,7 +337,7 @@ func TestGapsAtTheBroker(t *testing.T) {
 		})
 	}
 
-	t.Run("made anew", func(t *testing.T) {
+	t.Run("re-created", func(t *testing.T) {
 		json, text, events := s.listenAfter(t, "json", ""), s.listenAfter(t, "text", ""), s.events(t, "")
 		events() // the greeting
 		ctx, cancel := timeout(t)
@@ -346,7 +347,7 @@ func TestGapsAtTheBroker(t *testing.T) {
 		}
 		await(t, "the publisher has declared the stream again", func() bool { return <-publish("the first") == nil })
 		gap, first := parse(t, json.next(t)), parse(t, json.next(t))
-		if gap.Type != feed.TypeGap || gap.Offset != newest || first.Type != feed.TypeResult {
+		if gap.Type != feed.TypeGap || gap.Offset < newest || first.Type != feed.TypeResult {
 			t.Errorf("JSON: %+v and %+v, want a gap and the new result", gap, first)
 		}
 		if code := text.closeCode(t); code != feed.CloseGap {
@@ -361,4 +362,112 @@ func TestGapsAtTheBroker(t *testing.T) {
 			t.Errorf("resumed behind a result of the old stream with %+v, want a gap", m)
 		}
 	})
+}
+
+// Who was greeted and is cut off before anything has come gets all that comes meanwhile, whatever the state of the
+// stream and of the broker at the greeting.
+func TestEveryGreetingIsAMark(t *testing.T) {
+	t.Parallel()
+	check := func(t *testing.T, s *system, greetedAs map[string]string) {
+		publish := s.publisher(t)
+		var want []string
+		for i := range 3 {
+			want = append(want, fmt.Sprint("text ", i))
+			if err := <-publish(want[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for format, mark := range greetedAs {
+			resumed := s.listenAfter(t, "json", mark)
+			for _, text := range want {
+				if got := resumed.nextResult(t); got.Text != text {
+					t.Errorf("%s: resumed after %s with %+v, want %q", format, mark, got, text)
+				}
+			}
+		}
+	}
+	greetings := func(t *testing.T, s *system) map[string]string {
+		events, json := s.events(t, ""), s.connect(t, "json", "")
+		name, m := events()
+		if name != feed.TypeGreeting {
+			t.Errorf("the first event is %s %+v", name, m)
+		}
+		greeting := parse(t, json.next(t))
+		if greeting != m || m.Offset < 0 || m.ID == "" {
+			t.Errorf("greeted with %+v and %+v, want the same mark with an id", greeting, m)
+		}
+		json.conn.Close()
+		return map[string]string{"events": feed.Mark{Offset: m.Offset, ID: m.ID}.String(), "JSON": feed.Mark{Offset: greeting.Offset, ID: greeting.ID}.String()}
+	}
+
+	t.Run("of an empty stream", func(t *testing.T) {
+		t.Parallel()
+		s := prepare(t, rabbittest.Node(t))
+		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+		s.socket.WaitReady(t)
+		check(t, s, greetings(t, s))
+	})
+	t.Run("of an empty stream, with a restart in between", func(t *testing.T) {
+		t.Parallel()
+		s := prepare(t, rabbittest.Node(t))
+		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--keep-bytes", fmt.Sprint(1<<20))
+		s.socket.WaitReady(t)
+		marks := greetings(t, s)
+		s.socket.Terminate(t)
+		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+		s.socket.WaitReady(t)
+		check(t, s, marks)
+	})
+	t.Run("while the broker is away", func(t *testing.T) {
+		t.Parallel()
+		s := prepare(t, rabbittest.StartNode(t))
+		ctx, cancel := timeout(t)
+		defer cancel()
+		if err := s.node.Stop(ctx); err != nil {
+			t.Fatal(err)
+		}
+		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+		s.socket.WaitReady(t) // it has patience, but not for ever
+		marks := make(chan map[string]string, 1)
+		go func() { marks <- greetings(t, s) }() // come when it is known where they stand
+		rabbittest.Restart(t, s.node)
+		check(t, s, <-marks)
+	})
+}
+
+// A mark a little ahead of the end, of a stream that was re-created, is told as a gap at once, also while results come.
+func TestMarkAheadOfTheEnd(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, rabbittest.Node(t))
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--max-resuming", "1")
+	s.socket.WaitReady(t)
+	publish := s.publisher(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var traffic sync.WaitGroup
+	traffic.Go(func() {
+		for ctx.Err() == nil {
+			if err := <-publish("text"); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	})
+	defer traffic.Wait()
+	defer cancel()
+	for range 3 { // one after another has the only place
+		began := time.Now()
+		events := s.events(t, "150000/nowhere")
+		events() // the greeting
+		if name, m := events(); name != feed.TypeGap {
+			t.Errorf("event %s %+v, want a gap", name, m)
+		}
+		took := time.Since(began)
+		t.Logf("told of the gap after %v", took)
+		if took > time.Second {
+			t.Errorf("told of the gap after %v, want a second at most", took)
+		}
+		if name, m := events(); name != "" {
+			t.Errorf("event %s %+v, want a result", name, m)
+		}
+	}
 }

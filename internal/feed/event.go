@@ -18,9 +18,11 @@ func appendEvent(dst []byte, m Message, data []byte) []byte {
 	if m.Type != TypeResult { // results are what EventSource calls messages
 		head = append(append(append(head, "event: "...), m.Type...), '\n')
 	}
-	if m.Type != TypeGap && m.Offset >= 0 {
-		head = append(Mark{m.Offset, m.ID}.append(append(head, "id: "...)), '\n')
+	mark := Mark{m.Offset, m.ID}
+	if m.Type == TypeGap {
+		mark = Mark{Offset: -1} // all that is kept follows
 	}
+	head = append(mark.append(append(head, "id: "...)), '\n')
 	head = append(head, "data: "...)
 	const end = "\n\n"
 	// JSON has no line breaks but escaped ones.

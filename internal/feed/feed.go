@@ -88,11 +88,12 @@ type Message struct {
 
 	// Offset is the result's position in the system's stream of results: it
 	// is the same at every site, and grows from one result to the next, though
-	// not always by one. That of a greeting or a gap is the position behind
+	// not always by one. That of a greeting or a gap is the position after
 	// which the listener stands; -1 is the beginning.
 	Offset int64 `json:"offset"`
 
-	// ID is the id of the task, or of the one at the offset.
+	// ID is the id of the task, or of the one at the offset, or an id of its
+	// own where there is no result.
 	ID string `json:"id,omitzero"`
 
 	// Text is the processed text, the greeting, or why there is a gap or a
@@ -106,13 +107,13 @@ type Message struct {
 	Done     time.Time `json:"done,omitzero"`
 }
 
-// A Mark is a place in the stream of results, behind the result at Offset.
+// A Mark is a place in the stream of results, after what is at Offset.
 type Mark struct {
 	Offset int64
 
-	// ID is the id of the task whose result is at Offset; "" if it is not
-	// known. It tells whether a stream that was deleted and made anew is
-	// taken for the old one.
+	// ID is the id of the task whose result is at Offset, or an id of its own
+	// where there is no result; "" if it is not known. It tells whether a
+	// stream that was deleted and re-created is taken for the old one.
 	ID string
 }
 
@@ -136,7 +137,7 @@ func (m Mark) append(dst []byte) []byte {
 	return dst
 }
 
-// A record is where a result stands in the logs.
+// A record is where a result stands in the logs, or a mark without one.
 type record struct {
 	offset int64
 	id     digest
@@ -148,8 +149,8 @@ type Feed struct {
 	logs [formats]*Log
 
 	mu      sync.Mutex
-	last    Mark     // of the newest result
-	records []record // the oldest first
+	last    Mark     // the newest
+	records []record // of results and of marks without, the oldest first
 	gone    int      // how many of records are of results that a log does not hold any more
 	seen    *Window
 	wakes   []func()
@@ -162,7 +163,7 @@ type Feed struct {
 func New(cfg Config) *Feed {
 	f := &Feed{last: Mark{Offset: -1}, seen: NewWindow(cfg.Window)}
 	for i := range f.logs {
-		f.logs[i] = newLog(cfg.MaxBytes)
+		f.logs[i] = newLog(Format(i), cfg.MaxBytes)
 	}
 	return f
 }
@@ -183,12 +184,15 @@ func (f *Feed) wake() {
 	}
 }
 
-// GoLive ends the past: everyone who listens begins here.
+// GoLive ends the backlog: everyone who listens begins here.
 func (f *Feed) GoLive() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, l := range f.logs {
-		l.live.CompareAndSwap(int64(Pending), int64(l.End()))
+		if !l.isLive() {
+			l.liveMark = f.last
+			l.live.Store(int64(l.End()))
+		}
 	}
 	f.wake()
 }
@@ -227,6 +231,28 @@ func small(scratch []byte) []byte {
 	}
 	return scratch
 }
+
+// AppendMark records a mark: a place in the stream without a result. Listeners
+// may stand there, too, also in a stream that is empty otherwise.
+func (f *Feed) AppendMark(offset int64, id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = Mark{offset, id}
+	rec := record{offset: offset, id: digestOf(id)}
+	for format, l := range f.logs {
+		rec.ends[format] = l.End()
+	}
+	// Without results nothing is ever trimmed.
+	if n := len(f.records); n-f.gone > marksInARow && f.records[n-marksInARow].ends == rec.ends {
+		f.records[n-1] = rec
+		return
+	}
+	f.records = append(f.records, rec)
+}
+
+// marksInARow is how many marks are known between two results. Who stands at
+// another one resumes from the broker.
+const marksInARow = 64
 
 // AppendGap tells all listeners that results are missing here, and why.
 func (f *Feed) AppendGap(reason string) {
@@ -272,12 +298,12 @@ type Verdict int
 // The verdicts.
 const (
 	Here    Verdict = iota // the log goes on from the position returned
-	Older                  // the log begins later
+	Older                  // the log begins later, or the feed does not know the mark: the broker may
 	Ahead                  // the feed has not come so far, or never will
 	Foreign                // another result is there: the mark is of another stream
 )
 
-// Find returns the position behind a mark in the log of one format.
+// Find returns the position after a mark in the log of one format.
 func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -285,7 +311,7 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	switch {
 	case m.Offset > f.last.Offset:
 		return 0, Ahead
-	case f.last.Offset < 0 && l.Live() != Pending: // nothing yet, and nothing is asked for
+	case f.last.Offset < 0 && l.isLive(): // nothing yet, and nothing is asked for
 		return l.End(), Here
 	}
 	records := f.records[f.gone:]
@@ -296,14 +322,15 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	case found && m.ID != "" && records[i].id != digestOf(m.ID):
 		return 0, Foreign
 	case found:
-		i++ // i is the first record behind the mark
-	case i == 0:
+		i++ // i is the first record after the mark
+	case i == 0 || m.ID != "": // what has an id was somewhere
 		return 0, Older
 	}
 	return records[i-1].ends[format], Here
 }
 
-// Last returns the mark of the newest result; its offset is -1 if there is none.
+// Last returns the newest mark, that of a result or one without; its offset is
+// -1 if there is none.
 func (f *Feed) Last() Mark {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -311,12 +338,12 @@ func (f *Feed) Last() Mark {
 }
 
 // Join returns where a new listener begins: it gets what is appended from now
-// on, which is behind the mark. The mark's offset is -1 if that is not known
-// yet, or nothing is before.
+// on, which is after the mark. Its offset is -1 at the beginning of the stream,
+// and while the position is Pending, since it is not known then.
 func (f *Feed) Join(format Format) (Position, Mark) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.logs[format].Live() == Pending {
+	if !f.logs[format].isLive() {
 		return Pending, Mark{Offset: -1}
 	}
 	return f.logs[format].End(), f.last

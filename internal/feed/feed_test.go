@@ -135,7 +135,7 @@ func TestJoinBeginsBehindTheNewest(t *testing.T) {
 	if want := (Mark{4, "a"}); m != want {
 		t.Errorf("mark %v, want %v", m, want)
 	}
-	if live := f.Log(Text).Live(); from != live {
+	if live, at := f.Log(Text).Live(); from != live || at != m {
 		t.Errorf("position %d, want %d, where the feed went live", from, live)
 	}
 	f.Append(6, task.Result{ID: "b", Text: "b"})
@@ -143,8 +143,70 @@ func TestJoinBeginsBehindTheNewest(t *testing.T) {
 		t.Errorf("the listener gets %q, want only what came after it", got)
 	}
 	f.GoLive()
-	if live := f.Log(Text).Live(); live != from {
+	if live, _ := f.Log(Text).Live(); live != from {
 		t.Error("the feed went live twice")
+	}
+}
+
+// A listener may stand at a mark without a result, before, between and after results.
+func TestMarks(t *testing.T) {
+	f := New(DefaultConfig())
+	f.AppendMark(100, "first")
+	f.GoLive()
+	from, m := f.Join(Text)
+	if want := (Mark{100, "first"}); m != want {
+		t.Errorf("an empty feed stands at %v, want %v", m, want)
+	}
+	f.Append(200, task.Result{ID: "a", Text: "a"})
+	f.AppendMark(300, "second")
+	f.Append(400, task.Result{ID: "b", Text: "b"})
+	f.AppendMark(500, "third")
+	const a, b = "\x81\x01a", "\x81\x01b"
+	for _, tc := range []struct {
+		mark    Mark
+		verdict Verdict
+		next    string
+	}{
+		{m, Here, a + b},
+		{Mark{200, "a"}, Here, b},
+		{Mark{300, "second"}, Here, b},
+		{Mark{300, ""}, Here, b},
+		{Mark{400, "b"}, Here, ""},
+		{Mark{500, "third"}, Here, ""},
+		{Mark{100, "another"}, Foreign, ""},
+		{Mark{500, "another"}, Foreign, ""},
+		{Mark{600, "fourth"}, Ahead, ""},
+	} {
+		pos, verdict := f.Find(Text, tc.mark)
+		if got, _ := f.Log(Text).Read(pos); verdict != tc.verdict || verdict == Here && string(got) != tc.next {
+			t.Errorf("Find(%v) = %v, before %q; want %v, before %q", tc.mark, verdict, got, tc.verdict, tc.next)
+		}
+	}
+	if got, _ := f.Log(Text).Read(from); string(got) != a+b {
+		t.Errorf("who joined first gets %q", got)
+	}
+}
+
+// Where nothing but marks come, they are not all kept, and one that is not is
+// never taken for another.
+func TestMarksAreBounded(t *testing.T) {
+	f := New(DefaultConfig())
+	f.GoLive()
+	const n = 10 * marksInARow
+	mark := func(i int) Mark { return Mark{int64(100 * i), fmt.Sprint("mark", i)} }
+	for i := range n {
+		f.AppendMark(mark(i).Offset, mark(i).ID)
+	}
+	if len(f.records) > marksInARow+1 {
+		t.Errorf("%d records are kept of %d marks", len(f.records), n)
+	}
+	for i, want := range map[int]Verdict{0: Here, n - 2: Older, n - 1: Here} {
+		if _, verdict := f.Find(JSON, mark(i)); verdict != want {
+			t.Errorf("mark %d of %d: %v, want %v", i, n, verdict, want)
+		}
+	}
+	if got := f.Last(); got != mark(n-1) {
+		t.Errorf("Last = %v", got)
 	}
 }
 
@@ -163,7 +225,8 @@ func TestFind(t *testing.T) {
 		{"newest", Mark{38, ""}, Here, 20},
 		{"newest, with its id", Mark{38, "id19"}, Here, 20},
 		{"one before", Mark{36, "id18"}, Here, 19},
-		{"between two", Mark{37, "whatever"}, Here, 19},
+		{"between two", Mark{37, ""}, Here, 19},
+		{"between two, with an id", Mark{37, "whatever"}, Older, 0},
 		{"another id", Mark{36, "id17"}, Foreign, 0},
 		{"released", Mark{2, "id1"}, Older, 0},
 		{"the beginning", Mark{-1, ""}, Older, 0},
@@ -213,7 +276,7 @@ func TestAppendGapTellsEveryFormat(t *testing.T) {
 	for format, want := range map[Format]string{
 		Text:   "\x88\x28\x0f\xa0results are missing: the stream is new\x81\x01b",
 		JSON:   `{"type":"gap","offset":3,"id":"a","text":"the stream is new"}`,
-		Events: "event: gap\ndata: {\"type\":\"gap\"",
+		Events: "event: gap\nid: -1\ndata: {\"type\":\"gap\"",
 	} {
 		if got, _ := f.Log(format).Read(from[format]); !strings.Contains(string(got), want) {
 			t.Errorf("format %d got %q, want %q", format, got, want)
@@ -255,7 +318,7 @@ func TestEventsAreChunksOfServerSentEvents(t *testing.T) {
 		t.Errorf("event %q, want %q", got, want)
 	}
 	greeting := string(AppendGreeting(nil, Events, Mark{Offset: -1}, "hello"))
-	if want := "event: greeting\ndata: {\"type\":\"greeting\",\"offset\":-1,\"text\":\"hello\"}\n\n"; !strings.Contains(greeting, want) {
+	if want := "event: greeting\nid: -1\ndata: {\"type\":\"greeting\",\"offset\":-1,\"text\":\"hello\"}\n\n"; !strings.Contains(greeting, want) {
 		t.Errorf("greeting %q, want %q", greeting, want)
 	}
 }

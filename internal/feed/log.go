@@ -12,7 +12,7 @@ import (
 type Position int64
 
 // Pending is the position of listeners that are to begin where the log will
-// end when it has been filled from the past.
+// end when the backlog is in it.
 const Pending Position = -1
 
 // ErrGone means that the frames at a position are no longer kept.
@@ -28,10 +28,12 @@ const segmentBytes = 256 << 10
 // use by one writer and many readers, and readers never wait for each other.
 type Log struct {
 	maxBytes int
+	format   Format
 
-	// live is the position behind what was in the stream before the feed
-	// began; Pending until all of that has been appended.
-	live atomic.Int64
+	// live is the position after the backlog; Pending until all of that has
+	// been appended. liveMark is what is there, written before live is.
+	live     atomic.Int64
+	liveMark Mark
 
 	mu       sync.RWMutex
 	segments []*segment // the oldest first; frames are added to the last
@@ -55,15 +57,25 @@ type segment struct {
 
 func (s *segment) end() Position { return s.start + Position(len(s.frames)) }
 
-func newLog(maxBytes int) *Log {
-	l := &Log{maxBytes: maxBytes, segments: []*segment{{}}}
+func newLog(format Format, maxBytes int) *Log {
+	l := &Log{format: format, maxBytes: maxBytes, segments: []*segment{{}}}
 	l.live.Store(int64(Pending))
 	return l
 }
 
+// Format returns the format of the log's frames.
+func (l *Log) Format() Format { return l.format }
+
 // Live returns the position at which a listener begins that joined while the
-// feed was being filled: Pending as long as that goes on.
-func (l *Log) Live() Position { return Position(l.live.Load()) }
+// backlog was being read, and the mark there: Pending as long as that goes on.
+func (l *Log) Live() (Position, Mark) {
+	if pos := Position(l.live.Load()); pos != Pending {
+		return pos, l.liveMark
+	}
+	return Pending, Mark{Offset: -1}
+}
+
+func (l *Log) isLive() bool { return Position(l.live.Load()) != Pending }
 
 // End returns the position behind the newest frame.
 func (l *Log) End() Position {

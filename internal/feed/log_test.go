@@ -9,7 +9,7 @@ import (
 )
 
 func TestLogGivesEveryFrameInOrder(t *testing.T) {
-	l := newLog(1 << 30)
+	l := newLog(Text, 1<<30)
 	var want []byte
 	for i := range 30_000 {
 		frame := fmt.Appendf(nil, "%0*d|", i%50+1, i)
@@ -41,7 +41,7 @@ func TestLogGivesEveryFrameInOrder(t *testing.T) {
 }
 
 func TestLogReleasesTheOldest(t *testing.T) {
-	l := newLog(3 * segmentBytes)
+	l := newLog(Text, 3*segmentBytes)
 	frame := bytes.Repeat([]byte("x"), 1000)
 	begin := l.End()
 	for range 10 * segmentBytes / len(frame) {
@@ -62,7 +62,7 @@ func TestLogReleasesTheOldest(t *testing.T) {
 }
 
 func TestLogTakesFramesLargerThanASegment(t *testing.T) {
-	l := newLog(segmentBytes)
+	l := newLog(Text, segmentBytes)
 	l.append([]byte("small"))
 	large := bytes.Repeat([]byte("x"), 3*segmentBytes)
 	l.append(large)
@@ -74,7 +74,7 @@ func TestLogTakesFramesLargerThanASegment(t *testing.T) {
 
 func TestReadersFollowAWriter(t *testing.T) {
 	const frames = 20_000
-	l := newLog(1 << 30)
+	l := newLog(Text, 1<<30)
 	var mu sync.Mutex
 	grown := sync.NewCond(&mu)
 	done := false
@@ -124,14 +124,14 @@ func TestReadersFollowAWriter(t *testing.T) {
 func BenchmarkLog(b *testing.B) {
 	frame := AppendFrame(nil, OpText, bytes.Repeat([]byte("x"), 100))
 	b.Run("append", func(b *testing.B) {
-		l := newLog(DefaultConfig().MaxBytes)
+		l := newLog(Text, DefaultConfig().MaxBytes)
 		b.ReportAllocs()
 		for b.Loop() {
 			l.append(frame)
 		}
 	})
 	b.Run("read", func(b *testing.B) {
-		l := newLog(DefaultConfig().MaxBytes)
+		l := newLog(Text, DefaultConfig().MaxBytes)
 		l.append(frame)
 		b.ReportAllocs()
 		for b.Loop() {
@@ -143,7 +143,7 @@ func BenchmarkLog(b *testing.B) {
 }
 
 func TestHold(t *testing.T) {
-	l := newLog(2 * segmentBytes)
+	l := newLog(Text, 2*segmentBytes)
 	frame := bytes.Repeat([]byte("x"), segmentBytes)
 	fill := func(n int) {
 		for range n {

@@ -258,7 +258,7 @@ func TestLostResults(t *testing.T) {
 		_ = reader.History(ctx, -1, 0, func(offset int64, res task.Result) error {
 			history <- read{offset, res}
 			return nil
-		}, func() error { return nil })
+		}, func(int64, string) error { return nil }, func() error { return nil })
 		return nil
 	})
 	check(history)

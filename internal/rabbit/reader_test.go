@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
 )
@@ -28,6 +31,7 @@ type follower struct {
 }
 
 func (f *follower) Append(offset int64, r task.Result) { f.results <- read{offset, r} }
+func (f *follower) AppendMark(int64, string)           {}
 func (f *follower) AppendGap(reason string)            { f.gaps <- reason }
 func (f *follower) GoLive()                            { close(f.live) }
 
@@ -82,7 +86,7 @@ func TestReaderFollows(t *testing.T) {
 	noLeaks(t)
 	r := setup(t).declared()
 	p := r.publisher()
-	const n = 3 * readerPrefetch // more than can be on the way without acknowledgements
+	const n = 3 * cursorPrefetch // more than can be on the way without acknowledgements
 	publishResults(t, p, 0, n/2)
 	reader := NewReader(r.cfg, everything, r.log)
 	f, stop := r.followUntil(reader)
@@ -157,78 +161,15 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }
 
-// One that has taken the stream for empty, while the broker was slow to say
-// what is in it, must not take all of the past for new.
-func TestReaderFindsThatTheStreamIsNotEmpty(t *testing.T) {
-	t.Parallel()
-	r := setup(t).declared()
-	p := r.publisher()
-	for i := range 100 { // one by one, so that each is a chunk
-		publishResults(t, p, i, i+1)
-	}
-	reader := NewReader(r.cfg, 10, r.log)
-	reader.begun, reader.empty, reader.newest = true, true, -1
-	c := &counter{live: make(chan int, 1)}
-	r.run(func(ctx context.Context) error { return reader.Run(ctx, c) })
-	if n := receive(t, "end of what was there", c.live); n < 10 || n > 20 {
-		t.Errorf("%d results of the past, want about 10", n)
-	}
-	r.out.says(t, errNotEmpty.Error())
-}
-
-// The first result in a stream may be of a worker whose clock is behind.
-func TestReaderPassesOnWhatSeemsOld(t *testing.T) {
-	t.Parallel()
-	r := setup(t).declared()
-	f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
-	receive(t, "end of what was there", f.live)
-	late := result(1)
-	late.Done = time.Now().Add(-time.Hour)
-	p := r.publisher()
-	if err := receive(t, "answer", p.PublishResult(late)); err != nil {
-		t.Fatal(err)
-	}
-	if got := receive(t, "result", f.results); got.ID != late.ID {
-		t.Errorf("got %+v, want %+v", got, late)
-	}
-	publishResults(t, p, 2, 5)
-	inOrder(t, f.results, 2, 5, 0)
-}
-
-// A reader that is connected late must not take for the past what those who wait for it have to get.
-func TestReaderIsLiveForWhatIsYounger(t *testing.T) {
-	t.Parallel()
-	r := setup(t).declared()
-	p := r.publisher()
-	publishResults(t, p, 0, 10)
-	reader := NewReader(r.cfg, everything, r.log)
-	publishResults(t, p, 10, 20)
-	c := &counter{live: make(chan int, 1)}
-	r.run(func(ctx context.Context) error { return reader.Run(ctx, c) })
-	if n := receive(t, "going live", c.live); n != 10 {
-		t.Errorf("live after %d results, want the 10 that are older than the reader", n)
-	}
-}
-
-// A counter counts results until it is told to go live.
-type counter struct {
-	n    int
-	live chan int
-}
-
-func (c *counter) Append(int64, task.Result) { c.n++ }
-func (c *counter) AppendGap(string)          {}
-func (c *counter) GoLive()                   { c.live <- c.n }
-
 func TestReaderTellsOfAGap(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name  string
 		after int // results in the new stream
 	}{
-		{"the stream was made anew and is empty", 0},
-		{"the stream was made anew and is shorter", 5},
-		{"the stream was made anew and is longer", 200},
+		{"the stream was re-created and is empty", 0},
+		{"the stream was re-created and is shorter", 5},
+		{"the stream was re-created and is longer", 200},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -292,34 +233,262 @@ func TestReaderTellsWhatExpiredMeanwhile(t *testing.T) {
 	}
 }
 
+// Whatever workers' clocks say, the backlog ends where the stream ended, and
+// what is new is passed on.
+func TestReaderAndClocks(t *testing.T) {
+	t.Parallel()
+	for _, off := range []time.Duration{-time.Hour, 0, time.Hour} {
+		for _, backlog := range []int{0, 10} {
+			t.Run(fmt.Sprintf("%v off, backlog %d", off, backlog), func(t *testing.T) {
+				t.Parallel()
+				r := setup(t).declared()
+				p := r.publisher()
+				publish := func(i int) {
+					late := result(i)
+					late.Done = time.Now().Add(off)
+					if err := r.answered(p.PublishResult(late)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range backlog {
+					publish(i)
+				}
+				c := &counter{live: make(chan int, 1), came: make(chan string, 100)}
+				r.run(func(ctx context.Context) error { return NewReader(r.cfg, everything, r.log).Run(ctx, c) })
+				if n := receive(t, "end of the backlog", c.live); n != backlog {
+					t.Errorf("live after %d results, want %d", n, backlog)
+				}
+				for i := range backlog + 3 {
+					if i >= backlog {
+						publish(i)
+					}
+					if id := receive(t, "result", c.came); id != result(i).ID {
+						t.Errorf("result %d is %s", i, id)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A counter counts results until it is told to go live.
+type counter struct {
+	n     int
+	marks []string
+	live  chan int
+	came  chan string
+}
+
+func (c *counter) Append(_ int64, r task.Result) {
+	c.n++
+	c.came <- r.ID
+}
+func (c *counter) AppendMark(_ int64, id string) { c.marks = append(c.marks, id) }
+func (c *counter) AppendGap(string)              {}
+func (c *counter) GoLive()                       { c.live <- c.n }
+
+// A mark is a place in the stream that does not change, and no result, whatever
+// is in it. What comes by the exchange of the results is no mark, whatever it says.
+func TestMarks(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	forged := text("forged")
+	forged.Headers = amqp.Table{"exchange": MarksExchange, "x-exchange": MarksExchange, "CC": []any{"elsewhere"}}
+	r.enqueue(resultsKey, forged)
+	disguised := text("disguised")
+	disguised.Headers = amqp.Table{"exchange": Exchange, "x-exchange": Exchange}
+	nameless := amqp.Publishing{MessageId: "not an\nid"}
+	r.enqueueBy(MarksExchange, "", disguised, nameless)
+	r.enqueue(resultsKey, text("last"))
+	var ends []int64
+	for range 2 {
+		s, err := open(t.Context(), r.cfg, r.url, "asking")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		end, err := s.askEnd(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
+	if ends[0] != 4 || ends[1] != 5 {
+		t.Errorf("the ends are at %v, want 4 and 5", ends)
+	}
+	var got []string
+	over := errors.New("over")
+	all := visitor{
+		Result: func(offset int64, r task.Result) error {
+			got = append(got, fmt.Sprint("result ", offset, " ", r.ID))
+			return nil
+		},
+		Mark: func(offset int64, id string) error {
+			got = append(got, fmt.Sprint("mark ", offset))
+			if id == "disguised" {
+				got = append(got, id)
+			}
+			return nil
+		},
+		End: func() error { return over },
+	}
+	if err := history(t.Context(), NewReader(r.cfg, 0, r.log), 0, 0, all); err != over {
+		t.Fatal(err)
+	}
+	want := []string{"result 0 forged", "mark 100", "disguised", "result 300 last", "mark 400", "mark 500", "mark 600"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Readers of before there were marks leave one out, as what they cannot read.
+func TestMarksAreNoResultsForOlderReaders(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	s, err := open(t.Context(), r.cfg, r.url, "asking")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if _, err := s.askEnd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ch := r.channel()
+	if err := ch.Qos(10, 0, false); err != nil {
+		t.Fatal(err)
+	}
+	deliveries, err := ch.Consume(ResultsQueue, "", false, false, false, false, amqp.Table{offsetHeader: "first"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeResult(receive(t, "mark", deliveries), task.MaxText); err == nil {
+		t.Error("a mark is read as a result")
+	}
+}
+
+func TestReaderMayNotWriteMarks(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	cfg := r.user("socket", "^$", "^$", `^revq\.results$`) // as installed before there were marks
+	reader := NewReader(cfg, everything, r.log)
+	f, _ := r.followUntil(reader)
+	vhost, user := cfg.Login()
+	command := fmt.Sprintf(`rabbitmqctl -p '%s' set_permissions '%s' '^$' '^revq\.marks$' '^revq\.results$'`, vhost, user)
+	eventually(t, "told which permission is missing", func() error {
+		if err := reader.Ready(); err == nil || !strings.Contains(err.Error(), command) {
+			return fmt.Errorf("Ready = %v, want %s", err, command)
+		}
+		return nil
+	})
+	err := history(t.Context(), reader, 0, 0, visitor{})
+	if err == nil || !strings.Contains(err.Error(), command) {
+		t.Errorf("History = %v, want %s", err, command)
+	}
+	if ctl, err := r.node.Ctl(t.Context(), "-p", vhost, "set_permissions", user, "^$", `^revq\.marks$`, `^revq\.results$`); err != nil {
+		t.Fatal(ctl, err)
+	}
+	receive(t, "end of the backlog", f.live)
+	r.ready(reader.Current)
+}
+
+func TestReaderWithoutTheMarksExchange(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		before func(*rig) error
+		mayDo  bool
+		says   string
+	}{
+		{"it is missing", func(r *rig) error { return r.ch.ExchangeDelete(MarksExchange, false, false) }, true, ""},
+		{"it is missing and must not be declared", func(r *rig) error { return r.ch.ExchangeDelete(MarksExchange, false, false) }, false,
+			"revq.marks does not exist, and this user may not declare it: run `revq setup`"},
+		{"it is not bound", func(r *rig) error { return r.ch.QueueUnbind(ResultsQueue, "", MarksExchange, nil) }, true, ""},
+		{"it is not bound and must not be", func(r *rig) error { return r.ch.QueueUnbind(ResultsQueue, "", MarksExchange, nil) }, false,
+			errMarkLost.Error()},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t).declared()
+			if err := tc.before(r); err != nil {
+				t.Fatal(err)
+			}
+			cfg := r.cfg
+			if !tc.mayDo {
+				cfg = r.user("socket", "^$", `^revq\.marks$`, `^revq\.results$`)
+			}
+			reader := NewReader(cfg, everything, r.log)
+			r.follow(reader)
+			if tc.says != "" {
+				eventually(t, "told what is missing", func() error {
+					if err := reader.Ready(); err == nil || !strings.Contains(err.Error(), tc.says) {
+						return fmt.Errorf("Ready = %v, want %s", err, tc.says)
+					}
+					return nil
+				})
+				if _, err := Setup(t.Context(), r.cfg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.ready(reader.Current)
+		})
+	}
+}
+
+// What a follower stands at, a listener can resume from: also in an empty stream.
+func TestReaderTellsMarks(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	c := &counter{live: make(chan int, 1), came: make(chan string, 10)}
+	stop := r.run(func(ctx context.Context) error { return NewReader(r.cfg, 10, r.log).Run(ctx, c) })
+	receive(t, "end of the backlog", c.live)
+	stop()
+	if len(c.marks) != 1 || c.n != 0 {
+		t.Errorf("an empty stream has the marks %q and %d results, want one and none", c.marks, c.n)
+	}
+}
+
+// A visitor takes in what History reads.
+type visitor struct {
+	Result func(offset int64, r task.Result) error
+	Mark   func(offset int64, id string) error
+	End    func() error
+}
+
+func history(ctx context.Context, r *Reader, offset, before int64, v visitor) error {
+	return r.History(ctx, offset, before, v.Result, v.Mark, v.End)
+}
+
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	p := r.publisher()
-	const n = 2 * readerPrefetch
+	const n = 2 * cursorPrefetch
 	publishResults(t, p, 0, n)
 	reader := NewReader(r.cfg, 0, r.log)
 	enough := errors.New("enough")
-	noEnd := func() error { return errors.New("called the end of what has no end") }
+	ignore := func(int64, string) error { return nil }
 	var offsets []int64
-	err := reader.History(t.Context(), 0, 0, func(offset int64, got task.Result) error {
-		if i := len(offsets); got.ID != result(i).ID || i > 0 && offset <= offsets[i-1] {
-			return fmt.Errorf("got %s at %d after %v", got.ID, offset, offsets[max(0, i-1):])
-		}
-		if offsets = append(offsets, offset); len(offsets) == n {
-			return enough
-		}
-		return nil
-	}, noEnd)
-	if err != enough {
-		t.Fatal(err)
+	end := 0 // how many results there were then
+	all := visitor{
+		Result: func(offset int64, got task.Result) error {
+			if i := len(offsets); got.ID != result(i).ID || i > 0 && offset <= offsets[i-1] {
+				return fmt.Errorf("got %s at %d after %v", got.ID, offset, offsets[max(0, i-1):])
+			}
+			offsets = append(offsets, offset)
+			return nil
+		},
+		Mark: ignore,
+		End:  func() error { end = len(offsets); return enough },
+	}
+	if err := history(t.Context(), reader, 0, 0, all); err != enough || end != n {
+		t.Fatalf("History = %v with %d of %d results", err, end, n)
 	}
 	if offsets[n-1] >= places*(n-1) {
 		t.Fatalf("the last of %d results has the offset %d: none of them shared a message", n, offsets[n-1])
 	}
 	for _, tc := range []struct{ from, before int }{{0, 0}, {0, 10}, {n / 2, 0}, {n / 2, 100}, {n/2 + 1, 1}, {n - 1, n / 4}, {n - 1, 2 * n}} {
 		next := -1
-		err := reader.History(t.Context(), offsets[tc.from], int64(tc.before), func(offset int64, got task.Result) error {
+		err := history(t.Context(), reader, offsets[tc.from], int64(tc.before), visitor{Result: func(offset int64, got task.Result) error {
 			if next < 0 { // it may begin with others of the same message, or before
 				for next = 0; offsets[next] != offset; next++ {
 				}
@@ -330,29 +499,50 @@ func TestHistory(t *testing.T) {
 			if got.ID != result(next).ID {
 				return fmt.Errorf("got %s, want %d", got.ID, next)
 			}
-			if next++; next == n {
-				return enough
-			}
+			next++
 			return nil
-		}, noEnd)
-		if err != enough {
-			t.Errorf("from %d, %d before: %v", tc.from, tc.before, err)
+		}, Mark: ignore, End: func() error { return enough }})
+		if err != enough || next != n {
+			t.Errorf("from %d, %d before: %v after result %d", tc.from, tc.before, err, next)
 		}
 	}
 	// From the end on: what is still to come.
 	came := make(chan string, 1)
+	began := make(chan struct{})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- reader.History(t.Context(), offsets[n-1]+places, 0, func(_ int64, got task.Result) error {
+		ended <- history(t.Context(), reader, offsets[n-1], 0, visitor{Result: func(offset int64, got task.Result) error {
+			if offset <= offsets[n-1] {
+				return nil
+			}
 			came <- got.ID
 			return enough
-		}, func() error { return nil })
+		}, Mark: ignore, End: func() error { close(began); return nil }})
 	}()
+	receive(t, "end of what was there", began)
 	publishResults(t, p, n, n+1)
 	if got := receive(t, "result", came); got != result(n).ID {
 		t.Errorf("got %s", got)
 	}
 	if err := receive(t, "end", ended); err != enough {
 		t.Error(err)
+	}
+}
+
+// An offset to which the stream does not come up is known at once, also while results come.
+func TestHistoryBeyondTheEnd(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	publishResults(t, r.publisher(), 0, 5)
+	end := errors.New("the end")
+	for _, offset := range []int64{firstOf(100), firstOf(10_000_000)} {
+		err := history(t.Context(), NewReader(r.cfg, 0, r.log), offset, 1000, visitor{
+			Result: func(int64, task.Result) error { return errors.New("a result came") },
+			Mark:   func(int64, string) error { return errors.New("a mark came") },
+			End:    func() error { return end },
+		})
+		if err != end {
+			t.Errorf("History from %d = %v, want %v", offset, err, end)
+		}
 	}
 }

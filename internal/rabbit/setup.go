@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -114,8 +115,8 @@ func (s *session) setup(t Topology) (created []string, err error) {
 			created = append(created, o.String())
 		}
 	}
-	if len(differences) > 0 && differences[0].Name == Exchange {
-		return created, differences // nothing can be bound to this one
+	if slices.ContainsFunc(differences, func(d Difference) bool { return d.Kind == "exchange" }) {
+		return created, differences // what is to be bound to it cannot be
 	}
 	if err := s.onChannel(func(ch *amqp.Channel) error { return bind(ch, t) }); err != nil {
 		return created, err

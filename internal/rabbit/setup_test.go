@@ -127,6 +127,11 @@ func (r *rig) ready(ready func() error) {
 // enqueue publishes as any AMQP client may.
 func (r *rig) enqueue(key string, messages ...amqp.Publishing) {
 	r.t.Helper()
+	r.enqueueBy(Exchange, key, messages...)
+}
+
+func (r *rig) enqueueBy(exchange, key string, messages ...amqp.Publishing) {
+	r.t.Helper()
 	ch := r.channel()
 	defer ch.Close()
 	if err := ch.Confirm(false); err != nil {
@@ -134,7 +139,7 @@ func (r *rig) enqueue(key string, messages ...amqp.Publishing) {
 	}
 	var confirms []*amqp.DeferredConfirmation
 	for _, m := range messages {
-		c, err := ch.PublishWithDeferredConfirm(Exchange, key, true, false, m)
+		c, err := ch.PublishWithDeferredConfirm(exchange, key, true, false, m)
 		if err != nil {
 			r.t.Fatal(err)
 		}

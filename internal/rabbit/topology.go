@@ -19,6 +19,11 @@ const (
 	DeadQueue    = "revq.dead"    // quorum; tasks given up
 	ResultsQueue = "revq.results" // stream; workers write, sockets read
 
+	// MarksExchange leads to the stream of results. Who may write to it may
+	// write marks, which are no results: each message of a stream says by
+	// which exchange it came.
+	MarksExchange = "revq.marks" // fanout; sockets write
+
 	tasksKey   = "tasks"
 	deadKey    = "dead"
 	resultsKey = "results"
@@ -253,16 +258,7 @@ func (o object) String() string { return "the " + o.kind + " " + o.name }
 
 // objects returns all objects in the order in which they are declared.
 func (t Topology) objects() []object {
-	all := []object{{
-		kind: "exchange",
-		name: Exchange,
-		look: func(ch *amqp.Channel) error {
-			return ch.ExchangeDeclarePassive(Exchange, amqp.ExchangeDirect, true, false, false, false, nil)
-		},
-		declare: func(ch *amqp.Channel, args amqp.Table) error {
-			return ch.ExchangeDeclare(Exchange, amqp.ExchangeDirect, true, false, false, false, args)
-		},
-	}}
+	all := []object{exchange(Exchange, amqp.ExchangeDirect), exchange(MarksExchange, amqp.ExchangeFanout)}
 	for _, q := range t.queues() {
 		all = append(all, object{
 			kind:  "queue",
@@ -282,6 +278,19 @@ func (t Topology) objects() []object {
 	return all
 }
 
+func exchange(name, kind string) object {
+	return object{
+		kind: "exchange",
+		name: name,
+		look: func(ch *amqp.Channel) error {
+			return ch.ExchangeDeclarePassive(name, kind, true, false, false, false, nil)
+		},
+		declare: func(ch *amqp.Channel, args amqp.Table) error {
+			return ch.ExchangeDeclare(name, kind, true, false, false, false, args)
+		},
+	}
+}
+
 // names returns the names of all objects.
 func (t Topology) names() []string {
 	var names []string
@@ -291,13 +300,16 @@ func (t Topology) names() []string {
 	return names
 }
 
-// bind lets messages through from the exchange to all queues. It changes
+// bind lets messages through from the exchanges to the queues. It changes
 // nothing where they are bound already.
 func bind(ch *amqp.Channel, t Topology) error {
 	for _, q := range t.queues() {
 		if err := ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
 			return fmt.Errorf("bind the queue %s: %w", q.name, err)
 		}
+	}
+	if err := ch.QueueBind(ResultsQueue, "", MarksExchange, false, nil); err != nil {
+		return fmt.Errorf("bind the queue %s to %s: %w", ResultsQueue, MarksExchange, err)
 	}
 	return nil
 }

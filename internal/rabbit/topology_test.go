@@ -50,7 +50,7 @@ func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 		noticed func(*rig)
 	}{
 		{"", publish}, {"", consume}, {"", read},
-		{Exchange, publish}, {TasksQueue, publish}, {TasksQueue, consume}, {ResultsQueue, read},
+		{Exchange, publish}, {TasksQueue, publish}, {TasksQueue, consume}, {ResultsQueue, read}, {MarksExchange, read},
 	} {
 		t.Run(tc.missing, func(t *testing.T) {
 			t.Parallel()
@@ -77,7 +77,7 @@ func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 func (r *rig) remove(object string) {
 	r.t.Helper()
 	var err error
-	if strings.Count(object, ".") == 0 {
+	if object == Exchange || object == MarksExchange {
 		err = r.ch.ExchangeDelete(object, false, false)
 	} else {
 		_, err = r.ch.QueueDelete(object, false, false, false)
@@ -123,7 +123,7 @@ func TestRolesLookOnlyAtWhatTheyUse(t *testing.T) {
 	}{
 		{p.lanes[0].link, []string{Exchange}},
 		{NewConsumer(r.cfg, 1, r.log).link, []string{TasksQueue}},
-		{NewReader(r.cfg, 0, r.log).link, []string{ResultsQueue}},
+		{NewReader(r.cfg, 0, r.log).link, []string{ResultsQueue, MarksExchange}},
 	} {
 		if !slices.Equal(tc.role.uses, tc.want) {
 			t.Errorf("the %s looks at %q, want %q", tc.role.role, tc.role.uses, tc.want)
@@ -139,8 +139,8 @@ func TestRolesLookOnlyAtWhatTheyUse(t *testing.T) {
 func TestSetupTwice(t *testing.T) {
 	t.Parallel()
 	r := setup(t).connected()
-	all := []string{"the exchange revq", "the queue revq.dead", "the queue revq.results", "the queue revq.tasks"}
-	for _, want := range [][]string{all, nil, all[3:]} {
+	all := []string{"the exchange revq", "the exchange revq.marks", "the queue revq.dead", "the queue revq.results", "the queue revq.tasks"}
+	for _, want := range [][]string{all, nil, all[4:]} {
 		created, err := Setup(t.Context(), r.cfg)
 		if err != nil || !slices.Equal(created, want) {
 			t.Errorf("Setup = %q, %v, want %q", created, err, want)
@@ -356,7 +356,7 @@ func TestLeastPrivilege(t *testing.T) {
 	api := NewPublisher(r.user("api", "^$", "^revq$", "^$"), r.log)
 	worker := r.user("worker", "^$", "^revq$", `^revq\.tasks$`)
 	consumer, results := NewConsumer(worker, 1, r.log), NewPublisher(worker, r.log)
-	reader := NewReader(r.user("socket", "^$", "^$", `^revq\.results$`), everything, r.log)
+	reader := NewReader(r.user("socket", "^$", `^revq\.marks$`, `^revq\.results$`), everything, r.log)
 	tasks := r.consume(consumer)
 	read := r.follow(reader)
 	r.run(api.Run)

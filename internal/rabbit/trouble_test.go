@@ -12,6 +12,7 @@ import (
 
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/task"
 )
 
 // One node of their own for all tests that stop or slow it, one after another.
@@ -28,6 +29,8 @@ func TestBrokerInTrouble(t *testing.T) {
 		{"suspended", testSuspended},
 		{"stop while suspended", testStopWhileSuspended},
 		{"consumer timeout", testConsumerTimeout},
+		{"consumer timeout of those that wait", testConsumerTimeoutOfReaders},
+		{"no marks while blocked", testNoMarksWhileBlocked},
 		{"restarted", testRestarted},
 		{"started after us", testStartedLater},
 	} {
@@ -269,14 +272,7 @@ func testStopWhileSuspended(t *testing.T, n *node.Node) {
 
 func testConsumerTimeout(t *testing.T, n *node.Node) {
 	r := setupOn(t, n).declared()
-	// The broker looks once a minute, unless it is told otherwise before the
-	// channel is opened.
-	set := func(tick, timeout time.Duration) {
-		r.eval(`[application:set_env(rabbit, K, V) || {K, V} <- [{channel_tick_interval, %d}, {consumer_timeout, %d}]]`,
-			tick.Milliseconds(), timeout.Milliseconds())
-	}
-	set(200*time.Millisecond, 500*time.Millisecond)
-	defer set(time.Minute, 30*time.Minute) // as they were
+	defer r.setConsumerTimeout(500 * time.Millisecond)()
 	c := NewConsumer(r.cfg, 1, r.log)
 	tasks := r.consume(c)
 	r.enqueue(tasksKey, text("a"))
@@ -290,6 +286,81 @@ func testConsumerTimeout(t *testing.T, n *node.Node) {
 		t.Errorf("got %s, want a again", again.task.ID)
 	}
 	again.end(t, again.Ack)
+}
+
+// setConsumerTimeout is for channels that are opened from now on, until undo.
+func (r *rig) setConsumerTimeout(timeout time.Duration) (undo func()) {
+	r.t.Helper()
+	// The broker looks once a minute, unless it is told otherwise before the
+	// channel is opened.
+	set := func(tick, timeout time.Duration) {
+		r.eval(`[application:set_env(rabbit, K, V) || {K, V} <- [{channel_tick_interval, %d}, {consumer_timeout, %d}]]`,
+			tick.Milliseconds(), timeout.Milliseconds())
+	}
+	set(200*time.Millisecond, timeout)
+	return func() { set(time.Minute, 30*time.Minute) } // as they were
+}
+
+// A reader on a quiet system holds nothing for long, nor does one that reads
+// the history and waits for more.
+func testConsumerTimeoutOfReaders(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	const timeout = 2 * ackWithin
+	defer r.setConsumerTimeout(timeout)()
+	p := r.publisher()
+	publishResults(t, p, 0, 3)
+	f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
+	last := inOrder(t, f.results, 0, 3, -1)
+	past := make(chan read, 10)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		ended <- history(ctx, NewReader(r.cfg, 0, r.log), 0, 0, visitor{
+			Result: func(offset int64, r task.Result) error { past <- read{offset, r}; return nil },
+			Mark:   func(int64, string) error { return nil },
+			End:    func() error { return nil },
+		})
+	}()
+	inOrder(t, past, 0, 3, -1)
+	// One that acknowledges nothing shows that the broker does what it is to.
+	s, err := open(t.Context(), r.cfg, r.url, "holding")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if _, err := s.consume(t.Context(), s.ch, ResultsQueue, "", 10, amqp.Table{offsetHeader: "first"}); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, "end of a consumer that acknowledges nothing", s.ctx.Done())
+	receive(t, "twice that time", time.After(timeout))
+	publishResults(t, p, 3, 5)
+	inOrder(t, f.results, 3, 5, last)
+	inOrder(t, past, 3, 5, last)
+	cancel()
+	if err := receive(t, "end of the history", ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("History = %v", err)
+	}
+	if said := r.out.String(); strings.Contains(said, "no session") {
+		t.Error("a session has ended")
+	}
+}
+
+// A broker that takes no messages takes no marks: readers say so and try again.
+func testNoMarksWhileBlocked(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	rabbittest.SetAlarm(t, n)
+	reader := NewReader(r.cfg, everything, r.log)
+	f, _ := r.followUntil(reader)
+	eventually(t, "told why", func() error {
+		if err := reader.Ready(); !errors.Is(err, ErrBlocked) {
+			return fmt.Errorf("Ready = %v, want %v", err, ErrBlocked)
+		}
+		return nil
+	})
+	rabbittest.ClearAlarm(t, n)
+	receive(t, "end of the backlog", f.live)
+	r.ready(reader.Current)
 }
 
 func testRestarted(t *testing.T, n *node.Node) {

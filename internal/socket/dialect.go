@@ -60,6 +60,7 @@ var (
 	byeTooMuch    = farewell{closePolicy, "listeners are not expected to send that much"}
 	byeRestart    = farewell{closeRestart, "the server restarts: connect again"}
 	byeFull       = farewell{closeTryAgain, "no more listeners are taken: try another site, or later"}
+	byeNoBroker   = farewell{closeTryAgain, "the broker is away: try another site, or later"}
 	byeNoHistory  = farewell{closeTryAgain, "resuming is not possible now: try again"}
 )
 

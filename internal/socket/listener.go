@@ -18,7 +18,7 @@ type listener struct {
 
 	dialect dialect
 	log     *feed.Log
-	pos     feed.Position // everything before it has been written; or feed.Pending
+	pos     feed.Position // everything before it has been written; feed.Pending before the greeting
 
 	// A frame that was written in part ends at frameEnd: nothing but the log's
 	// bytes may be written before that. They are held meanwhile, since the log
@@ -31,6 +31,7 @@ type listener struct {
 	control []byte
 
 	blockedSince time.Time // when its socket took no more; zero if it does
+	waited       bool      // for its position, when it was to be pinged
 	slow         bool      // it was given room for a farewell, since it was blocked for too long
 	pingedAt     time.Time // zero if it has shown itself since
 	heard        int       // bytes received since the last ping
@@ -56,17 +57,15 @@ func (l *listener) dismiss(why farewell) {
 // next returns what is to be written to l, if anything, and whether it comes
 // from the log. An error means that nothing can be written to l any more.
 func (l *listener) next() (b []byte, fromLog bool, err error) {
-	if len(l.control) > 0 || l.leaving {
+	if l.pos == feed.Pending && !l.leaving {
+		l.greet()
+	}
+	if len(l.control) > 0 || l.leaving || l.pos == feed.Pending {
 		if l.held == nil {
 			return l.control, false, nil
 		}
 		b, err = l.held.Read(l.pos, l.frameEnd)
 		return b, true, err
-	}
-	if l.pos == feed.Pending {
-		if l.pos = l.log.Live(); l.pos == feed.Pending {
-			return nil, false, nil
-		}
 	}
 	b, err = l.log.Read(l.pos)
 	if err != nil {
@@ -74,6 +73,15 @@ func (l *listener) next() (b []byte, fromLog bool, err error) {
 		return l.next()
 	}
 	return b, true, nil
+}
+
+// greet greets l if it is known where it stands. Before, a greeting would
+// promise what nobody could keep: who is greeted can resume from there.
+func (l *listener) greet() {
+	pos, at := l.log.Live()
+	if l.pos = pos; pos != feed.Pending {
+		l.control = feed.AppendGreeting(l.control, l.log.Format(), at, Greeting)
+	}
 }
 
 // wrote records that the first n bytes were written of what next has returned.
@@ -145,8 +153,15 @@ func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
 }
 
 // ping asks l whether it is still there. It returns false if l has not shown
-// itself since it was asked an interval ago.
+// itself since it was asked an interval ago. One that was not greeted for a
+// whole interval is better served by another site.
 func (l *listener) ping(now time.Time, interval time.Duration) (there bool) {
+	if l.pos == feed.Pending {
+		if l.waited {
+			l.dismiss(byeNoBroker)
+		}
+		l.waited = true
+	}
 	switch {
 	case l.leaving:
 	case l.pingedAt.IsZero() || !l.dialect.answersPings():

@@ -11,12 +11,17 @@ import (
 
 const (
 	// aheadPatience is how long the feed may take to come to a listener's
-	// mark: another site may have been a little faster than this one.
-	aheadPatience = 500 * time.Millisecond
+	// mark before the broker is asked: another site may have been a little
+	// faster than this one.
+	aheadPatience = 100 * time.Millisecond
 
-	// fillPatience is how long a listener that resumes waits for the feed to
-	// be filled from the past, after a start.
+	// fillPatience is how long a listener that resumes waits for the backlog
+	// to be read, after a start.
 	fillPatience = 10 * time.Second
+
+	// behindPatience is how long the feed may be behind a listener that has
+	// read the stream to its end.
+	behindPatience = 10 * time.Second
 
 	// waitTick is how often is looked whether the wait is over.
 	waitTick = 10 * time.Millisecond
@@ -33,29 +38,13 @@ const (
 // with, for the same reason.
 var lookBack = int64(feed.DefaultConfig().Backlog)
 
-// resume brings l to its place in the live log, behind after, and greets it.
+// resume brings l to its place in the live log, after a mark, and greets it.
 // What the log no longer holds it gets from the source, before resume returns.
 // l.conn is nil afterwards if the listener is gone.
 func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
 	l.control = feed.AppendGreeting(l.control, format, after, Greeting)
-	pos, verdict := s.feed.Find(format, after)
-	if verdict == feed.Here {
-		l.pos = pos
-		return
-	}
-	select {
-	case s.resuming <- struct{}{}:
-		defer func() { <-s.resuming }()
-	default:
-		why := byeNoHistory
-		if s.stopped.Err() != nil {
-			why = byeRestart
-		}
-		s.sayBye(l, why)
-		return
-	}
 	c := catchUp{s: s, l: l, format: format}
-	switch err := c.run(s.stopped, after); {
+	switch err := c.resume(s.stopped, after); {
 	case err == nil:
 		l.pos = c.pos
 	case errors.Is(err, errWrite):
@@ -66,6 +55,8 @@ func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
 		l.leaving = true // its last words are in control
 	case s.stopped.Err() != nil:
 		s.sayBye(l, byeRestart)
+	case errors.Is(err, errTooMany):
+		s.sayBye(l, byeNoHistory)
 	default:
 		s.log.Warn("a listener could not resume", "after", after.String(), "error", err)
 		s.sayBye(l, byeNoHistory)
@@ -81,8 +72,10 @@ var (
 	errTold  = errors.New("the listener was told of a gap and goes")
 	errThere = errors.New("the live log goes on from here")
 
+	errTooMany = errors.New("as many listeners as may do so are reading from the broker")
+
 	// Gaps, as listeners are told.
-	errAnotherStream = errors.New("the stream of results was made anew and is not the one that the offset is of")
+	errAnotherStream = errors.New("the stream of results was re-created and is not the one that the offset is of")
 	errExpired       = errors.New("it is too long ago: results of that age are no longer kept")
 )
 
@@ -93,18 +86,31 @@ type catchUp struct {
 	l      *listener
 	format feed.Format
 
-	after feed.Mark     // where the listener stands
-	at    int64         // how far it has come: an offset
-	met   bool          // the result at the mark has been seen
-	seen  *feed.Window  // results before and behind the mark
-	pos   feed.Position // in the log, once there
+	after   feed.Mark     // where the listener stands
+	at      int64         // how far it has come: an offset
+	earlier bool          // something from before the mark has been seen
+	met     bool          // what is at the mark has been seen
+	seen    *feed.Window  // results before and after the mark
+	pos     feed.Position // in the log, once there
 }
 
-func (c *catchUp) run(ctx context.Context, after feed.Mark) error {
+// resume brings the listener to c.pos. It takes one of the places of those who
+// read from the broker only if it has to.
+func (c *catchUp) resume(ctx context.Context, after feed.Mark) error {
 	verdict, err := c.await(ctx, after)
 	if err != nil || verdict == feed.Here {
 		return err
 	}
+	select {
+	case c.s.resuming <- struct{}{}:
+		defer func() { <-c.s.resuming }()
+	default:
+		return errTooMany
+	}
+	return c.run(ctx, after, verdict)
+}
+
+func (c *catchUp) run(ctx context.Context, after feed.Mark, verdict feed.Verdict) (err error) {
 	if verdict == feed.Foreign {
 		after, err = c.gap(after, errAnotherStream.Error())
 	}
@@ -120,21 +126,26 @@ func (c *catchUp) run(ctx context.Context, after feed.Mark) error {
 	return err
 }
 
-// await waits until the feed has been filled, and a little for it to come to
+// await waits until the backlog is there, and a little for the feed to come to
 // the mark.
 func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, error) {
 	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
-	for began := time.Now(); ; {
-		waited := time.Since(began)
-		if c.l.log.Live() != feed.Pending {
+	began := time.Now()
+	live := began
+	for {
+		now := time.Now()
+		if pos, _ := c.l.log.Live(); pos == feed.Pending {
+			live = now
+			if now.Sub(began) > fillPatience {
+				return 0, errors.New("the backlog of results is not read yet")
+			}
+		} else {
 			pos, verdict := c.s.feed.Find(c.format, after)
-			if verdict != feed.Ahead || waited > aheadPatience {
+			if verdict != feed.Ahead || now.Sub(live) > aheadPatience {
 				c.pos = pos
 				return verdict, nil
 			}
-		} else if waited > fillPatience {
-			return 0, errors.New("the results of the past are not read yet")
 		}
 		select {
 		case <-tick.C:
@@ -147,16 +158,37 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 // read takes the history from a little before after on.
 func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
 	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(remembered)
-	c.met = after.Offset < 0 // the beginning is always there
-	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.end)
+	c.earlier, c.met = false, after.Offset < 0 // the beginning is always there
+	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.takeMark, func() error { return c.end(ctx) })
 }
 
-// end is called at the end of the stream.
-func (c *catchUp) end() error {
+// end is called at the end of the stream. The feed may be a little behind.
+func (c *catchUp) end(ctx context.Context) error {
 	if !c.met {
 		return errAnotherStream
 	}
-	return c.handOver() // if the feed is not a little behind
+	if err := c.flush(); err != nil {
+		return err
+	}
+	tick := time.NewTicker(waitTick)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: c.at})
+		switch {
+		case verdict == feed.Here:
+			c.pos = pos
+			return errThere
+		case verdict != feed.Ahead: // it has come further, and so does the stream
+			return nil
+		case time.Since(began) > behindPatience:
+			return errors.New("the results are not read as they come: is the broker connected?")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // handOver returns errThere if the log goes on where the catch-up has come to.
@@ -169,7 +201,7 @@ func (c *catchUp) handOver() error {
 	return errThere
 }
 
-// gap tells the listener that results behind after are missing, and returns
+// gap tells the listener that results after a mark are missing, and returns
 // where it goes on: at the beginning of what is kept.
 func (c *catchUp) gap(after feed.Mark, reason string) (feed.Mark, error) {
 	c.l.control = feed.AppendGap(c.l.control, c.format, after, reason)
@@ -181,21 +213,11 @@ func (c *catchUp) gap(after feed.Mark, reason string) (feed.Mark, error) {
 
 // take is called with each result of the history.
 func (c *catchUp) take(offset int64, r task.Result) error {
-	switch {
-	case offset < c.after.Offset:
-		c.seen.Add(r)
-		return nil
-	case offset == c.after.Offset:
-		if c.after.ID != "" && r.ID != c.after.ID {
-			return errAnotherStream
-		}
-		c.seen.Add(r)
-		c.met = true
-		return nil
-	case !c.met:
-		return errExpired
+	further, err := c.step(offset, r.ID)
+	if err != nil {
+		return err
 	}
-	if c.seen.Add(r) {
+	if c.seen.Add(r) && further {
 		c.l.control = feed.AppendResult(c.l.control, c.format, offset, r)
 		if len(c.l.control) >= catchUpBytes {
 			if err := c.flush(); err != nil {
@@ -203,8 +225,41 @@ func (c *catchUp) take(offset int64, r task.Result) error {
 			}
 		}
 	}
+	if further {
+		return c.handOver()
+	}
+	return nil
+}
+
+// takeMark is called with each mark of the history that has no result.
+func (c *catchUp) takeMark(offset int64, id string) error {
+	further, err := c.step(offset, id)
+	if err == nil && further {
+		err = c.handOver()
+	}
+	return err
+}
+
+// step goes to what is next in the stream, and returns whether that is after
+// the mark where the listener stands.
+func (c *catchUp) step(offset int64, id string) (further bool, err error) {
+	switch {
+	case offset < c.after.Offset:
+		c.earlier = true
+		return false, nil
+	case offset == c.after.Offset:
+		if c.after.ID != "" && id != c.after.ID {
+			return false, errAnotherStream
+		}
+		c.met = true
+		return false, nil
+	case !c.met && c.earlier:
+		return false, errAnotherStream
+	case !c.met:
+		return false, errExpired
+	}
 	c.at = offset
-	return c.handOver()
+	return true, nil
 }
 
 // flush writes what has been gathered.

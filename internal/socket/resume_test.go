@@ -66,10 +66,22 @@ func (s *source) addResult(offset int64, r task.Result) {
 	}
 }
 
-func (s *source) History(ctx context.Context, offset, before int64, each func(int64, task.Result) error, end func() error) error {
+func (s *source) addMark(offset int64, id string) {
+	s.addResult(offset, task.Result{ID: id})
+}
+
+func (s *source) History(ctx context.Context, offset, before int64,
+	result func(int64, task.Result) error, mark func(int64, string) error, end func() error) error {
 	s.mu.Lock()
 	s.history++
+	atFirst := len(s.stream)
+	beyond := atFirst == 0 || s.stream[atFirst-1].offset < offset
 	s.mu.Unlock()
+	if beyond {
+		if err := end(); err != nil {
+			return err
+		}
+	}
 	for i := 0; ; {
 		s.mu.Lock()
 		part := s.stream[min(i, len(s.stream)):]
@@ -80,14 +92,20 @@ func (s *source) History(ctx context.Context, offset, before int64, each func(in
 		s.mu.Unlock()
 		for _, e := range part {
 			i++
-			if e.offset >= offset-before {
-				if err := each(e.offset, e.result); err != nil {
-					return err
-				}
+			var err error
+			switch {
+			case e.offset < offset-before:
+			case e.result.Text == "":
+				err = mark(e.offset, e.result.ID)
+			default:
+				err = result(e.offset, e.result)
 			}
-		}
-		if err := end(); err != nil {
-			return err
+			if err == nil && i == atFirst && !beyond {
+				err = end()
+			}
+			if err != nil {
+				return err
+			}
 		}
 		select {
 		case <-grown:
@@ -251,9 +269,9 @@ func TestGaps(t *testing.T) {
 		reason      string
 	}{
 		{"too old", "3/id3", 1000, "too long ago"},
-		{"of another stream, in the log", "9990/x", 0, "made anew"},
-		{"of another stream, out of the log", "1500/x", 0, "made anew"},
-		{"in the future", "20000", 0, "made anew"},
+		{"of another stream, in the log", "9990/x", 0, "re-created"},
+		{"of another stream, out of the log", "1500/x", 0, "re-created"},
+		{"in the future", "20000", 0, "re-created"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -285,18 +303,165 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-func TestListenersThatJoinWhileTheFeedIsFilledGetOnlyWhatIsNew(t *testing.T) {
+func TestListenersThatJoinWhileTheBacklogIsReadGetOnlyWhatIsNew(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxResuming = 1
 	b := &bundle{feed: feed.New(feed.DefaultConfig()), source: new(source)}
-	b.start(t, DefaultConfig())
-	c := b.listen(t, "")
-	resumed := make(chan *websocket.Conn)
-	b.append(0, 10)
+	s := b.start(t, cfg)
+	s.resuming <- struct{}{} // who waits for the backlog takes no place
+	defer func() { <-s.resuming }()
+	first := b.dial(t, "?format=json")
+	events := make(chan func() event, 1)
+	go func() {
+		res, next := b.events(t, "", "")
+		t.Cleanup(func() { res.Body.Close() })
+		events <- next
+	}()
+	resumed := make(chan *websocket.Conn, 1)
 	go func() { resumed <- b.jsonListener(t, "4") }() // waits for the feed
-	b.append(10, 20)
+	until(t, "all are there", func() bool { return s.Listeners() == 3 })
+	b.append(0, 20)
 	b.feed.GoLive()
 	b.append(20, 30)
-	expect(t, c, 20, 30)
+	// The greeting says where they stand.
+	var m feed.Message
+	if err := first.ReadJSON(&m); err != nil || m.Type != feed.TypeGreeting || m.Offset != 19 || m.ID != "id19" {
+		t.Errorf("greeting %+v, %v; want one after result 19", m, err)
+	}
+	expectMessages(t, first, 20, 30)
+	next := <-events
+	if e := next(); e.name != "greeting" || e.id != "19/id19" {
+		t.Errorf("greeting %+v, want one after result 19", e)
+	}
+	if e := next(); e.id != "20/id20" {
+		t.Errorf("event %+v, want result 20", e)
+	}
 	expectMessages(t, <-resumed, 5, 30)
+}
+
+// Who cannot be greeted for long is sent to another site.
+func TestListenersWhoseSiteHasNoBroker(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.PingInterval = time.Second
+	b := &bundle{feed: feed.New(feed.DefaultConfig()), source: new(source)}
+	s := b.start(t, cfg)
+	c := b.dial(t, "?format=json")
+	_, _, err := c.ReadMessage()
+	if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != closeTryAgain || !strings.Contains(closed.Text, "broker") {
+		t.Errorf("%v, want to be closed with 1013 for the broker", err)
+	}
+	res, next := b.events(t, "", "")
+	defer res.Body.Close()
+	for said := false; ; {
+		e := next()
+		if e.end {
+			if !said {
+				t.Error("the events end without a word")
+			}
+			break
+		}
+		said = said || strings.Contains(e.comment, "broker")
+	}
+	until(t, "they are gone", func() bool { return s.Listeners() == 0 })
+}
+
+// Whatever state the feed is in, who was greeted gets all that comes after it.
+func TestEveryGreetingCanBeResumedFrom(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		before func(*bundle)
+	}{
+		{"an empty stream", func(b *bundle) {
+			b.source.addMark(700, "mark")
+			b.feed.AppendMark(700, "mark")
+		}},
+		{"a result", func(b *bundle) {
+			b.source.addResult(700, result(7))
+			b.feed.Append(700, result(7))
+		}},
+		{"a mark after a result", func(b *bundle) {
+			b.source.addResult(600, result(6))
+			b.feed.Append(600, result(6))
+			b.source.addMark(700, "mark")
+			b.feed.AppendMark(700, "mark")
+		}},
+		{"just after a gap", func(b *bundle) {
+			b.feed.Append(100_000, result(1))
+			b.feed.AppendGap("the stream was re-created")
+		}},
+	} {
+		for _, format := range []string{"json", "events"} {
+			for _, forgotten := range []bool{false, true} { // by the feed, in between
+				t.Run(fmt.Sprintf("%s, %s, forgotten %t", tc.name, format, forgotten), func(t *testing.T) {
+					t.Parallel()
+					b := &bundle{feed: feed.New(small), source: new(source)}
+					tc.before(b)
+					b.feed.GoLive()
+					b.start(t, DefaultConfig())
+					var mark string
+					if format == "json" {
+						c := b.dial(t, "?format=json")
+						var m feed.Message
+						if err := c.ReadJSON(&m); err != nil {
+							t.Fatal(err)
+						}
+						mark = feed.Mark{Offset: m.Offset, ID: m.ID}.String()
+						c.Close()
+					} else {
+						res, next := b.events(t, "", "")
+						mark = next().id
+						res.Body.Close()
+					}
+					n := 1003
+					if forgotten {
+						n = 10_000
+					}
+					b.source.add(1000, n)
+					b.append(1000, n)
+					expectMessages(t, b.jsonListener(t, mark), 1000, n)
+					res, next := b.events(t, "", mark)
+					defer res.Body.Close()
+					next() // the greeting
+					for i := 1000; i < 1003; i++ {
+						if e := next(); e.id != fmt.Sprintf("%d/id%d", i, i) {
+							t.Fatalf("event %+v, want result %d", e, i)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// A mark of a stream that was re-created is told as a gap, also while results come.
+func TestMarkAheadOfAGrowingStream(t *testing.T) {
+	t.Parallel()
+	s, b := setup(t, DefaultConfig(), small)
+	b.source.add(0, 100)
+	b.append(0, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	var growing sync.WaitGroup
+	growing.Go(func() {
+		for i := 100; ctx.Err() == nil; i++ {
+			b.source.add(i, i+1)
+			b.append(i, i+1)
+			<-time.After(10 * time.Millisecond)
+		}
+	})
+	defer growing.Wait()
+	defer cancel()
+	began := time.Now()
+	res, next := b.events(t, "", "150000/nowhere")
+	defer res.Body.Close()
+	next() // the greeting
+	if e := next(); e.name != "gap" || e.id != "-1" {
+		t.Errorf("event %+v, want a gap from which one can resume", e)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the gap was told after %v", took)
+	}
+	next()
+	until(t, "its place is free", func() bool { return len(s.resuming) == 0 })
 }
 
 func TestTheNumberOfCatchUpsIsBounded(t *testing.T) {
@@ -321,7 +486,7 @@ func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
 	for range 2 * cap(s.resuming) {
 		late.Go(func() {
 			for s.stopped.Err() == nil {
-				s.resume(&listener{dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}, feed.JSON, feed.Mark{Offset: 99_999})
+				s.resume(&listener{conn: swallow{}, dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}, feed.JSON, feed.Mark{Offset: 99_999})
 			}
 		})
 	}
@@ -334,6 +499,13 @@ func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
 		t.Errorf("its last words are %q, want %q", l.control, bye)
 	}
 }
+
+// swallow is a connection that takes everything.
+type swallow struct{ net.Conn }
+
+func (swallow) Write(b []byte) (int, error)      { return len(b), nil }
+func (swallow) SetWriteDeadline(time.Time) error { return nil }
+func (swallow) Close() error                     { return nil }
 
 func TestEvents(t *testing.T) {
 	s, b := setup(t, DefaultConfig(), feed.DefaultConfig())

@@ -8,7 +8,7 @@
 // A websocket gets one text frame a result: the processed text, or with
 // ?format=json a feed.Message. With Accept: text/event-stream the same messages
 // come as server-sent events. ?after=OFFSET, ?after=OFFSET/ID and
-// Last-Event-ID resume behind a result. What listeners send is ignored, within
+// Last-Event-ID resume after a result, or after a greeting. What listeners send is ignored, within
 // limits.
 //
 // fasthttp does the handshake; then the connection goes to one of a few
@@ -67,13 +67,15 @@ type Source interface {
 	// Ready returns nil while results can arrive, otherwise why not.
 	Ready() error
 
-	// History calls each with all results from at least before of them in
-	// front of an offset on (it may be fifty times as many), and goes on with
-	// new ones, until ctx ends or each returns an error, which it returns.
-	// What is not kept any more is left out. It calls end, and returns its
-	// error if any, where it is known that nothing more is there for now; that
-	// nothing comes is not enough.
-	History(ctx context.Context, offset, before int64, each func(offset int64, r task.Result) error, end func() error) error
+	// History reads the stream from before messages in front of an offset on,
+	// each of which may hold fifty results, and goes on with what is new,
+	// until ctx ends or one of the functions returns an error, which it
+	// returns. What is not kept any more is left out. It calls result with each
+	// result, and mark with each mark that has none. It calls end once: when all
+	// has been passed on that was in the stream when History was called, or at
+	// once if the stream does not come up to the offset.
+	History(ctx context.Context, offset, before int64,
+		result func(offset int64, r task.Result) error, mark func(offset int64, id string) error, end func() error) error
 }
 
 // New returns a server of what is appended to f from source. Shutdown must be
@@ -264,8 +266,9 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 		s.resume(l, format, *after)
 	default:
 		var at feed.Mark
-		l.pos, at = s.feed.Join(format)
-		l.control = feed.AppendGreeting(l.control, format, at, Greeting)
+		if l.pos, at = s.feed.Join(format); l.pos != feed.Pending {
+			l.control = feed.AppendGreeting(l.control, format, at, Greeting)
+		}
 	}
 	switch {
 	case l.conn == nil:

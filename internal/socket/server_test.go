@@ -83,8 +83,8 @@ func (b *bundle) append(from, to int) {
 	}
 }
 
-// listen connects and reads the greeting.
-func (b *bundle) listen(t *testing.T, query string) *websocket.Conn {
+// dial connects.
+func (b *bundle) dial(t *testing.T, query string) *websocket.Conn {
 	t.Helper()
 	c, _, err := websocket.DefaultDialer.Dial("ws://"+b.addr+"/listen_results"+query, nil)
 	if err != nil {
@@ -92,6 +92,13 @@ func (b *bundle) listen(t *testing.T, query string) *websocket.Conn {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetReadDeadline(time.Now().Add(patience))
+	return c
+}
+
+// listen connects and reads the greeting.
+func (b *bundle) listen(t *testing.T, query string) *websocket.Conn {
+	t.Helper()
+	c := b.dial(t, query)
 	if _, m, err := c.ReadMessage(); err != nil || !strings.Contains(string(m), "Salut, let's wait some text...") {
 		t.Fatalf("greeting = %q, %v", m, err)
 	}

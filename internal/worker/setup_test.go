@@ -62,7 +62,7 @@ func setup(t testing.TB) *rig {
 	}
 	r.tasks = rabbit.NewPublisher(r.cfg, r.log)
 	r.run(r.tasks.Run)
-	reader := rabbit.NewReader(r.cfg, 0, r.log)
+	reader := rabbit.NewReader(r.cfg, 1000, r.log)
 	r.run(func(ctx context.Context) error { return reader.Run(ctx, follower(r.results)) })
 	r.eventually("ready", r.tasks.Ready)
 	return r
@@ -72,6 +72,7 @@ func setup(t testing.TB) *rig {
 type follower chan task.Result
 
 func (f follower) Append(_ int64, r task.Result) { f <- r }
+func (f follower) AppendMark(int64, string)      {}
 func (f follower) AppendGap(string)              {}
 func (f follower) GoLive()                       {}
 

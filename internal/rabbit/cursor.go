@@ -1,0 +1,276 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/memory"
+	"github.com/revq/revq/internal/task"
+)
+
+const (
+	// cursorPrefetch is how many messages may be on the way to a cursor. The
+	// stream sends whole chunks; a few thousand keep it from waiting for
+	// acknowledgements.
+	cursorPrefetch = 4096
+
+	// cursorAckEvery is how many messages are acknowledged together. For a
+	// stream an acknowledgement only means that more may be sent.
+	cursorAckEvery = cursorPrefetch / 4
+
+	// ackWithin is after which time fewer are acknowledged, too. The broker
+	// ends a consumer that holds a message for its consumer_timeout, which is
+	// half an hour by default.
+	ackWithin = time.Second
+
+	// markTimeout bounds the way of a mark through the stream. Measured: 1 to
+	// 3 ms; seconds where the broker is overloaded.
+	markTimeout = 10 * time.Second
+
+	// markPrefetch is how many messages may be on the way to whoever waits for
+	// a mark. Under load, some come before it.
+	markPrefetch = 256
+)
+
+// errMarkLost means that a mark came back.
+var errMarkLost = errors.New("the exchange " + MarksExchange + " does not lead to " + ResultsQueue + ": see `revq setup`")
+
+// askEnd asks for the end of the stream of results, and returns the broker's
+// offset of it. The stream itself tells nobody where it ends, nor that it is
+// empty, so we publish a message, a mark, and wait until it is delivered:
+// everything that was in the stream before has a smaller offset.
+func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, markTimeout, fmt.Errorf("it did not come within %v", markTimeout))
+	defer cancel()
+	// A broker that takes no messages reads nothing more of the connection, so
+	// that not even a channel can be closed in agreement with it.
+	giveUp := func(err error) error {
+		s.end(err)
+		s.raw.Close()
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { giveUp(context.Cause(ctx)) })()
+	blocked := s.whenBlocked()
+	err = s.onChannel(func(ch *amqp.Channel) error {
+		deliveries, err := s.consume(ctx, ch, ResultsQueue, "revq-mark", markPrefetch, amqp.Table{offsetHeader: "next"})
+		if err != nil {
+			return err
+		}
+		returned := ch.NotifyReturn(make(chan amqp.Return, 1))
+		closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+		mark := amqp.Publishing{MessageId: task.NewID(), DeliveryMode: amqp.Persistent, Timestamp: time.Now(), AppId: "revq"}
+		if err := s.bounded(ctx, func() error {
+			return ch.PublishWithContext(ctx, MarksExchange, "", true, false, mark)
+		}); err != nil {
+			return err
+		}
+		for unacked := 0; ; {
+			s.loop.Idle()
+			select {
+			case d, ok := <-deliveries:
+				s.loop.Busy()
+				switch {
+				case !ok: // the channel was closed, or the stream deleted
+					deliveries = nil
+				case d.Exchange == MarksExchange && d.MessageId == mark.MessageId:
+					offset, err = brokerOffset(d)
+					return err
+				default:
+					if unacked++; unacked == markPrefetch/4 {
+						unacked = 0
+						if err := d.Ack(true); err != nil {
+							return err
+						}
+					}
+				}
+			case err := <-closed:
+				if err == nil {
+					return s.why(amqp.ErrClosed)
+				}
+				return err
+			case <-returned:
+				return errMarkLost
+			case <-blocked:
+				return giveUp(ErrBlocked)
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-s.ctx.Done():
+				return context.Cause(s.ctx)
+			}
+		}
+	})
+	s.loop.Busy()
+	if err != nil {
+		return 0, fmt.Errorf("ask for the end of the stream with a mark: %w", err)
+	}
+	return offset, nil
+}
+
+// whenBlocked returns a channel that is closed when the broker says that it
+// takes no messages. amqp091-go waits until somebody takes in what the broker
+// says of that, as long as the connection lasts.
+func (s *session) whenBlocked() <-chan struct{} {
+	blocks := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	blocked := make(chan struct{})
+	go func() {
+		first := sync.OnceFunc(func() { close(blocked) })
+		for b := range blocks {
+			if b.Active {
+				first()
+			}
+		}
+	}()
+	return blocked
+}
+
+// A cursor reads the stream of results from a message on.
+type cursor struct {
+	s          *session
+	deliveries <-chan amqp.Delivery
+
+	// end is the end of the stream when the cursor was opened, as the broker's
+	// offset: what comes with a smaller one was there then. The mark at the
+	// end makes sure that something comes with this one or a greater one.
+	end int64
+
+	most    int           // length of a result, in bytes
+	newest  amqp.Delivery // the last one received
+	unacked int           // how many were processed since the last acknowledgement
+	due     *time.Timer   // when they are to be acknowledged
+	entries []entry       // of one message
+}
+
+// openCursor returns a cursor. begin is given the end of the stream, and
+// returns the broker's offset to begin at. It must not be beyond the end: the
+// broker would send nothing until the stream has grown there.
+func (s *session) openCursor(ctx context.Context, cfg Config, tag string, begin func(end int64) (from int64, err error)) (*cursor, error) {
+	end, err := s.askEnd(ctx)
+	if err != nil {
+		return nil, err
+	}
+	from, err := begin(end)
+	if err != nil {
+		return nil, err
+	}
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, tag, cursorPrefetch, amqp.Table{offsetHeader: from})
+	if err != nil {
+		return nil, err
+	}
+	due := time.NewTimer(ackWithin)
+	due.Stop()
+	return &cursor{s: s, deliveries: deliveries, end: end, most: cfg.MaxResult, due: due}, nil
+}
+
+// next returns what the next message holds, at least one entry. It is valid
+// until the next call, which says that it has been processed.
+func (c *cursor) next(ctx context.Context) ([]entry, error) {
+	if c.newest.DeliveryTag > 0 {
+		if c.unacked++; c.unacked == 1 {
+			c.due.Reset(ackWithin)
+		}
+		if c.unacked >= cursorAckEvery {
+			if err := c.acknowledge(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for {
+		c.s.loop.Idle()
+		select {
+		case d, ok := <-c.deliveries:
+			c.s.loop.Busy()
+			if !ok {
+				return nil, c.s.why(amqp.ErrClosed)
+			}
+			c.newest = d
+			var err error
+			c.entries, err = decodeEntries(c.entries[:0], d, c.most)
+			return c.entries, err
+		case <-c.due.C:
+			c.s.loop.Busy()
+			if err := c.acknowledge(); err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// acknowledge acknowledges everything that was received.
+func (c *cursor) acknowledge() error {
+	c.due.Stop()
+	c.unacked = 0
+	if err := c.newest.Ack(true); err != nil {
+		return fmt.Errorf("acknowledge results: %w", err)
+	}
+	return nil
+}
+
+// firstOf returns the offset of the first result in a message, of which the
+// broker's offset is given, and messageOf the opposite, for any result in it.
+// Both leave -1, the beginning, as it is.
+func firstOf(message int64) int64 { return max(-1, message*places) }
+func messageOf(offset int64) int64 {
+	if offset < 0 {
+		return -1
+	}
+	return offset / places
+}
+
+// An entry is a result in the stream, or a mark.
+type entry struct {
+	offset  int64
+	id      string
+	mark    bool // there is no result
+	result  task.Result
+	invalid error // why it is not a proper result, and result is lost, or no proper mark; nil if it is
+}
+
+// decodeEntries appends what a message holds, at least one entry, with results
+// of at most so many bytes. A message that cannot be read is one invalid result.
+func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) {
+	message, err := brokerOffset(d)
+	if err != nil {
+		return nil, err
+	}
+	if d.Exchange == MarksExchange {
+		return append(entries, entry{offset: firstOf(message), id: d.MessageId, mark: true, invalid: task.CheckID(d.MessageId)}), nil
+	}
+	if len(d.Body) > memory.Large {
+		memory.GiveBack() // once it has been passed on
+	}
+	add := func(place int, id string, r task.Result, invalid error) {
+		if invalid != nil {
+			r = lost(id, invalid)
+		}
+		entries = append(entries, entry{offset: firstOf(message) + int64(place), id: id, result: r, invalid: invalid})
+	}
+	if d.ContentType != bundleType {
+		r, err := decodeResult(d, most)
+		add(0, d.MessageId, r, err)
+		return entries, nil
+	}
+	results, err := decodeBundle(d.Body)
+	if err != nil {
+		add(0, d.MessageId, task.Result{}, err)
+	}
+	for i, r := range results {
+		r.Of = digestAt(d.Headers, i)
+		add(i, r.ID, r, checkResult(r, most))
+	}
+	return entries, nil
+}
+
+func brokerOffset(d amqp.Delivery) (int64, error) {
+	offset, ok := d.Headers[offsetHeader].(int64)
+	if !ok {
+		return 0, errors.New("a result came without an offset: is " + ResultsQueue + " a stream?")
+	}
+	return offset, nil
+}
