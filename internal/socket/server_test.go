@@ -240,6 +240,7 @@ func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
 
 // nextMark reads a JSON message, and returns where its listener then stands. It has to be the result behind last.
 func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
+	c.SetReadDeadline(time.Now().Add(patience)) // for each: a busy machine takes its time for all of them
 	var m feed.Message
 	// Each message has its own time: with the race detector, and beside other
 	// tests, all of them may take longer.
