@@ -360,7 +360,7 @@ func TestListenersWhoseSiteHasNoBroker(t *testing.T) {
 			}
 			break
 		}
-		said = said || strings.Contains(e.comment, "broker")
+		said = said || strings.Contains(e.data, "broker")
 	}
 	until(t, "they are gone", func() bool { return s.Listeners() == 0 })
 }
