@@ -9,6 +9,7 @@ import (
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/handler"
+	"github.com/revq/revq/internal/visible"
 )
 
 // handle has programs speak the handlers' protocol, or checks that they do.
@@ -60,7 +61,7 @@ EXAMPLES:
 			}
 			return handler.Check(ctx, cfg, log, func(what string, wrong error) {
 				if wrong != nil {
-					fmt.Fprintf(root.Writer, "FAIL  %s: %v\n", what, wrong)
+					fmt.Fprintf(root.Writer, "FAIL  %s: %s\n", what, visible.Line(wrong.Error()))
 					return
 				}
 				fmt.Fprintf(root.Writer, "ok    %s\n", what)

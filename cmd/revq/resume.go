@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func undecided(batch []text, answers []error) (number int, reason error) {
 
 // reasonOf leaves out that an answer is uncertain, which explain tells.
 func reasonOf(answer error) error {
-	if uncertain, ok := answer.(*client.Uncertain); ok {
+	if uncertain, ok := errors.AsType[*client.Uncertain](answer); ok {
 		return uncertain.Reason
 	}
 	return answer

@@ -202,8 +202,7 @@ type Refusal struct{ problem.Problem }
 func (r *Refusal) Error() string { return visible.Line(r.Detail) }
 
 func retryable(err error) bool {
-	var refusal *Refusal
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
 		return mayPass(refusal.Status)
 	}
 	return errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrUnreachable)
@@ -285,8 +284,7 @@ const unnamed = "unknown"
 // failure returns why a request got no answer, given the error of the HTTP
 // client and whether there was a connection.
 func (s *Sender) failure(ctx context.Context, to *url.URL, err error, connected bool) error {
-	var outer *url.Error
-	if errors.As(err, &outer) {
+	if outer, ok := errors.AsType[*url.Error](err); ok {
 		err = outer.Err // without the URL and the method
 	}
 	var (

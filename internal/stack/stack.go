@@ -125,7 +125,7 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	_, err = rabbit.Setup(setupCtx, setup)
 	cancel()
 	var differences rabbit.Differences
-	if err != nil && !(errors.As(err, &differences) && differences.Sizes()) {
+	if err != nil && (!errors.As(err, &differences) || !differences.Sizes()) {
 		return fmt.Errorf("set up the broker: %w", err)
 	}
 
