@@ -95,7 +95,7 @@ func (s *source) History(ctx context.Context, offset, before int64,
 			var err error
 			switch {
 			case e.offset < offset-before:
-			case e.result.Text == "":
+			case e.result.Text == "" && e.result.Lost == "":
 				err = mark(e.offset, e.result.ID)
 			default:
 				err = result(e.offset, e.result)
