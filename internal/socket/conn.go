@@ -33,6 +33,14 @@ func descriptor(conn net.Conn) (fd int, err error) {
 	return fd, err
 }
 
+// below returns the connection that one with TLS uses, and others as they are.
+func below(conn net.Conn) net.Conn {
+	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		return over.NetConn()
+	}
+	return conn
+}
+
 // farewellKept is how long the kernel keeps a farewell for a listener that takes
 // nothing, after the server has given it up.
 const farewellKept = 30 * time.Second

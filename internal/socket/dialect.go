@@ -61,6 +61,7 @@ var (
 	byeRestart    = farewell{closeRestart, "the server restarts: connect again"}
 	byeFull       = farewell{closeTryAgain, "no more listeners are taken: try another site, or later"}
 	byeNoBroker   = farewell{closeTryAgain, "the broker is away: try another site, or later"}
+	byeTurnOver   = farewell{closeTryAgain, "others wait to resume: connect again, and go on where you are"}
 	byeNoHistory  = farewell{closeTryAgain, "resuming is not possible now: try again"}
 )
 

@@ -1,7 +1,6 @@
 package socket
 
 import (
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -68,11 +67,9 @@ func (h *hub) wake() {
 // join takes l over.
 func (h *hub) join(l *listener) {
 	p := &plain{hub: h, raw: -1, l: l, news: make(chan struct{}, 1), closed: make(chan struct{}), pingedAt: time.Now()}
-	if below, ok := l.conn.(interface{ NetConn() net.Conn }); ok { // as TLS has
-		if fd, err := descriptor(below.NetConn()); err == nil {
-			p.raw = fd
-			prepareSocket(fd, &h.cfg)
-		}
+	if fd, err := descriptor(below(l.conn)); err == nil {
+		p.raw = fd
+		prepareSocket(fd, &h.cfg)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -206,9 +203,7 @@ func (p *plain) drop() {
 		p.hub.mu.Lock()
 		delete(p.hub.plains, p)
 		p.hub.mu.Unlock()
-		if below, ok := p.l.conn.(interface{ NetConn() net.Conn }); ok {
-			below.NetConn().Close() // TLS would say goodbye first, and wait until it can
-		}
+		below(p.l.conn).Close() // TLS would say goodbye first, and wait until it can
 		p.l.conn.Close()
 		p.hub.onDrop()
 	})

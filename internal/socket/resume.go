@@ -47,7 +47,10 @@ func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
 	switch err := c.resume(s.stopped, after); {
 	case err == nil:
 		l.pos = c.pos
-	case errors.Is(err, errWrite):
+		if len(l.control) == 0 {
+			l.control = nil // it had room for a frame
+		}
+	case errors.Is(err, errWrite), errors.Is(err, errLeft):
 		l.conn.Close()
 		l.conn = nil
 		s.listeners.Add(-1)
@@ -57,6 +60,8 @@ func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
 		s.sayBye(l, byeRestart)
 	case errors.Is(err, errTooMany):
 		s.sayBye(l, byeNoHistory)
+	case errors.Is(err, errTurnOver):
+		s.sayBye(l, byeTurnOver)
 	default:
 		s.log.Warn("a listener could not resume", "after", after.String(), "error", err)
 		s.sayBye(l, byeNoHistory)
@@ -72,8 +77,6 @@ var (
 	errTold  = errors.New("the listener was told of a gap and goes")
 	errThere = errors.New("the live log goes on from here")
 
-	errTooMany = errors.New("as many listeners as may do so are reading from the broker")
-
 	// Gaps, as listeners are told.
 	errAnotherStream = errors.New("the stream of results was re-created and is not the one that the offset is of")
 	errExpired       = errors.New("it is too long ago: results of that age are no longer kept")
@@ -85,6 +88,7 @@ type catchUp struct {
 	s      *Server
 	l      *listener
 	format feed.Format
+	turn   *turn
 
 	after   feed.Mark     // where the listener stands
 	at      int64         // how far it has come: an offset
@@ -101,13 +105,15 @@ func (c *catchUp) resume(ctx context.Context, after feed.Mark) error {
 	if err != nil || verdict == feed.Here {
 		return err
 	}
-	select {
-	case c.s.resuming <- struct{}{}:
-		defer func() { <-c.s.resuming }()
-	default:
-		return errTooMany
+	if c.turn, err = c.s.turns.begin(ctx, c.l.conn); err != nil {
+		return err
 	}
-	return c.run(ctx, after, verdict)
+	defer c.s.turns.finish(c.turn)
+	err = c.run(c.turn.ctx, after, verdict)
+	if cause := context.Cause(c.turn.ctx); cause != nil && err != nil && !errors.Is(err, errWrite) {
+		return cause
+	}
+	return err
 }
 
 func (c *catchUp) run(ctx context.Context, after feed.Mark, verdict feed.Verdict) (err error) {
@@ -262,12 +268,10 @@ func (c *catchUp) step(offset int64, id string) (further bool, err error) {
 	return true, nil
 }
 
-// flush writes what has been gathered.
+// flush writes what has been gathered. What could not be written any more when
+// the turn was cut is left in control, where the listener's last words follow.
 func (c *catchUp) flush() error {
-	c.l.conn.SetWriteDeadline(time.Now().Add(c.s.cfg.WriteTimeout))
-	if _, err := c.l.conn.Write(c.l.control); err != nil {
-		return errWrite
-	}
-	c.l.control = c.l.control[:0]
-	return nil
+	n, err := c.turn.write(c.l.control, c.s.cfg.WriteTimeout)
+	c.l.control = c.l.control[:copy(c.l.control, c.l.control[n:])]
+	return err
 }

@@ -308,8 +308,7 @@ func TestListenersThatJoinWhileTheBacklogIsReadGetOnlyWhatIsNew(t *testing.T) {
 	cfg.MaxResuming = 1
 	b := &bundle{feed: feed.New(feed.DefaultConfig()), source: new(source)}
 	s := b.start(t, cfg)
-	s.resuming <- struct{}{} // who waits for the backlog takes no place
-	defer func() { <-s.resuming }()
+	defer s.takePlace(t)() // who waits for the backlog takes no place
 	first := b.dial(t, "?format=json")
 	events := make(chan func() event, 1)
 	go func() {
@@ -461,20 +460,29 @@ func TestMarkAheadOfAGrowingStream(t *testing.T) {
 		t.Errorf("the gap was told after %v", took)
 	}
 	next()
-	until(t, "its place is free", func() bool { return len(s.resuming) == 0 })
+	until(t, "its place is free", func() bool { return s.turns.count() == 0 })
 }
 
 func TestTheNumberOfCatchUpsIsBounded(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.MaxResuming = 1
 	s, b := setup(t, cfg, small)
-	s.resuming <- struct{}{}
+	defer s.takePlace(t)()
 	b.append(0, 10_000)
 	c := b.jsonListener(t, "1")
 	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, closeTryAgain) {
 		t.Errorf("second catch-up: %v, want close 1013", err)
 	}
-	<-s.resuming
+}
+
+// takePlace takes one of the places of those who catch up, and returns what gives it back.
+func (s *Server) takePlace(t *testing.T) (giveBack func()) {
+	t.Helper()
+	turn, err := s.turns.begin(t.Context(), swallow{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { s.turns.finish(turn) }
 }
 
 // A handshake may be under way when the server stops: the listener that comes
@@ -483,14 +491,14 @@ func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
 	s, b := setup(t, DefaultConfig(), small)
 	b.append(0, 10_000)
 	var late sync.WaitGroup
-	for range 2 * cap(s.resuming) {
+	for range 2 * s.cfg.MaxResuming {
 		late.Go(func() {
 			for s.stopped.Err() == nil {
 				s.resume(&listener{conn: swallow{}, dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}, feed.JSON, feed.Mark{Offset: 99_999})
 			}
 		})
 	}
-	until(t, "some catch up", func() bool { return len(s.resuming) > 0 })
+	until(t, "some catch up", func() bool { return s.turns.count() > 0 })
 	s.Shutdown(t.Context())
 	late.Wait()
 	l := &listener{dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}

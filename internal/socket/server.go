@@ -56,10 +56,9 @@ type Server struct {
 	next      atomic.Uint64 // deals listeners out to shards
 	listeners atomic.Int64
 
-	stopped  context.Context // ends with Shutdown
-	stop     context.CancelFunc
-	resuming chan struct{} // holds a value for each listener that catches up
-	noMore   func()        // waits for them, and lets no more do so
+	stopped context.Context // ends with Shutdown
+	stop    context.CancelFunc
+	turns   *turns
 }
 
 // A Source is where the results come from that are appended to the feed.
@@ -81,13 +80,8 @@ type Source interface {
 // New returns a server of what is appended to f from source. Shutdown must be
 // called to release what the server holds.
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
-	s := &Server{cfg: cfg, feed: f, source: source, log: log, resuming: make(chan struct{}, cfg.MaxResuming)}
+	s := &Server{cfg: cfg, feed: f, source: source, log: log, turns: newTurns(cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.noMore = sync.OnceFunc(func() {
-		for range cap(s.resuming) {
-			s.resuming <- struct{}{}
-		}
-	})
 	s.front = front.New(front.App{
 		Config: cfg.Config,
 		Routes: []front.Route{
@@ -135,7 +129,7 @@ func (s *Server) Serve(ln net.Listener) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
 	err := s.front.Shutdown(ctx, 0)
-	s.noMore() // each write of those that catch up has a deadline
+	s.awaitTurns(ctx)
 	for _, shard := range s.shards {
 		shard.close(byeRestart)
 	}
@@ -153,6 +147,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.running.Wait()
 	late()
 	return err
+}
+
+// awaitTurns waits for those who catch up, so that they are told with the
+// others. The stop has cut what they write; the broker may take longer than
+// they are worth.
+func (s *Server) awaitTurns(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*closeGrace)
+	defer cancel()
+	s.turns.await(ctx)
 }
 
 // Listeners returns how many are connected.
