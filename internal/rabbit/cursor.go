@@ -14,14 +14,16 @@ import (
 )
 
 const (
-	// cursorPrefetch is how many messages may be on the way to a cursor. The
+	// readerPrefetch is how many messages may be on the way to the reader. The
 	// stream sends whole chunks; a few thousand keep it from waiting for
 	// acknowledgements.
-	cursorPrefetch = 4096
+	readerPrefetch = 4096
 
-	// cursorAckEvery is how many messages are acknowledged together. For a
-	// stream an acknowledgement only means that more may be sent.
-	cursorAckEvery = cursorPrefetch / 4
+	// historyPrefetch is how many may be on the way to a listener that resumes,
+	// which may take little. Each may have 64 KiB and more, and all wait in
+	// memory: amqp091-go reads on, whoever takes what comes. Many listeners
+	// may do so at once.
+	historyPrefetch = 64
 
 	// ackWithin is after which time fewer are acknowledged, too. The broker
 	// ends a consumer that holds a message for its consumer_timeout, which is
@@ -138,17 +140,19 @@ type cursor struct {
 	// end makes sure that something comes with this one or a greater one.
 	end int64
 
-	most    int           // length of a result, in bytes
-	newest  amqp.Delivery // the last one received
-	unacked int           // how many were processed since the last acknowledgement
-	due     *time.Timer   // when they are to be acknowledged
-	entries []entry       // of one message
+	most     int           // length of a result, in bytes
+	prefetch int           // how many messages may be on the way
+	newest   amqp.Delivery // the last one received
+	unacked  int           // how many were processed since the last acknowledgement
+	due      *time.Timer   // when they are to be acknowledged
+	entries  []entry       // of one message
 }
 
-// openCursor returns a cursor. begin is given the end of the stream, and
+// openCursor returns a cursor. prefetch is how many messages may be on the way
+// to it. begin is given the end of the stream, and
 // returns the broker's offset to begin at. It must not be beyond the end: the
 // broker would send nothing until the stream has grown there.
-func (s *session) openCursor(ctx context.Context, cfg Config, tag string, begin func(end int64) (from int64, err error)) (*cursor, error) {
+func (s *session) openCursor(ctx context.Context, cfg Config, tag string, prefetch int, begin func(end int64) (from int64, err error)) (*cursor, error) {
 	end, err := s.askEnd(ctx)
 	if err != nil {
 		return nil, err
@@ -157,13 +161,13 @@ func (s *session) openCursor(ctx context.Context, cfg Config, tag string, begin 
 	if err != nil {
 		return nil, err
 	}
-	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, tag, cursorPrefetch, amqp.Table{offsetHeader: from})
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, tag, prefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
 		return nil, err
 	}
 	due := time.NewTimer(ackWithin)
 	due.Stop()
-	return &cursor{s: s, deliveries: deliveries, end: end, most: cfg.MaxResult, due: due}, nil
+	return &cursor{s: s, deliveries: deliveries, end: end, most: cfg.MaxResult, prefetch: prefetch, due: due}, nil
 }
 
 // next returns what the next message holds, at least one entry. It is valid
@@ -173,7 +177,8 @@ func (c *cursor) next(ctx context.Context) ([]entry, error) {
 		if c.unacked++; c.unacked == 1 {
 			c.due.Reset(ackWithin)
 		}
-		if c.unacked >= cursorAckEvery {
+		// For a stream an acknowledgement only means that more may be sent.
+		if c.unacked >= c.prefetch/4 {
 			if err := c.acknowledge(); err != nil {
 				return nil, err
 			}

@@ -108,7 +108,7 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 
 // follow reads until the session or ctx ends.
 func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
-	c, err := s.openCursor(ctx, r.cfg, "revq-socket", r.begin)
+	c, err := s.openCursor(ctx, r.cfg, "revq-socket", readerPrefetch, r.begin)
 	if err != nil {
 		return permissions(err, r.cfg)
 	}
@@ -208,7 +208,7 @@ func (r *Reader) History(ctx context.Context, offset, before int64,
 	defer memory.GiveBack() // it may have read a GiB
 	defer s.close()
 	ended := false
-	c, err := s.openCursor(ctx, r.cfg, "revq-history", func(theEnd int64) (int64, error) {
+	c, err := s.openCursor(ctx, r.cfg, "revq-history", historyPrefetch, func(theEnd int64) (int64, error) {
 		if messageOf(offset) < theEnd {
 			return max(0, messageOf(offset)-before), nil // each message has a result, or more, or is a mark
 		}
