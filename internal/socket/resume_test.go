@@ -565,7 +565,8 @@ func TestEventsEndInOrder(t *testing.T) {
 // a stream that ends, and says when to come again.
 func TestEventsAreToldWhatPasses(t *testing.T) {
 	cfg := DefaultConfig()
-	cfg.MaxListeners, cfg.MaxResuming = 1, 0
+	const places = 3
+	cfg.MaxListeners, cfg.MaxResuming = places, 0
 	retry := func(e event) time.Duration {
 		ms, err := strconv.Atoi(e.retry)
 		if err != nil {
@@ -597,6 +598,9 @@ func TestEventsAreToldWhatPasses(t *testing.T) {
 	until(t, "it is gone", func() bool { return s.Listeners() == 0 })
 
 	first := b.listen(t, "")
+	for range places - 1 {
+		b.listen(t, "")
+	}
 	waits := make(map[time.Duration]bool)
 	for range 20 {
 		res, next := b.events(t, "", "")
@@ -604,7 +608,7 @@ func TestEventsAreToldWhatPasses(t *testing.T) {
 		if ct := res.Header.Get("Content-Type"); ct != "text/event-stream" || res.Header.Get("Retry-After") == "" || !res.Close {
 			t.Errorf("header %v", res.Header)
 		}
-		wait := expect(next, "1 listeners are connected")
+		wait := expect(next, "3 listeners are connected")
 		if waits[wait] = true; wait < retryAfterLeast || wait > retryAfterMost {
 			t.Errorf("to come again after %v", wait)
 		}
@@ -612,11 +616,11 @@ func TestEventsAreToldWhatPasses(t *testing.T) {
 	if len(waits) < 5 {
 		t.Errorf("all come again at the same times: %v", waits)
 	}
-	if n := s.Listeners(); n != 1 {
+	if n := s.Listeners(); n != places {
 		t.Errorf("%d listeners", n)
 	}
 	first.Close()
-	until(t, "the place is free", func() bool { return s.Listeners() == 0 })
+	until(t, "the place is free", func() bool { return s.Listeners() == places-1 })
 	res, next = b.events(t, "", "")
 	defer res.Body.Close()
 	if e := next(); e.name != "greeting" {
