@@ -32,7 +32,7 @@ type Config struct {
 	// workers that died between publishing and acknowledging, within seconds.
 	Window int
 
-	// Backlog is how many messages of the past, each with a result or more, are
+	// Backlog is how many messages, each with a result or more or a mark, are
 	// read at the start, so that listeners can resume at once and repetitions
 	// are known. Default 2,000. Repetitions come within seconds, and 2,000
 	// are ten seconds or more of two workers that are not loaded to the full.

@@ -27,8 +27,8 @@ const (
 
 	// maxBundle is how many results share a message. A stream costs the broker
 	// about as much for a message of fifty as for one of one, so that more
-	// would gain nothing; and a reader that begins so many messages in
-	// the past has so many times more results to read at most.
+	// would gain nothing; and a reader that begins so many messages
+	// before the end has at most so many times more results to read.
 	maxBundle = 50
 
 	// maxBundleBytes is above which size a message takes no more results:

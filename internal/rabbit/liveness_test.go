@@ -87,7 +87,7 @@ func TestAliveWithoutWork(t *testing.T) {
 	f, stopReader := r.followUntil(reader)
 	r.ready(p.Ready)
 	r.ready(c.Ready)
-	receive(t, "end of the past", f.live)
+	receive(t, "end of the backlog", f.live)
 	check := func(when string) {
 		t.Helper()
 		<-time.After(2 * limit) // in which nothing may happen

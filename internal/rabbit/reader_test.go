@@ -157,7 +157,7 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	f, _ := r.followUntil(NewReader(r.cfg, 10, r.log))
 	receive(t, "end of what was there", f.live)
 	if n := len(f.results); n < 10 || n > 20 {
-		t.Errorf("%d results of the past, want about 10", n)
+		t.Errorf("a backlog of %d results, want about 10", n)
 	}
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }

@@ -139,7 +139,7 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 	// The end of the session says more than what failed because of it, except
 	// where the broker refused something.
 	var refused *amqp.Error
-	if cause := context.Cause(s.ctx); cause != nil && cause != errEnded &&
+	if cause := context.Cause(s.ctx); cause != nil && !errors.Is(cause, errEnded) &&
 		(!errors.As(err, &refused) || errors.Is(err, amqp.ErrClosed)) {
 		err = cause
 	}
