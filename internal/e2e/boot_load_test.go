@@ -21,8 +21,9 @@ import (
 	"github.com/revq/revq/internal/feed"
 )
 
-// A crowd are clients of a booted host that post without end. Each keeps one connection for as long as the API lets
-// it, and does not try anything again: what fails is counted.
+// A crowd is a number of clients of a booted host that post until they are
+// stopped. Each keeps one connection for as long as the API does, and retries
+// nothing: what fails is counted.
 type crowd struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -33,10 +34,12 @@ type crowd struct {
 	dials    int
 }
 
-// crowdPace is how long a client waits after an answer: some hundred tasks a second, which the workers keep up with.
+// crowdPace is how long a client waits after an answer. That is some hundred
+// tasks a second, with which the workers keep up.
 const crowdPace = 20 * time.Millisecond
 
-// post starts clients, half of them at each site of the API, whose tasks have ids that begin with prefix.
+// post starts clients, half of them at each site of the API. The ids of their
+// tasks begin with prefix.
 func startCrowd(t *testing.T, h *boot.Host, prefix string) *crowd {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -76,21 +79,23 @@ func (c *crowd) count() int {
 	return len(c.accepted)
 }
 
-// awaitMore waits until more tasks have been accepted than now: the service works.
+// awaitMore waits until another task is accepted, which shows that the service
+// works.
 func (c *crowd) awaitMore(t *testing.T, n int) {
 	t.Helper()
 	want := c.count() + n
 	await(t, fmt.Sprintf("%d more tasks accepted", n), func() bool { return c.count() >= want })
 }
 
-// stop ends the posts, and returns the ids that were accepted and what has failed.
+// stop stops the clients, and returns the ids that were accepted and what has
+// failed.
 func (c *crowd) stop() (accepted, failed []string) {
 	c.cancel()
 	c.running.Wait()
 	return c.accepted, c.failed
 }
 
-// A poster is an HTTP client with one connection, which repeats nothing.
+// A poster is an HTTP client with one connection that retries nothing.
 type poster struct {
 	host  *boot.Host
 	site  string
@@ -146,10 +151,11 @@ func (p *poster) post(body string) (err error) {
 	return nil
 }
 
-// An ear is `revq listen --json` in a booted host, as the unit ear: it connects again and resumes by itself.
+// An ear is `revq listen --json` in a booted host, as the unit ear. It
+// reconnects and resumes by itself.
 type ear struct {
 	mu    sync.Mutex
-	times map[string]int // that a result has come, by id
+	times map[string]int // how often a result has arrived, by id
 	other []string       // messages that are not results
 }
 
@@ -173,14 +179,14 @@ func startEar(t *testing.T, h *boot.Host) *ear {
 	return e
 }
 
-// missing returns which of ids have not come.
+// missing returns those of ids that have not arrived.
 func (e *ear) missing(ids []string) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return e.times[id] > 0 })
 }
 
-// check waits until all results are there, and expects each once and no gap.
+// check waits until all results have arrived, and expects each once and no gap.
 func (e *ear) check(t *testing.T, ids []string) {
 	t.Helper()
 	began := time.Now()
@@ -203,7 +209,7 @@ func (e *ear) check(t *testing.T, ids []string) {
 	e.other = nil
 }
 
-// some returns the first of many lines.
+// some returns the first lines of many.
 func some(lines []string) string {
 	const most = 5
 	if len(lines) > most {
@@ -212,7 +218,8 @@ func some(lines []string) string {
 	return strings.Join(lines, "\n")
 }
 
-// checkNoneFailed ends the posts and expects that all were accepted and have a result.
+// checkNoneFailed stops the clients and expects that all tasks were accepted
+// and have a result.
 func (c *crowd) checkNoneFailed(t *testing.T, e *ear) {
 	t.Helper()
 	accepted, failed := c.stop()
@@ -223,7 +230,8 @@ func (c *crowd) checkNoneFailed(t *testing.T, e *ear) {
 	t.Logf("%d requests over %d connections, %d failed; every result came once", len(accepted)+len(failed), c.dials, len(failed))
 }
 
-// checkKept ends the posts and expects every task that was accepted to have a result, once; the others may fail.
+// checkKept stops the clients and expects that every accepted task has one
+// result. Posts may have failed.
 func (c *crowd) checkKept(t *testing.T, e *ear) {
 	t.Helper()
 	accepted, failed := c.stop()

@@ -29,18 +29,20 @@ const (
 	bootSource = "/srv/revq"           // the clone of this repository, in the host
 	bootTarget = "/etc/systemd/system" // where administrators put drop-ins
 
-	// foreign is an address of the host that is neither its loopback address nor the broker's.
+	// foreign is an address of the host that is neither its loopback address
+	// nor the broker's.
 	foreign = "192.0.2.1"
 )
 
 // A bootTest is revq on a booted host.
 type bootTest struct {
 	*boot.Host
-	ear *ear // has been listening since the installation
+	ear *ear // listens from the installation on
 }
 
-// revq on a real systemd with Debian's own RabbitMQ, installed and removed with the commands of systemd/README.md.
-// The parts follow one another on the same host.
+// revq on a real systemd with Debian's own RabbitMQ, installed and removed with
+// the commands of systemd/README.md. The subtests run one after another on the
+// same host.
 func TestBoot(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a host")
@@ -99,7 +101,8 @@ func firstLine(s string) string {
 	return line
 }
 
-// copySource builds the programs as systemd/README.md says, and puts them into the host with the directory systemd.
+// copySource builds the programs as systemd/README.md says, and copies them and
+// the directory systemd to the host.
 func (b *bootTest) copySource(t *testing.T) {
 	t.Helper()
 	repository, err := filepath.Abs("../..")
@@ -113,7 +116,7 @@ func (b *bootTest) copySource(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(clone, "systemd"), os.DirFS(filepath.Join(repository, "systemd"))); err != nil {
 		t.Fatal(err)
 	}
-	// What the README says to run, but with bin/ in the host.
+	// The commands of the README, but with bin/ in the host.
 	build := strings.Replace(documented(t, "build"), "-o bin/", "-o "+filepath.Join(clone, "bin")+"/", 1)
 	cmd := exec.Command("bash", "-euc", build)
 	cmd.Dir = repository
@@ -122,7 +125,7 @@ func (b *bootTest) copySource(t *testing.T) {
 	}
 }
 
-// documented returns the commands in systemd/README.md below the mark.
+// documented returns the commands in systemd/README.md that follow the mark.
 func documented(t *testing.T, mark string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../systemd/README.md")
@@ -136,7 +139,7 @@ func documented(t *testing.T, mark string) string {
 	return string(block[1])
 }
 
-// inventory lists all that an installation could leave behind.
+// inventory lists everything that an installation could leave.
 func (b *bootTest) inventory(t *testing.T) string {
 	t.Helper()
 	var lines []string
@@ -320,7 +323,8 @@ func (b *bootTest) restarts(t *testing.T, unit string) int {
 	return n
 }
 
-// awaitRestart waits until a unit that was restarted n times so far has been restarted again and runs.
+// awaitRestart waits until a unit that had been restarted n times has been
+// restarted again and runs.
 func (b *bootTest) awaitRestart(t *testing.T, unit string, n int) {
 	t.Helper()
 	took := await(t, unit+" is restarted", func() bool {
@@ -344,7 +348,7 @@ func (b *bootTest) kill(t *testing.T) {
 func (b *bootTest) crash(t *testing.T) {
 	const unit = "revq-worker@1.service"
 	n := b.restarts(t, unit)
-	b.Run(t, "systemctl", "kill", "--signal=QUIT", unit) // Go takes it for a crash
+	b.Run(t, "systemctl", "kill", "--signal=QUIT", unit) // Go treats it as a crash
 	b.awaitRestart(t, unit, n)
 	if log := b.Run(t, "journalctl", "--no-pager", "--output=cat", "--unit="+unit); !strings.Contains(log, "goroutine ") {
 		t.Error("what it was doing is not in the journal")
@@ -368,7 +372,7 @@ func (b *bootTest) hang(t *testing.T) {
 	b.Shell(t, "rm "+bootTarget+"/revq-worker@1.service.d/watchdog.conf; systemctl daemon-reload; systemctl restart "+unit)
 }
 
-// watchdogTimeouts returns how many daemons have been ended for want of signs of life.
+// watchdogTimeouts returns how many daemons the watchdog has ended.
 func (b *bootTest) watchdogTimeouts(t *testing.T) int {
 	t.Helper()
 	return strings.Count(b.Run(t, "journalctl", "--no-pager", "--output=cat"), "Watchdog timeout")
@@ -465,7 +469,7 @@ func (b *bootTest) memory(t *testing.T) {
 		b.limitFromOutside(t, unit, 64<<20)
 	}
 	n := b.restarts(t, unit)
-	// Each connection has the API hold most of a megabyte.
+	// Each connection makes the API hold most of a megabyte.
 	body := strings.Repeat("x", 1<<20-1)
 	var conns []net.Conn
 	defer func() {
@@ -500,8 +504,9 @@ func (b *bootTest) memory(t *testing.T) {
 	b.Shell(t, "rm "+bootTarget+"/revq-api@2.service.d/memory.conf; systemctl daemon-reload; systemctl restart "+unit)
 }
 
-// limitFromOutside gives a unit the limit that systemd cannot give it: where this machine has the memory controller in
-// a hierarchy of version 1, a container has none.
+// limitFromOutside sets the limit of a unit where systemd cannot: if this
+// machine has the memory controller in a hierarchy of version 1, a container
+// has none.
 func (b *bootTest) limitFromOutside(t *testing.T, unit string, bytes int) {
 	t.Helper()
 	group, err := os.MkdirTemp("/sys/fs/cgroup/memory", "revq-boot-")
@@ -523,8 +528,8 @@ func (b *bootTest) limitFromOutside(t *testing.T, unit string, bytes int) {
 	}
 }
 
-// probe tries what a service should not be able to do, and what it has to. Each line of its output is a name and yes
-// or no.
+// probe tries what a service must not be able to do, and what it must. Each
+// line of its output is a name and yes or no.
 const probe = `#!/bin/bash
 try() { if timeout 5 bash -c "$2" >/dev/null 2>&1; then echo "$1: yes"; else echo "$1: no"; fi; }
 for d in / /etc /usr/local/bin /var/lib /var/tmp /tmp /run /run/lock /dev/shm /home /root /srv; do
@@ -592,7 +597,7 @@ func answers(out string) map[string]string {
 	return found
 }
 
-// awaitStopped waits until nothing of revq runs.
+// awaitStopped waits until no process of revq runs.
 func (b *bootTest) awaitStopped(t *testing.T) {
 	t.Helper()
 	await(t, "everything has stopped", func() bool {
@@ -602,8 +607,8 @@ func (b *bootTest) awaitStopped(t *testing.T) {
 }
 
 func (b *bootTest) stop(t *testing.T) {
-	// Each worker has its hands full for half a minute, the API has connections that are idle and half a request,
-	// and somebody listens.
+	// Each worker is busy for half a minute, the API has idle connections and
+	// one with half a request, and somebody listens.
 	b.Write(t, "/etc/revq/revq-worker.env", "REVQ_PAUSE=10s\nREVQ_MAX_PAUSE=30s\n")
 	b.Run(t, "systemctl", "restart", "revq-worker@1", "revq-worker@2")
 	var ids []string
@@ -640,7 +645,7 @@ func (b *bootTest) stop(t *testing.T) {
 	}
 	b.Write(t, "/etc/revq/revq-worker.env", "REVQ_PAUSE=0s\n")
 	b.Run(t, "systemctl", "start", "revq.target")
-	b.ear.check(t, ids) // what was given back
+	b.ear.check(t, ids) // the tasks that were returned to the queue
 }
 
 func (b *bootTest) secrets(t *testing.T) {
@@ -654,7 +659,7 @@ func (b *bootTest) secrets(t *testing.T) {
 			t.Fatalf("the URL of %s is not as expected", role)
 		}
 		b.Write(t, "/run/needle", string(found[1])+"\n")
-		// Everything that is logged, and what everyone can see of units and processes.
+		// All logs, and what every user can see of units and processes.
 		out := b.Shell(t, `set +e
 			journalctl --no-pager --output=export | grep -caFf /run/needle
 			grep -rlaFf /run/needle /var/log /tmp /var/tmp
@@ -691,7 +696,7 @@ func (b *bootTest) uninstall(t *testing.T, before string) {
 	}
 }
 
-// difference lists the lines that only one of two texts has.
+// difference returns the lines that only one of two texts has.
 func difference(before, after string) string {
 	var lines []string
 	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")

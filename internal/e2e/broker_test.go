@@ -13,19 +13,20 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// recovery is how soon everything works again, counted from when the broker takes logins.
+// recovery is the time limit after which everything works again, from when the
+// broker accepts logins.
 const recovery = 10 * time.Second
 
-// A broker that comes late, goes, or hangs. Its parts follow one another, with the same processes of ours and the
-// same listeners: nothing of it is started again.
+// A broker that starts late, ends, or hangs. The subtests run one after another
+// with the same daemons and the same listeners: none of these is restarted.
 func TestBrokerAway(t *testing.T) {
 	t.Parallel()
 	n := rabbittest.StartNode(t)
 	s := prepare(t, n)
-	s.url += "?heartbeat=4" // a silent broker is given up after 6 s, well after a text has been refused
+	s.url += "?heartbeat=4" // a silent broker is disconnected after 6 s, well after a text has been refused
 	s.stopBroker(t)
 
-	s.startFronts(t) // which are ready: their clients are told to come again
+	s.startFronts(t) // which are ready: they tell clients to try again later
 	workers := []*daemontest.Daemon{s.startDaemon(t, "revq-worker", nil), s.startDaemon(t, "revq-worker", nil)}
 	listeners := []*listener{s.listen(t, "json"), s.listen(t, "json")}
 
@@ -77,15 +78,16 @@ func TestBrokerAway(t *testing.T) {
 	t.Run("hangs until it is given up", func(t *testing.T) {
 		resume := s.suspendBroker(t)
 		s.checkUnavailable(t)
-		s.awaitReadyz(t, http.StatusServiceUnavailable) // that of the socket server, too: no heartbeat comes
+		s.awaitReadyz(t, http.StatusServiceUnavailable) // the socket server's, too: no heartbeat arrives
 		s.checkUnavailable(t)
 		resume()
 		s.checkRecovered(t, time.Now(), listeners, "reconnected")
 	})
 }
 
-// suspendBroker has the broker hang: its connections stay open, and nothing answers. It goes on when the function
-// returned is called, or when the test ends.
+// suspendBroker makes the broker hang: its connections stay open, and nothing
+// answers. The broker is resumed by the function that is returned, or when the
+// test ends.
 func (s *system) suspendBroker(t *testing.T) func() {
 	t.Helper()
 	if err := s.node.Suspend(); err != nil {
@@ -126,8 +128,8 @@ func (s *system) checkUnavailable(t *testing.T) {
 	}
 }
 
-// checkRecovered expects that within the time for recovery from began a text is accepted at each site, and its result
-// is at all listeners, which have been connected all along.
+// checkRecovered expects that within recovery from began a text is accepted at
+// each site, and its result reaches all listeners, which have stayed connected.
 func (s *system) checkRecovered(t *testing.T, began time.Time, listeners []*listener, prefix string) {
 	t.Helper()
 	ids := make(map[string]bool)
@@ -149,7 +151,7 @@ func (s *system) checkRecovered(t *testing.T, began time.Time, listeners []*list
 				if m.Text != "fedcba" {
 					t.Errorf("text %q, want fedcba", m.Text)
 				}
-			case m.Text == "desufer": // answered 503 by checkUnavailable when it was on its way already
+			case m.Text == "desufer": // checkUnavailable got a 503 for it after it had been published
 			default:
 				t.Errorf("unexpected result %+v", m)
 			}

@@ -19,7 +19,8 @@ import (
 	"github.com/revq/revq/internal/proc"
 )
 
-// page listens as any web page can, and reports all that it gets, one after the other.
+// page listens as any web page can, and reports everything that it receives, in
+// order.
 const page = `<!doctype html><title>revq</title><script>
 const site = %q
 let last = Promise.resolve()
@@ -37,11 +38,11 @@ socket.onmessage = e => report("socket", "message", e.data)
 socket.onclose = e => report("socket", "close", e.code)
 </script>`
 
-// A report is what the page got.
+// A report is something that the page received.
 type report struct{ Source, Kind, Data string }
 
-// In a real browser EventSource resumes by itself when the socket server is restarted, misses nothing and gets nothing
-// twice, and is told of a gap.
+// In a real browser, EventSource resumes by itself when the socket server is
+// restarted. It misses nothing, receives nothing twice, and is told of a gap.
 func TestBrowser(t *testing.T) {
 	t.Parallel()
 	browser := findBrowser(t)
@@ -64,7 +65,7 @@ func TestBrowser(t *testing.T) {
 	t.Cleanup(web.Close)
 	startBrowser(t, browser, web.URL)
 
-	var results []string // ids, as the EventSource got them
+	var results []string // ids, as the EventSource received them
 	var seen []report
 	await := func(source, kind string) report {
 		t.Helper()
@@ -129,20 +130,21 @@ func TestBrowser(t *testing.T) {
 	if _, err := s.node.Ctl(ctx, "delete_queue", "-p", s.vhost, "revq.results"); err != nil {
 		t.Fatal(err)
 	}
-	send(t, s.apiSites[0], "anew", "abcdef") // the worker declares the stream again
+	send(t, s.apiSites[0], "anew", "abcdef") // the worker declares the stream, which was deleted
 	if m := parse(t, await("events", "gap").Data); m.Type != feed.TypeGap || m.Text == "" {
 		t.Errorf("gap %+v", m)
 	}
 	awaitResult("anew")
 }
 
-// findBrowser returns the path of Chromium, and skips the test where there is none.
+// findBrowser returns the path of Chromium. It skips the test if there is none.
 func findBrowser(t *testing.T) string {
 	t.Helper()
 	return findProgram(t, "chromium")
 }
 
-// findProgram returns the path of a program that is not ours, and skips the test where there is none.
+// findProgram returns the path of a program that is no part of revq. It skips
+// the test if there is none.
 func findProgram(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -159,7 +161,8 @@ func findProgram(t *testing.T, name string) string {
 	return path
 }
 
-// newGroup returns where programs that are not ours run until the test ends, and a directory for them.
+// newGroup returns a group for other programs, which end with the test, and a
+// directory for them.
 func newGroup(t *testing.T) (*proc.Group, string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "revq-e2e-")
@@ -178,13 +181,14 @@ func newGroup(t *testing.T) (*proc.Group, string) {
 	return group, dir
 }
 
-// startBrowser opens a page until the test ends, as a user who has never used the browser.
+// startBrowser opens a page in a new profile of the browser, which ends with
+// the test.
 func startBrowser(t *testing.T, path, url string, args ...string) {
 	t.Helper()
 	group, dir := newGroup(t)
 	cmd := exec.Command(path, append(args, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-		"--user-data-dir="+dir, "--remote-debugging-port=0", url)...) // without the port it would end when the page is there
+		"--user-data-dir="+dir, "--remote-debugging-port=0", url)...) // without the port it would end once the page is loaded
 	cmd.Env = append(os.Environ(), "HOME="+dir)
 	if _, err := group.Start(cmd); err != nil {
 		t.Fatal(err)

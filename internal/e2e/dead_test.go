@@ -16,8 +16,8 @@ import (
 // failingWorker in the environment makes the test binary a worker that fails.
 const failingWorker = "FAILING_WORKER"
 
-// A task whose handling always fails is given up at the limit, and says why. Requeued once the cause is mended, it is
-// done under its id.
+// A task whose handling always fails becomes a dead letter at the limit, and
+// says why. Requeued after the cause is fixed, it is done under its id.
 func TestDeadLetter(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -60,7 +60,8 @@ func TestDeadLetter(t *testing.T) {
 	}
 }
 
-// revq runs a command that must succeed, and returns what it printed and said.
+// revq runs a command that must succeed, and returns its standard output and
+// error.
 func (s *system) revq(t *testing.T, args ...string) (stdout, stderr string) {
 	t.Helper()
 	ctx, cancel := timeout(t)

@@ -12,7 +12,8 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// faults are all that can happen. Each is over when its function returns, but its consequences need not be.
+// faults are all faults of the test. Each is over when its function returns;
+// its consequences may not be.
 var faults = []struct {
 	name    string
 	inflict func(*trial)
@@ -45,7 +46,7 @@ var faults = []struct {
 	{"queue full", (*trial).fillQueue},
 }
 
-// A span bounds how long something lasts.
+// A span is the minimum and maximum of how long something lasts.
 type span struct{ least, most time.Duration }
 
 var (
@@ -87,7 +88,7 @@ func (u *unit) suspend(s span) {
 	u.r.note("  %s %d hung for %v", u.name, u.daemon.Pid(), time.Since(began).Round(time.Millisecond))
 }
 
-// suspendBroker has the broker hang, with its connections open.
+// suspendBroker makes the broker hang, with its connections open.
 func (r *trial) suspendBroker(s span) {
 	r.t.Helper()
 	resume := r.system.suspendBroker(r.t)
@@ -102,7 +103,8 @@ func (r *trial) killBroker() {
 	r.startBroker(r.t)
 }
 
-// whileBrokerIsAway lets time pass in which nothing can be confirmed, and sometimes something else happen.
+// whileBrokerIsAway waits for a time in which nothing can be confirmed, and
+// sometimes inflicts another fault.
 func (r *trial) whileBrokerIsAway(s span) {
 	r.t.Helper()
 	r.brokerAway.begin()
@@ -144,7 +146,7 @@ func (r *trial) fillQueue() {
 	}
 }
 
-// An outage tells when something was away.
+// An outage records when something was away.
 type outage struct {
 	mu     sync.Mutex
 	since  time.Time // zero while it is there
@@ -166,7 +168,7 @@ func (o *outage) end() {
 	o.since = time.Time{}
 }
 
-// allSince reports whether it has been away all the time since then.
+// allSince reports whether it has been away from then until now.
 func (o *outage) allSince(then time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -27,23 +27,27 @@ const (
 	faultsLeast = 100              // and
 	tasksLeast  = 100_000          // are expected
 
-	// faultTasks is how many tasks may wait: few, so that the queue is soon full.
+	// faultTasks is the maximum length of the queue, which is soon full.
 	faultTasks = 1000
 
-	// heartbeat is short, so that a peer that hangs is given up in seconds: by ours after one and a half, by the
-	// broker after two to three.
+	// heartbeat is short, so that a peer that hangs is disconnected in seconds:
+	// by the daemons after one and a half intervals, by the broker after two to
+	// three.
 	heartbeat = 2 * time.Second
 
-	// postLimit is what no request may take longer, beyond the time for which the API itself was away: its
-	// confirm timeout of 1.5 s and slack for a machine that has just started a broker beside it.
+	// postLimit is what no request may take longer, beyond the time for which
+	// the API itself was away: its confirm timeout of 1.5 s and slack for a
+	// machine that has just started a broker beside it.
 	postLimit = 1500*time.Millisecond + 3*time.Second
 
-	// settleLimit is how long it may take after the last fault until every result is with every listener.
+	// settleLimit is the time limit, after the last fault, for every result to
+	// reach every listener.
 	settleLimit = 90 * time.Second
 )
 
-// Whatever process dies, hangs or is told to stop, at whatever moment and under load: what was accepted arrives at
-// every listener that resumes, once. Nothing is accepted that the broker cannot have confirmed, and no request hangs.
+// Processes die, hang and are told to stop, at any moment and under load. Each
+// accepted task has one result at every listener that resumes. Nothing is
+// accepted that the broker cannot have confirmed, and no request hangs.
 func TestFaults(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
@@ -67,7 +71,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// inflict goes through all faults in an order of its own; in the long form again and again.
+// inflict goes through all faults in random order; in the long form again and
+// again.
 func inflict(r *trial) {
 	for began := time.Now(); ; {
 		for _, i := range r.random.Perm(len(faults)) {
@@ -85,7 +90,7 @@ func inflict(r *trial) {
 	}
 }
 
-// A trial is a whole system with those who use it.
+// A trial is a whole system with its clients.
 type trial struct {
 	*system
 	t      *testing.T
@@ -101,7 +106,8 @@ type trial struct {
 	requeued  int // dead letters
 }
 
-// startTrial starts everything, with listeners that are connected before the first task.
+// startTrial starts everything, with listeners that are connected before the
+// first task.
 func startTrial(t *testing.T, seed uint64) *trial {
 	t.Helper()
 	s := prepare(t, rabbittest.StartNode(t))
@@ -121,7 +127,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 	}
 	for range 2 {
 		r.apis = append(r.apis, r.newUnit("revq-api", true))
-		// Both sides find out soon about listeners that are gone, or servers that hang.
+		// Both sides soon detect listeners that are gone and servers that hang.
 		r.sockets = append(r.sockets, r.newUnit("revq-socket", true, "--ping-interval", "1s"))
 	}
 	for range 4 {
@@ -148,12 +154,14 @@ func (r *system) brokerConfig() rabbit.Config {
 	return cfg
 }
 
-// note logs with the time since the beginning, which the log lines of the daemons can be held against.
+// note logs with the time since the beginning, to compare with the log lines of
+// the daemons.
 func (r *trial) note(format string, args ...any) {
 	r.t.Logf("%s %6.2fs "+format, append([]any{time.Now().UTC().Format("15:04:05.000"), time.Since(r.began).Seconds()}, args...)...)
 }
 
-// moment waits for a random time: when a fault comes, and how long it lasts, is what the test is about.
+// moment waits for a random time: the test is about when faults happen and how
+// long they last.
 func (r *trial) moment(least, most time.Duration) {
 	<-time.After(least + time.Duration(r.random.Int64N(int64(most-least))))
 }
@@ -177,7 +185,7 @@ func (r *trial) settle() {
 	await(r.t, "all tasks are done", func() bool {
 		return rabbittest.QueueLength(r.t, r.node, r.vhostURL(), rabbit.TasksQueue) == 0
 	})
-	// Repetitions that are on their way come before this one.
+	// Repetitions that were published before arrive before this one.
 	await(r.t, "a last task is accepted", func() bool {
 		return post(r.t, r.apis[0].site, "application/json", submission("the-end", "the-end")).status == http.StatusAccepted
 	})
@@ -186,8 +194,8 @@ func (r *trial) settle() {
 	}
 }
 
-// requeueDead does with dead letters what `revq dead requeue` does. RabbitMQ 3.10 counts a delivery to a worker that
-// was killed as a failed one.
+// requeueDead requeues dead letters as `revq dead requeue` does. RabbitMQ 3.10
+// counts a delivery to a worker that was killed as a failed one.
 func (r *trial) requeueDead() {
 	ctx, cancel := timeout(r.t)
 	defer cancel()
@@ -255,7 +263,8 @@ func (r *trial) judge() {
 	}
 }
 
-// explain logs what helps to find out what went wrong: how listeners fared, and where in the stream ids are.
+// explain logs what helps to find out what went wrong: how listeners fared, and
+// where in the stream ids are.
 func (r *trial) explain(ids []string) {
 	for _, f := range r.listeners {
 		f.mu.Lock()
@@ -305,7 +314,8 @@ func (r *trial) summary(seed uint64, took time.Duration) string {
 		p.refused, p.broken, p.longest.Round(time.Millisecond), len(p.impossible), r.requeued, took.Round(time.Second))
 }
 
-// A unit is a program that is started again whenever it ends, as systemd does it.
+// A unit is a program that is started again whenever it ends, as systemd does
+// it.
 type unit struct {
 	r      *trial
 	name   string
@@ -325,8 +335,8 @@ func (r *trial) newUnit(name string, serves bool, args ...string) *unit {
 	return u
 }
 
-// start starts the program and waits until it is far enough to be told to stop again. It need not be ready: the
-// broker may be away.
+// start starts the program and waits until it is far enough to be told to stop
+// again. It need not be ready: the broker may be away.
 func (u *unit) start() {
 	u.r.t.Helper()
 	u.daemon = u.r.startDaemon(u.r.t, u.name, u.socket, u.args...)

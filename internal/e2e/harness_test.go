@@ -37,14 +37,15 @@ const (
 	queuePath = "/queue_reverse_text"
 	greeting  = "Salut, let's wait some text..."
 
-	// patience is how long something may take that is certain to happen; what has to be quick is measured.
+	// patience is the time limit for what must happen. What must happen quickly
+	// is measured.
 	patience = 30 * time.Second
 
-	pollEvery = 10 * time.Millisecond // where there is no signal to wait for
+	pollEvery = 10 * time.Millisecond // where there is nothing to wait for
 )
 
-// A system is revq on a virtual host of its own: an API with two sites and a socket server with one. Workers are
-// up to the test.
+// A system is revq on its own virtual host: an API with two sites and a socket
+// server with one. Tests start workers themselves.
 type system struct {
 	node  *node.Node
 	url   string // of the broker
@@ -58,7 +59,8 @@ type system struct {
 	api, socket *daemontest.Daemon
 }
 
-// start starts a system without workers, on the node that the tests share, and waits until it works.
+// start starts a system without workers, on the node that the tests share, and
+// waits until it works.
 func start(t *testing.T) *system {
 	t.Helper()
 	s := prepare(t, rabbittest.Node(t))
@@ -67,7 +69,7 @@ func start(t *testing.T) *system {
 	return s
 }
 
-// prepare makes a system of which nothing runs.
+// prepare returns a system of which nothing runs.
 func prepare(t *testing.T, n *node.Node) *system {
 	t.Helper()
 	s := &system{node: n, url: rabbittest.NewVhost(t, n)}
@@ -89,7 +91,8 @@ func (s *system) startFronts(t *testing.T) {
 	s.socket.WaitReady(t)
 }
 
-// startDaemon starts a daemon, which has to give signs of life whatever the test does to others.
+// startDaemon starts a daemon, which must notify its watchdog whatever the test
+// does to others.
 func (s *system) startDaemon(t *testing.T, name string, sockets []daemontest.Socket, args ...string) *daemontest.Daemon {
 	t.Helper()
 	d := daemontest.Start(t, daemontest.Config{
@@ -122,12 +125,14 @@ func (s *system) awaitReadyz(t *testing.T, status int) {
 	}
 }
 
-// workerUnacked returns how many tasks each worker holds, as the broker sees it, in ascending order.
+// workerUnacked returns how many unacknowledged tasks each worker has at the
+// broker, in ascending order.
 func (s *system) workerUnacked(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := timeout(t)
 	defer cancel()
-	// The prefetch tells workers from the socket server, which has 4,096.
+	// The prefetch distinguishes workers from the socket server, which has
+	// 4,096.
 	out, err := s.node.Eval(ctx, fmt.Sprintf(`list_to_atom(lists:flatten(io_lib:format("~w", [lists:sort([N ||
 		[{vhost, V}, {prefetch_count, P}, {messages_unacknowledged, N}]
 			<- rabbit_channel:info_all([vhost, prefetch_count, messages_unacknowledged]),
@@ -138,7 +143,8 @@ func (s *system) workerUnacked(t *testing.T) string {
 	return strings.Trim(out, "'")
 }
 
-// await polls until ok, and returns how long that took. It is for what gives no signal.
+// await polls until ok, and returns how long that took. It is for what cannot
+// be waited for in another way.
 func await(t *testing.T, what string, ok func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -153,7 +159,7 @@ func await(t *testing.T, what string, ok func() bool) time.Duration {
 	return time.Since(began)
 }
 
-// An answer is that of an HTTP server.
+// An answer is one of an HTTP server.
 type answer struct {
 	status int
 	header http.Header
@@ -223,7 +229,8 @@ func checkProblem(a answer, status int) error {
 	return nil
 }
 
-// checkUnavailable posts a text and returns an error unless it is refused in the way that clients can go on from.
+// checkUnavailable posts a text and returns an error unless it is refused in a
+// way that tells clients when to retry.
 func checkUnavailable(t *testing.T, addr string) error {
 	t.Helper()
 	a := post(t, addr, "text/plain", "refused")
@@ -237,7 +244,7 @@ func checkUnavailable(t *testing.T, addr string) error {
 	return nil
 }
 
-// A listener is connected once: it does not come back by itself.
+// A listener is one connection: it does not reconnect.
 type listener struct {
 	conn     *websocket.Conn
 	format   string
@@ -246,13 +253,13 @@ type listener struct {
 	err      error // of reading; set before messages is closed
 }
 
-// listen connects to the socket server and takes the greeting.
+// listen connects to the socket server and reads the greeting.
 func (s *system) listen(t *testing.T, format string) *listener {
 	t.Helper()
 	return s.listenAfter(t, format, "")
 }
 
-// listenAfter is listen behind a mark, if it is not empty.
+// listenAfter is listen after a mark, if it is not empty.
 func (s *system) listenAfter(t *testing.T, format, after string) *listener {
 	t.Helper()
 	l := s.connect(t, format, after)
@@ -260,7 +267,8 @@ func (s *system) listenAfter(t *testing.T, format, after string) *listener {
 	return l
 }
 
-// connect is listenAfter, but for the greeting: one that resumes gets it once the server knows where to go on.
+// connect is listenAfter without the greeting: a listener that resumes receives
+// it when the server has found its mark.
 func (s *system) connect(t *testing.T, format, after string) *listener {
 	t.Helper()
 	ctx, cancel := timeout(t)
@@ -285,7 +293,7 @@ func (s *system) connect(t *testing.T, format, after string) *listener {
 	return l
 }
 
-// greet takes the greeting.
+// greet reads the greeting.
 func (l *listener) greet(t *testing.T) {
 	t.Helper()
 	first := l.next(t)
@@ -298,8 +306,8 @@ func (l *listener) greet(t *testing.T) {
 	}
 }
 
-// events connects as a browser's EventSource does, which has come to after if it is not empty. It returns a function
-// that waits for the next event.
+// events connects as a browser's EventSource does, with after as its last event
+// id if that is not empty. It returns a function that waits for the next event.
 func (s *system) events(t *testing.T, after string) func() (name string, m feed.Message) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -327,7 +335,7 @@ func (s *system) events(t *testing.T, after string) func() (name string, m feed.
 			case "data":
 				m = parse(t, value)
 			case "":
-				if m.Type != "" { // else it was a comment
+				if m.Type != "" { // otherwise it was a comment
 					return name, m
 				}
 			}
@@ -382,8 +390,8 @@ func (l *listener) nextResult(t *testing.T) feed.Message {
 	return m
 }
 
-// collect takes results until there is one for each of the ids, and fails the test if one comes twice, or one
-// that is not among them, or if offsets do not grow.
+// collect receives results until it has one for each of the ids. It fails the
+// test if a result comes twice or is of another id, or if offsets do not grow.
 func (l *listener) collect(t *testing.T, ids []string) []feed.Message {
 	t.Helper()
 	var got []feed.Message
@@ -407,7 +415,7 @@ func (l *listener) collect(t *testing.T, ids []string) []feed.Message {
 	return got
 }
 
-// drainWith sends one more text and expects its result to be the very next.
+// drainWith sends one more text and expects its result next.
 func (l *listener) drainWith(t *testing.T, s *system, id string) {
 	t.Helper()
 	send(t, s.apiSites[0], id, "x")

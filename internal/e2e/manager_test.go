@@ -16,7 +16,7 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// The status lines say what is going on.
+// The status lines say what the daemons do.
 func TestStatusLines(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -54,8 +54,8 @@ func TestStatusLines(t *testing.T) {
 	s.socket.WaitState(t, "STATUS=ready; 1 listeners; offset 0")
 }
 
-// A reload takes in the credential: a password that was changed at the broker is used for the next connection,
-// and one that cannot be used is not.
+// A reload reads the credential again: a password that was changed at the
+// broker is used for the next connection, and one that cannot be used is not.
 func TestReloadOfTheCredential(t *testing.T) {
 	t.Parallel()
 	n := rabbittest.Node(t)
@@ -107,7 +107,7 @@ func TestReloadOfTheCredential(t *testing.T) {
 			d.Signal(t, syscall.SIGHUP)
 			d.WaitLog(t, "the credential file says the same as before")
 
-			// What is connected stays so, whatever the file says.
+			// Connections stay open, whatever the file says.
 			before := len(d.States())
 			credential("")
 			d.Signal(t, syscall.SIGHUP)

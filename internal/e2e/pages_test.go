@@ -20,7 +20,8 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// trickPage does whatever a page can do to have texts queued and to listen. Each request has its name as the query.
+// trickPage does whatever a page can do to have texts queued and to listen.
+// Each request has its name as the query.
 const trickPage = `<!doctype html><title>revq</title>
 <iframe name="sink"></iframe><iframe name="sink2"></iframe>
 <form id="form" method="post" target="sink"><input name="text" value="form"></form>
@@ -56,14 +57,16 @@ fetch("http:" + listen("fetch-events"), {headers: {Accept: "text/event-stream", 
 	r => report("fetch-events", "answer", r.status), () => report("fetch-events", "error", ""))
 </script>`
 
-// A trickSite serves trickPage, and hands what it asks for to a system, as DNS that was made to point there does.
+// A trickSite serves trickPage, and hands what it asks for to a system, as DNS
+// that was made to point there does.
 type trickSite struct {
 	port    string
 	answers chan string // METHOD NAME STATUS
 	reports chan report
 }
 
-// startTrickSite starts a site whose page asks the site itself, under the name host.
+// startTrickSite starts a site whose page asks the site itself, under the name
+// host.
 func startTrickSite(t *testing.T, s *system, host string) *trickSite {
 	t.Helper()
 	site := &trickSite{answers: make(chan string, 100), reports: make(chan report, 1000)}
@@ -104,8 +107,9 @@ func startTrickSite(t *testing.T, s *system, host string) *trickSite {
 	return site
 }
 
-// await waits until all that trickPage asks for has been answered: posts with one status, listening with another. With
-// preflights, browsers ask before some of it, and get that status.
+// await waits until all that trickPage asks for has been answered: posts with
+// one status, listening with another. With preflights, browsers ask before some
+// of it, and get that status.
 func (s *trickSite) await(t *testing.T, posts, listens, preflights int) {
 	t.Helper()
 	open := make(map[string]bool)
@@ -147,7 +151,8 @@ func (s *trickSite) await(t *testing.T, posts, listens, preflights int) {
 	}
 }
 
-// Of a page that is not known, a browser gets nothing queued, and nothing to hear.
+// Of a page that is not known, a browser gets nothing queued, and nothing to
+// hear.
 func TestForeignPages(t *testing.T) {
 	t.Parallel()
 	browser := findBrowser(t)

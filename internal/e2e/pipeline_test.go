@@ -13,7 +13,7 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// From POST to the listeners, in every format, at every site.
+// From the POST to the listeners, in every format, at every site.
 func TestPipeline(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -120,7 +120,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// A text that is posted again under its id, by whatever way the id is given, has one result at the listeners.
+// A text that is posted again under its id, however the id is given, has one
+// result at the listeners.
 func TestOneIDOneResult(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -146,7 +147,7 @@ func TestOneIDOneResult(t *testing.T) {
 	}
 	l.collect(t, []string{id})
 	await(t, "all eight are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
-	l.drainWith(t, s, "the-end") // what came behind the first was dropped
+	l.drainWith(t, s, "the-end") // what came after the first was dropped
 }
 
 // Another text under an id that is in use is another task: what was answered
@@ -174,7 +175,8 @@ func TestOneIDTwoTexts(t *testing.T) {
 	check(s.listenAfter(t, "json", "-1"))
 }
 
-// Two workers share the tasks; the tasks of one that is killed in the middle go to the other.
+// Two workers share the tasks; the tasks of one that is killed in the middle go
+// to the other.
 func TestWorkerKilled(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -182,7 +184,7 @@ func TestWorkerKilled(t *testing.T) {
 	s.startWorker(t)
 	victim := s.startWorker(t)
 	ids := names("task", 20)
-	text := strings.Repeat("x", 20) // 2 s: time to look at what the workers hold
+	text := strings.Repeat("x", 20) // 2 s: time to count the workers' tasks
 	began := time.Now()
 	var batch strings.Builder
 	for _, id := range ids {

@@ -14,7 +14,7 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// A full queue refuses what comes on top, and keeps what it has.
+// A full queue refuses more tasks, and keeps what it has.
 func TestQueueFull(t *testing.T) {
 	t.Parallel()
 	const most = 100
@@ -49,14 +49,15 @@ func TestQueueFull(t *testing.T) {
 	}
 	s.startWorker(t, "--pause", "0s")
 	l.collect(t, accepted)
-	// There is room again, and what was refused is not there.
+	// There is room again, and what was refused is not in the queue.
 	await(t, "texts are accepted", func() bool {
 		return post(t, s.apiSites[0], "application/json", submission("the-end", "x")).status == http.StatusAccepted
 	})
 	l.collect(t, []string{"the-end"})
 }
 
-// Texts that a broker does not confirm fill the places for those in flight; the next ones are refused at once.
+// When as many texts as allowed are in flight, because the broker confirms
+// none, the next ones are refused at once.
 func TestTooManyInFlight(t *testing.T) {
 	t.Parallel()
 	const places, texts = 4, 10
@@ -87,7 +88,7 @@ func TestTooManyInFlight(t *testing.T) {
 	})
 }
 
-// checkRefused returns an error unless a asks to come again.
+// checkRefused returns an error unless a tells the client to retry later.
 func checkRefused(a answer, status int) error {
 	if err := checkProblem(a, status); err != nil {
 		return err
@@ -98,7 +99,8 @@ func checkRefused(a answer, status int) error {
 	return nil
 }
 
-// Connections beyond the limit are told so, in the way of everything else, and room that is made is used.
+// Connections beyond the limit are refused with a problem, and connections that
+// end make room.
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
 	const most = 3
@@ -120,7 +122,7 @@ func TestTooManyConnections(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	send(t, s.apiSites[1], "other", "abcdef") // each site has a limit of its own
+	send(t, s.apiSites[1], "other", "abcdef") // each site has its own limit
 	open[0].Close()
 	await(t, "there is room", func() bool {
 		return post(t, s.apiSites[0], "text/plain", "abcdef").status == http.StatusAccepted

@@ -29,8 +29,9 @@ import (
 // publicName is what the examples of PROXY.md call revq.
 const publicName = "queue.example.com"
 
-// proxies are those of which PROXY.md has an example, by the language of its code block. The program is started in a
-// directory that has the example as the file revq.conf.
+// proxies are those of which PROXY.md has an example, by the language of its
+// code block. The program is started in a directory that has the example as the
+// file revq.conf.
 var proxies = map[string]struct {
 	program string
 	args    []string
@@ -69,7 +70,8 @@ type proxy struct {
 	http *http.Client
 }
 
-// startProxy starts the proxy of an example, with changes: old texts and new ones in turn.
+// startProxy starts the proxy of an example, with changes: old texts and new
+// ones in turn.
 func (s *system) startProxy(t *testing.T, language string, changes ...string) *proxy {
 	t.Helper()
 	of := proxies[language]
@@ -177,7 +179,8 @@ func (p *proxy) request(t *testing.T, method, path, body string, header ...strin
 	return res
 }
 
-// noOrigin is what browsers add to a GET within the same origin, ownOrigin to all else.
+// noOrigin is what browsers add to a GET within the same origin, ownOrigin to
+// all else.
 var noOrigin = []string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors"}
 
 func (p *proxy) ownOrigin() []string {
@@ -220,8 +223,8 @@ func (p *proxy) websocket(t *testing.T, after string) (*websocket.Conn, *http.Re
 	return conn, res, err
 }
 
-// Through each of the proxies one posts, listens in both ways, stays connected for longer than the proxy's timeouts
-// while nothing happens, and resumes.
+// Through each of the proxies one posts, listens in both ways, stays connected
+// for longer than the proxy's timeouts while nothing happens, and resumes.
 func TestProxies(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))

@@ -17,7 +17,8 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// A worker that is told to stop gives its task back at once, and another one does it.
+// A worker that is told to stop returns its task to the queue at once, and
+// another one does it.
 func TestWorkerStops(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -25,7 +26,7 @@ func TestWorkerStops(t *testing.T) {
 	first := s.startWorker(t)
 	send(t, s.apiSites[0], "long", strings.Repeat("x", 300)) // 30 s
 	await(t, "the worker has the task", func() bool { return s.workerUnacked(t) == "[1]" })
-	s.startWorker(t, "--pause", "0s") // the task is done as soon as it is here
+	s.startWorker(t, "--pause", "0s") // the task is done as soon as this worker has it
 	began := time.Now()
 	first.Signal(t, syscall.SIGTERM)
 	l.collect(t, []string{"long"})
@@ -41,8 +42,9 @@ func TestWorkerStops(t *testing.T) {
 	l.drainWith(t, s, "the-end")
 }
 
-// An API that is told to stop under load loses no task that it has accepted, and breaks no request off: those that
-// come while none runs wait in the sockets, which are systemd's, for the next one.
+// An API that is told to stop under load loses no task that it has accepted,
+// and interrupts no request. Requests that come while none runs wait in
+// systemd's sockets for the next one.
 func TestAPIRestarts(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -69,7 +71,7 @@ func TestAPIRestarts(t *testing.T) {
 		stop.Round(time.Millisecond), again.Round(time.Millisecond), len(ids), load.failed.Load(), load.refused.Load())
 }
 
-// A load is clients that post without end.
+// A load is a number of clients that post until they are stopped.
 type load struct {
 	accepted, refused, failed atomic.Int64
 	lastError                 atomic.Value
@@ -80,8 +82,8 @@ type load struct {
 	ids     []string // accepted
 }
 
-// startLoad starts n clients, each with a connection that it keeps, spread over the API's sites. What was not accepted
-// is posted again with the same id.
+// startLoad starts n clients, each with a connection that it keeps, spread over
+// the API's sites. What was not accepted is posted again with the same id.
 func (s *system) startLoad(t *testing.T, n int) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -104,7 +106,8 @@ func (s *system) startLoad(t *testing.T, n int) *load {
 
 // post reports whether the task was accepted.
 func (l *load) post(client *http.Client, url, id string) bool {
-	// No context: a request under way at the end of the load is answered, so that all that was accepted is known.
+	// No context: the last request of each client is answered, so that all
+	// accepted tasks are known.
 	res, err := client.Post(url, "application/json", strings.NewReader(submission(id, id)))
 	if err == nil {
 		_, err = io.Copy(io.Discard, res.Body)
@@ -118,7 +121,7 @@ func (l *load) post(client *http.Client, url, id string) bool {
 	case res.StatusCode != http.StatusAccepted:
 		l.refused.Add(1)
 		l.lastError.Store(res.Status)
-		// Far sooner than Retry-After says: the test wants every moment to be tried.
+		// Far sooner than Retry-After says, so that every moment is tried.
 		<-time.After(pollEvery)
 		return false
 	}
@@ -134,14 +137,15 @@ func (l *load) awaitAccepted(t *testing.T, n int64) {
 	await(t, fmt.Sprintf("%d tasks are accepted", n), func() bool { return l.accepted.Load() >= n })
 }
 
-// stop ends the load and returns the ids of what was accepted.
+// stop stops the clients and returns the ids of what was accepted.
 func (l *load) stop() []string {
 	l.cancel()
 	l.running.Wait()
 	return l.ids
 }
 
-// A socket server that is told to stop says so to its listeners, and the next one takes them.
+// A socket server that is told to stop tells its listeners, and the next one
+// accepts them.
 func TestSocketRestarts(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -163,7 +167,7 @@ func TestSocketRestarts(t *testing.T) {
 	t.Logf("socket: exit 0 %v after SIGTERM, %d listeners closed with 1012", took.Round(time.Millisecond), len(listeners))
 
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
-	l := s.listen(t, "json") // comes while nobody serves, and waits
+	l := s.listen(t, "json") // connects while no server runs, and waits
 	s.awaitReadyz(t, http.StatusOK)
 	send(t, s.apiSites[0], "after", "after")
 	m := l.nextResult(t)
@@ -176,7 +180,8 @@ func TestSocketRestarts(t *testing.T) {
 	}
 }
 
-// Connections to the broker that are cut, again and again, cost no result and repeat none.
+// No result is lost or repeated when connections to the broker are cut again
+// and again.
 func TestConnectionsCut(t *testing.T) {
 	t.Parallel()
 	s := start(t)

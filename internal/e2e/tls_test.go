@@ -16,7 +16,8 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// certify makes files of a certificate for 127.0.0.1 and its key, as systemd hands over credentials.
+// certify writes a certificate for 127.0.0.1 and its key to files, as systemd
+// passes credentials.
 func certify(t *testing.T, dir string) {
 	t.Helper()
 	certified := httptest.NewTLSServer(nil) // which has one
@@ -35,7 +36,8 @@ func certify(t *testing.T, dir string) {
 	}
 }
 
-// From revq send to revq listen over TLS: the certificate comes from credentials at one daemon, from flags at the other.
+// From revq send to revq listen over TLS: the certificate comes from
+// credentials at one daemon, from flags at the other.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))
@@ -56,7 +58,7 @@ func TestTLS(t *testing.T) {
 		if out != "cba\nfed\n" {
 			t.Errorf("revq send --wait printed %q and said %q", out, said)
 		}
-		for _, d := range []*daemontest.Daemon{s.api, s.socket} { // a certificate that was renewed is taken over
+		for _, d := range []*daemontest.Daemon{s.api, s.socket} { // a renewed certificate is used
 			d.Signal(t, syscall.SIGHUP)
 			d.WaitLog(t, "reloaded")
 		}
@@ -73,6 +75,6 @@ func TestTLS(t *testing.T) {
 	s.socket.WaitLog(t, "load the certificate")
 	other := t.TempDir()
 	certify(t, other)
-	// The certificate in use stays what it was.
+	// The certificate in use does not change.
 	s.revq(t, "listen", "--ca", filepath.Join(other, "tls-cert"), "--url", "wss://"+s.socketSite, "--after", "-1", "--count", "4")
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/revq/revq/internal/daemon/daemontest"
 )
 
-// The services and the other units of a host, instances for templates.
+// The services and the other units of a host, with an instance of each
+// template.
 var (
 	daemons  = []string{"revq-api@1.service", "revq-socket@3.service", "revq-worker@1.service"}
 	services = append([]string{"revq-setup.service"}, daemons...)
@@ -24,8 +25,8 @@ var (
 // maxExposure is the highest exposure level that a service may have, of 10.
 const maxExposure = 1.0
 
-// The units as they are here, for systemd as it is here: neither has to be installed or running. TestBoot has the same
-// checks for those that were installed.
+// The units of this directory, checked by this machine's systemd, which need
+// not run. TestBoot has the same checks for installed units.
 func TestUnits(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
@@ -51,7 +52,7 @@ func TestUnits(t *testing.T) {
 	}
 	analyze := func(args ...string) (string, error) {
 		cmd := exec.Command("systemd-analyze", args...)
-		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":") // before its own directories
+		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":") // before systemd's own directories
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
@@ -67,8 +68,8 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// checkVerified expects `systemd-analyze verify` to have said nothing of revq. It looks at everything that the units
-// need, too: other people's units may be wrong.
+// checkVerified expects that `systemd-analyze verify` has printed nothing about
+// revq. It may complain about other units, which revq's need.
 func checkVerified(t *testing.T, out string, err error) {
 	t.Helper()
 	for line := range strings.Lines(out) {
@@ -81,7 +82,7 @@ func checkVerified(t *testing.T, out string, err error) {
 	}
 }
 
-// checkExposure looks at what `systemd-analyze security` says.
+// checkExposure checks the output of `systemd-analyze security`.
 func checkExposure(t *testing.T, unit, out string) {
 	t.Helper()
 	found := regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`).FindStringSubmatch(out)

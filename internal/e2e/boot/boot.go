@@ -1,8 +1,9 @@
 //go:build linux
 
-// Package boot gives tests a host: a real systemd with a real RabbitMQ, booted in a container from the files of this
-// machine or of another Debian. It needs root, and `systemd-nspawn`; nothing of it is left when the test ends,
-// however it does.
+// Package boot boots a host for tests: a real systemd with a real RabbitMQ, in
+// a container with the files of this machine or of another Debian. It needs
+// root and `systemd-nspawn`, and leaves nothing when the test ends, however it
+// ends.
 package boot
 
 import (
@@ -28,29 +29,32 @@ import (
 )
 
 const (
-	// bootTimeout bounds the start of a host with its broker. Measured: 3 to 5 s.
+	// bootTimeout is the time limit for the start of a host with its broker.
+	// Measured: 3 to 5 s.
 	bootTimeout = 90 * time.Second
 
-	// patience bounds commands in a host, and its end.
+	// patience is the time limit of a command in a host, and of the host's end.
 	patience = 60 * time.Second
 )
 
 //go:embed launch.sh
 var launch string
 
-// A Host is a booted system with a network of its own, which has no other interface than the loopback one.
+// A Host is a booted system with its own network, which has only a loopback
+// interface.
 type Host struct {
 	name    string
-	leader  int // process id of its systemd, as this machine sees it
+	leader  int // process id of its systemd, on this machine
 	network int // descriptor of its network namespace
 	console *console
-	root    string // what it was booted from
-	upper   string // where this machine finds what it has written
+	root    string // the files that it was booted from
+	upper   string // where its changes are, on this machine
 }
 
-// Start boots what is below the directory root, and waits until everything that is enabled in there runs, which is
-// RabbitMQ. The test is skipped where mounting is not permitted. What it needs has to be installed where the variable CI
-// is set; elsewhere the test is skipped without.
+// Start boots what is below the directory root, and waits until everything that
+// is enabled there runs: RabbitMQ. The test is skipped where mounting is not
+// permitted. If packages are missing, the test is skipped too, but fails if the
+// variable CI is set.
 func Start(t testing.TB, root string) *Host {
 	t.Helper()
 	require(t, []string{"systemd-nspawn", "nsenter"},
@@ -95,14 +99,15 @@ func Start(t testing.TB, root string) *Host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(h.network) })
-	// systemd 257 says READY=1 before everything runs, 252 afterwards.
+	// systemd 257 sends READY=1 before everything runs, 252 afterwards.
 	if state, _ := h.Try(t, "systemctl", "is-system-running", "--wait"); state != "running" && state != "degraded" {
 		t.Fatalf("boot %s: the system is %q, want running", root, state)
 	}
 	return h
 }
 
-// permitted tries the mounts that a container needs, in a mount namespace of its own, with which they go.
+// permitted tries the mounts that a container needs, in a mount namespace that
+// ends with them.
 const permitted = `
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/lower /mnt/upper /mnt/work /mnt/root
@@ -111,8 +116,9 @@ mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work ov
 group=$(mktemp -d /sys/fs/cgroup/revq-boot-XXXXXX)
 rmdir "$group"`
 
-// require skips the test where containers are not permitted. Where only packages are missing, the test fails if the
-// variable CI is set, and is skipped otherwise.
+// require skips the test where containers are not permitted. If only packages
+// are missing, the test fails if the variable CI is set, and is skipped
+// otherwise.
 func require(t testing.TB, tools, files []string) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -144,14 +150,16 @@ func require(t testing.TB, tools, files []string) {
 	t.Fatal(reason)
 }
 
-// packages of Debian are what a host needs.
+// packages are the Debian packages that a host needs.
 var packages = []string{"systemd", "dbus", "rabbitmq-server", "iproute2", "procps"}
 
-// debootstrapTimeout bounds the download and installation of a Debian. Measured: 1 to 2 minutes.
+// debootstrapTimeout is the time limit for downloading and installing a Debian.
+// Measured: 1 to 2 minutes.
 const debootstrapTimeout = 8 * time.Minute
 
-// Debian returns the directory of a release of Debian, such as trixie, with what a host needs. It is made for the first
-// test that asks for it, and kept in the user's cache.
+// Debian returns a directory with a release of Debian, such as trixie, and the
+// packages that a host needs. The first test that asks for it creates it in the
+// user's cache, where it remains.
 func Debian(t testing.TB, release string) string {
 	t.Helper()
 	require(t, []string{"debootstrap"}, nil)
@@ -174,7 +182,7 @@ func Debian(t testing.TB, release string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), debootstrapTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+strings.Join(packages, ","), release, unfinished)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // what it mounts goes with it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // its mounts end with it
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("debootstrap %s: %v\n%s", release, err, out)
 	}
@@ -184,7 +192,7 @@ func Debian(t testing.TB, release string) string {
 	return dir
 }
 
-// awaitBoot reads what nspawn says until systemd is up.
+// awaitBoot reads what nspawn prints until systemd is up.
 func (h *Host) awaitBoot(notify *net.UnixConn) error {
 	if err := notify.SetReadDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err
@@ -204,7 +212,8 @@ func (h *Host) awaitBoot(notify *net.UnixConn) error {
 	}
 }
 
-// PID returns what this machine calls the process that has the id inner in the host.
+// PID returns the id, on this machine, of the process that has the id inner in
+// the host.
 func (h *Host) PID(t testing.TB, inner string) int {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/status")
@@ -233,16 +242,17 @@ func (h *Host) PID(t testing.TB, inner string) int {
 	return 0
 }
 
-// Path returns where this machine finds a file of the host.
+// Path returns where a file of the host is on this machine.
 func (h *Host) Path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.leader, name) }
 
-// Written returns the names of the files that the host has made, changed or removed, and of the directories that it has
-// made. What it was booted from may change meanwhile: that is not in there.
+// Written returns the names of the files that the host has created, changed or
+// removed, and of the directories that it has created. Changes to the files
+// that it was booted from are not among them.
 func (h *Host) Written(t testing.TB) []string {
 	t.Helper()
 	var names []string
 	err := fs.WalkDir(os.DirFS(h.upper), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the host goes on
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the host still runs, and removes files
 			return err
 		}
 		if entry != nil && entry.IsDir() {
@@ -259,7 +269,7 @@ func (h *Host) Written(t testing.TB) []string {
 	return names
 }
 
-// Write writes a file of the host, and makes its directory.
+// Write writes a file of the host, and creates its directory.
 func (h *Host) Write(t testing.TB, name, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(h.Path(name)), 0o755); err != nil {
@@ -274,7 +284,7 @@ func (h *Host) Write(t testing.TB, name, content string) {
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--all", "--target", fmt.Sprint(h.leader), "--", name}, args...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
-	cmd.WaitDelay = time.Second // a command that is given up ends only with the host
+	cmd.WaitDelay = time.Second // a command that is abandoned ends only with the host
 	return cmd
 }
 
@@ -290,7 +300,7 @@ func (h *Host) Try(t testing.TB, name string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// Run is Try for what has to succeed.
+// Run is Try for a command that must succeed.
 func (h *Host) Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := h.Try(t, name, args...)
@@ -312,8 +322,8 @@ func (h *Host) Property(t testing.TB, unit, name string) string {
 	return h.Run(t, "systemctl", "show", "--value", "--property="+name, unit)
 }
 
-// Lines starts a command in the host, and calls line with each line that it prints to its standard output. It ends with
-// the host.
+// Lines starts a command in the host, and calls line with each line of its
+// standard output. The command ends with the host.
 func (h *Host) Lines(t testing.TB, line func(string), name string, args ...string) {
 	t.Helper()
 	cmd := h.Command(context.Background(), name, args...)
@@ -353,7 +363,7 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return r.conn, r.err
 }
 
-// A console keeps the last of what a host prints.
+// A console keeps the last lines that a host prints.
 type console struct {
 	mu   sync.Mutex
 	last []byte
