@@ -46,11 +46,11 @@ EXAMPLES:
 		Flags: flags,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			cfg.Program = cmd.Args().Slice()
+			if len(cfg.Program) == 0 && !(check && cfg.Enabled()) { // a socket is enough
+				return command.Usagef("name the program: write -- PROGRAM ARG ...")
+			}
 			if err := cfg.Check(); err != nil {
 				return command.UsageError(err)
-			}
-			if !check && len(cfg.Program) == 0 {
-				return command.Usagef("name the program: revq handle -- PROGRAM ARG ...")
 			}
 			root := cmd.Root()
 			log := slog.New(slog.NewTextHandler(root.ErrWriter, nil))

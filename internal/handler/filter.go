@@ -74,7 +74,7 @@ func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
 	// it has read, or read nothing at all.
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(j.text), out, said
 
-	timeout := time.Until(j.deadline)
+	timeout := max(0, time.Until(j.deadline)) // the other side of a socket may give any
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	e := ending{}

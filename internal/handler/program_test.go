@@ -394,7 +394,7 @@ func TestStop(t *testing.T) {
 func TestSlots(t *testing.T) {
 	t.Parallel()
 	cfg := quick()
-	cfg.Concurrency, cfg.Timeout = 4, time.Second
+	cfg.Concurrency, cfg.Timeout = 4, 3*time.Second
 	cfg.Program = script(`read -r t; [ "$t" != hang ] || sleep 1000; printf %s "$t"`)
 	r := newRig(t, cfg)
 	var running sync.WaitGroup
@@ -445,12 +445,12 @@ func TestPersistent(t *testing.T) {
 		{"exits, and what it said", "", 0, []exchange{{"!exit", worker.Failed, "cannot go on"}}, 1},
 		{"killed in the middle", "", 0, []exchange{{"!kill", worker.Failed, "killed"}, ok}, 2},
 		{"closes its output", "", 0, []exchange{{"!close", worker.Failed, "did not end by itself"}, ok}, 2},
-		{"hangs", "", 300 * time.Millisecond, []exchange{ok, {"!hang", worker.Failed, "time-out of 300ms"}, ok}, 2},
-		{"forks", "", time.Second, []exchange{{"!fork", worker.Failed, ""}, ok}, 2},
+		{"hangs", "", 3 * time.Second, []exchange{ok, {"!hang", worker.Failed, "time-out of 3s"}, ok}, 2},
+		{"forks", "", 0, []exchange{{"!fork", worker.Failed, ""}, ok}, 2},
 		{"a line without an end", "", 0, []exchange{{"!flood", worker.Failed, "too long"}, ok}, 2},
 		{"crashes at start", "crashes at start", 0, []exchange{{"x", worker.Misconfigured, "exit status 3"}, {"x", worker.Misconfigured, "no configuration"}}, 2},
 		{"asks for later at start", "asks for later at start", 0, []exchange{{"x", worker.Later, "exit status 75"}}, 1},
-		{"is silent", "is silent", 100 * time.Millisecond, []exchange{{"x", worker.Misconfigured, "in time"}}, 1},
+		{"is silent", "is silent", 3 * time.Second, []exchange{{"x", worker.Misconfigured, "in time"}}, 1},
 		{"speaks version 2", "speaks version 2", 0, []exchange{{"x", worker.Misconfigured, "version 2"}}, 1},
 		{"greets in words", "greets in words", 0, []exchange{{"x", worker.Misconfigured, "Welcome"}}, 1},
 		{"ignores its end", "ignores its end", 0, []exchange{ok}, 1},
