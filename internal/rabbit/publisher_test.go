@@ -3,6 +3,7 @@ package rabbit
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -387,4 +388,22 @@ func TestPublishingOverSeveralConnections(t *testing.T) {
 	}
 	r.take(TasksQueue, 160)
 	r.empty(TasksQueue)
+}
+
+// Several connections come to a broker that has nothing yet: whoever finds the exchange takes the queues for granted.
+func TestFirstMessageOnAFreshBroker(t *testing.T) {
+	t.Parallel()
+	for range 10 {
+		r := setup(t)
+		r.cfg.PublishConnections = 8
+		p := NewPublisher(r.cfg, r.log)
+		stop := r.run(p.Run)
+		for p.Ready() != nil {
+			runtime.Gosched()
+		}
+		if err := r.answered(p.PublishTask(newTask(1))); err != nil {
+			t.Error(err)
+		}
+		stop()
+	}
 }

@@ -256,9 +256,11 @@ type object struct {
 
 func (o object) String() string { return "the " + o.kind + " " + o.name }
 
-// objects returns all objects in the order in which they are declared.
+// objects returns all objects in the order in which they are declared. The
+// exchanges come last: a publisher that finds its exchange takes the queues
+// for granted, and messages would come back while these are still declared.
 func (t Topology) objects() []object {
-	all := []object{exchange(Exchange, amqp.ExchangeDirect), exchange(MarksExchange, amqp.ExchangeFanout)}
+	var all []object
 	for _, q := range t.queues() {
 		all = append(all, object{
 			kind:  "queue",
@@ -275,7 +277,7 @@ func (t Topology) objects() []object {
 			},
 		})
 	}
-	return all
+	return append(all, exchange(Exchange, amqp.ExchangeDirect), exchange(MarksExchange, amqp.ExchangeFanout))
 }
 
 func exchange(name, kind string) object {
@@ -301,9 +303,10 @@ func (t Topology) names() []string {
 }
 
 // bind lets messages through from the exchanges to the queues. It changes
-// nothing where they are bound already.
+// nothing where they are bound already. The tasks come first, which the last of
+// the queues is for: texts may be posted at once.
 func bind(ch *amqp.Channel, t Topology) error {
-	for _, q := range t.queues() {
+	for _, q := range slices.Backward(t.queues()) {
 		if err := ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
 			return fmt.Errorf("bind the queue %s: %w", q.name, err)
 		}
