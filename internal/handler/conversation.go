@@ -75,7 +75,7 @@ func (c *conversation) during(ctx context.Context, deadline time.Time, do func()
 // hello greets the program, and waits for its greeting.
 func (c *conversation) hello(ctx context.Context, deadline time.Time) *worker.Error {
 	err, goesOn := c.during(ctx, deadline, func() *worker.Error {
-		if _, err := io.WriteString(c.stream, helloLine); err != nil {
+		if err := c.send([]byte(helloLine)); err != nil {
 			return c.broken(worker.Misconfigured, "say hello to the program", err)
 		}
 		line, err := c.in.next()
@@ -165,11 +165,14 @@ func (c *conversation) exchange(j job, cfg *Config) (text string, err *worker.Er
 
 // send writes a line. A long one is written while the program may already
 // answer, so that neither waits for the other; what is wrong is then seen by
-// who reads.
+// who reads. So is that nobody reads the line any more, since a program says
+// more by what it wrote last, and by how it ended.
 func (c *conversation) send(line []byte) error {
 	if len(line) <= directWrite {
-		_, err := c.stream.Write(line)
-		return err
+		if _, err := c.stream.Write(line); !errors.Is(err, syscall.EPIPE) {
+			return err
+		}
+		return nil
 	}
 	go c.stream.Write(line)
 	return nil
