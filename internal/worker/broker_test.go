@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -250,4 +251,45 @@ func TestResultDuringAnAlarm(t *testing.T) {
 	if said := out.buf.String(); strings.Contains(said, "could not") {
 		t.Errorf("a second acknowledgement: %s", said)
 	}
+}
+
+// While a handler is out of order, tasks go back and come again more often than
+// the delivery limit allows. No version of the broker counts that.
+func TestOutOfOrder(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	var attempts atomic.Int64
+	cfg := worker.DefaultConfig()
+	cfg.Concurrency, cfg.ConsumerTimeout = 2, 400*time.Millisecond // a task waits for 100 ms, a pause is 500 ms or more
+	h, began := begun(handlerFunc(func(_ context.Context, tk task.Task) (string, error) {
+		if attempts.Add(1) <= 2 {
+			return "", &worker.Error{Outcome: worker.Misconfigured, Err: errors.New("it is not there")}
+		}
+		if tk.Attempt != 1 {
+			return "", fmt.Errorf("it is attempt %d", tk.Attempt)
+		}
+		return tk.Text, nil
+	}))
+	w, _ := r.workAs("worker", cfg, h)
+	r.publish(newTask(1), newTask(2))
+	receive(t, "attempt", began)
+	r.eventually("out of order", func() error {
+		if w.Ready() == nil {
+			return errors.New("it seems to work")
+		}
+		return nil
+	})
+	seen := map[string]bool{}
+	for len(seen) < 2 {
+		seen[receive(t, "result", r.results).ID] = true
+	}
+	if n := r.left(rabbit.DeadQueue); n != 0 {
+		t.Errorf("%d tasks are dead", n)
+	}
+	r.eventually("acknowledged", func() error {
+		if n := w.Busy() + r.left(rabbit.TasksQueue); n > 0 {
+			return fmt.Errorf("%d tasks are left", n)
+		}
+		return nil
+	})
 }

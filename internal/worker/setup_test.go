@@ -94,11 +94,16 @@ func (r *rig) run(f func(context.Context) error) (stop func()) {
 
 // work starts a worker over connections of its own, called name.
 func (r *rig) work(name string, concurrency int, h worker.Handler) (w *worker.Worker, stop func()) {
-	cfg := r.cfg
-	cfg.Name = name
-	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
 	work := worker.DefaultConfig()
 	work.Concurrency = concurrency
+	return r.workAs(name, work, h)
+}
+
+// workAs is work with a configuration.
+func (r *rig) workAs(name string, work worker.Config, h worker.Handler) (w *worker.Worker, stop func()) {
+	cfg, concurrency := r.cfg, work.Concurrency
+	cfg.Name = name
+	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
 	w = worker.New(work, h, publisher, r.log)
 	stopPublisher := r.run(publisher.Run)
 	stopConsumer := r.run(func(ctx context.Context) error {
