@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -140,6 +141,11 @@ func TestWorkerWithProgramIsKilled(t *testing.T) {
 		text, err := os.ReadFile(pidFile)
 		pid = strings.TrimSpace(string(text))
 		return err == nil
+	})
+	t.Cleanup(func() {
+		if n, err := strconv.Atoi(pid); err == nil && t.Failed() { // then it is still there
+			syscall.Kill(-n, syscall.SIGKILL)
+		}
 	})
 	w.Signal(t, syscall.SIGKILL)
 	took := await(t, "the program is gone", func() bool {

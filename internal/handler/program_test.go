@@ -141,9 +141,11 @@ func (r *rig) checkGone() {
 	r.t.Helper()
 	for _, pid := range r.pids() {
 		// What was killed is gone once its new parent has reaped it.
-		await(r.t, fmt.Sprintf("the process group %d is gone", pid), func() bool {
-			return errors.Is(syscall.Kill(-pid, 0), syscall.ESRCH) || zombies(pid)
-		})
+		gone := func() bool { return errors.Is(syscall.Kill(-pid, 0), syscall.ESRCH) || zombies(pid) }
+		await(r.t, fmt.Sprintf("the process group %d is gone", pid), gone)
+		if !gone() {
+			syscall.Kill(-pid, syscall.SIGKILL)
+		}
 	}
 }
 
