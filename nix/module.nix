@@ -54,7 +54,7 @@ let
             descriptionClass = "noun";
           };
       duration = duration;
-      text = noun "text such as ${s.default}" (types.strMatching (s.pattern or ".*"));
+      text = noun (if s.default == "" then "text" else "text such as ${s.default}") (types.strMatching (s.pattern or ".*"));
       choice = types.enum s.choices;
       list = types.listOf (if s ? pattern then types.strMatching s.pattern else types.str);
       bool = types.bool;
