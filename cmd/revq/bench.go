@@ -88,8 +88,8 @@ func (b *benchRun) ingest() *cli.Command {
 		Name:  "ingest",
 		Usage: "post texts and count those that are accepted",
 		Description: `Posts texts over kept-alive connections. Each connection posts its next text as
-soon as it is answered. If the broker's URL is known, publishing to the broker
-alone, to a queue of its own, is measured before.
+soon as it is answered. If the broker's URL is known, revq first measures
+publishing to a queue of its own, without the API.
 
 EXAMPLES:
    revq bench ingest
@@ -206,8 +206,8 @@ func (b *benchRun) grow() *cli.Command {
 		Name:      "grow",
 		Usage:     "measure how costs grow (with --up)",
 		ArgsUsage: "[OVER ...]",
-		Description: "Measures again and again with more of something: " + strings.Join(bench.Growths, ", ") + `.
-Without arguments, it measures all of these. A queue of a million tasks takes
+		Description: "Repeats a measurement with more and more of something: " + strings.Join(bench.Growths, ", ") + `.
+Without arguments, it does so for all of these. A queue of a million tasks takes
 minutes.
 
 EXAMPLES:
@@ -236,12 +236,12 @@ func (b *benchRun) fanout() *cli.Command {
 		Name:  "fanout",
 		Usage: "connect many listeners and measure how results reach them",
 		Description: `Publishes results as workers do, without the workers: first a few, to measure how
-long they take to all listeners; then as many as the slowest listener receives.
-It needs the broker's URL, or --up.
+long they take to reach all listeners; then as many as the slowest listener
+receives. It needs the broker's URL, or --up.
 
 The listeners can be those of another websocket server: give its URL, --first if
 listeners have to send something first, and --publish-url if messages are posted
-there. Each message that is to be counted must hold one ~.
+to a URL. Only messages that hold one ~ are counted.
 
 EXAMPLES:
    revq bench --up fanout --listeners 10000
@@ -259,7 +259,7 @@ EXAMPLES:
 				Validator:   rate,
 			},
 			within("settle", "`TIME` until the server's memory is measured, with all listeners connected", &b.Settle, 0, bench.MaxDuration),
-			amount("rounds", "let all listeners leave and connect again `N` times, at the end", &b.Rounds, 1, bench.MaxRounds),
+			amount("rounds", "let all listeners leave and reconnect `N` times, at the end", &b.Rounds, 1, bench.MaxRounds),
 			&cli.StringFlag{Name: "first", Usage: "`TEXT` that each listener sends once it is connected", Destination: &b.First},
 			&cli.StringFlag{Name: "publish-url", Usage: "`URL` to post messages to, of another server", Destination: &b.PublishURL},
 			&cli.BoolFlag{Name: "listen-only", Usage: "publish nothing: somebody else publishes the messages", Destination: &b.ListenOnly},

@@ -12,18 +12,17 @@ import (
 	"github.com/revq/revq/internal/command"
 )
 
-// A trust is whom the clients believe to be the server that a URL of https or
-// wss names.
+// A trust says which certificates clients trust for https and wss.
 type trust struct{ file string }
 
 func (t *trust) flag() cli.Flag {
 	return &cli.StringFlag{
-		Name: "ca", Usage: "trust the certificates in `FILE`, in PEM, in place of the system's", Sources: command.Variable("ca"),
+		Name: "ca", Usage: "trust the certificates in `FILE`, in PEM, instead of the system's", Sources: command.Variable("ca"),
 		TakesFile: true, Destination: &t.file,
 	}
 }
 
-// config returns the settings for TLS; nil stands for the usual ones.
+// config returns the TLS configuration, or nil for the default one.
 func (t *trust) config() (*tls.Config, error) {
 	if t.file == "" {
 		return nil, nil
@@ -34,12 +33,12 @@ func (t *trust) config() (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, command.Usagef("--ca: there is no certificate in %s: give a file in PEM", t.file)
+		return nil, command.Usagef("--ca: %s has no certificate: give a file in PEM", t.file)
 	}
 	return &tls.Config{RootCAs: pool}, nil
 }
 
-// client returns an HTTP client; nil stands for the usual one.
+// client returns an HTTP client, or nil for the default one.
 func (t *trust) client() (*http.Client, error) {
 	cfg, err := t.config()
 	if cfg == nil || err != nil {

@@ -24,9 +24,10 @@ import (
 func dead() *cli.Command {
 	return &cli.Command{
 		Name:  "dead",
-		Usage: "see and mend tasks that were given up",
-		Description: `A task whose attempts failed too often, or that is no proper task, goes to the
-queue revq.dead. Once the cause is mended, requeue gives it back to the workers.
+		Usage: "inspect dead letters, and requeue or purge them",
+		Description: `A task becomes a dead letter if too many attempts failed, if its handler gave it
+up, or if it is not a valid task. Dead letters stay in the queue revq.dead. Once
+the cause is fixed, requeue returns them to the workers.
 
 EXAMPLES:
    revq dead ls
@@ -49,7 +50,7 @@ func deadList() *cli.Command {
 	)
 	return &cli.Command{
 		Name:  "ls",
-		Usage: "list them",
+		Usage: "list dead letters",
 		Description: `EXAMPLES:
    revq dead ls
    revq dead ls --json --limit 10`,
@@ -66,8 +67,8 @@ func deadList() *cli.Command {
 			}
 			out := newLetterWriter(cmd.Root().Writer, asJSON)
 			n := 0
-			// All are gone through, since the broker puts those that were looked
-			// at behind those that were not.
+			// This reads all letters, even beyond the limit: the broker returns
+			// the letters that were read to the queue after the unread ones.
 			err := rabbit.DeadLetters(ctx, broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if n++; n > limit {
 					return rabbit.Keep, nil
@@ -80,7 +81,7 @@ func deadList() *cli.Command {
 			case n == 0:
 				note(stderr, "there are no dead letters")
 			case n > limit:
-				note(stderr, "%d more are there; see --limit", n-limit)
+				note(stderr, "%d more dead letters are not shown; see --limit", n-limit)
 			}
 			return errors.Join(err, out.flush())
 		},
@@ -92,7 +93,7 @@ func deadShow() *cli.Command {
 	var asJSON bool
 	return &cli.Command{
 		Name:      "show",
-		Usage:     "show all of one, with its text",
+		Usage:     "show dead letters completely, with their texts",
 		ArgsUsage: "ID ...",
 		Description: `EXAMPLES:
    revq dead show ID`,
@@ -124,8 +125,8 @@ func deadRequeue() *cli.Command {
 	var all bool
 	return &cli.Command{
 		Name:  "requeue",
-		Usage: "give them back to the workers, under the same ids",
-		Description: `With --all, what is no proper task stays: no worker can do anything with it.
+		Usage: "return dead letters to the workers, under the same ids",
+		Description: `With --all, invalid tasks stay, since no worker can handle them.
 
 EXAMPLES:
    revq dead requeue ID ID
@@ -136,17 +137,17 @@ EXAMPLES:
 			if err := checkNamed(cmd, all); err != nil {
 				return err
 			}
-			improper := 0
+			invalid := 0
 			n, err := eachNamed(ctx, cmd, &broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if all && l.Invalid != nil {
-					improper++
+					invalid++
 					return rabbit.Keep, nil
 				}
 				return rabbit.Requeue, nil
 			})
 			reportDone(cmd, n, "requeued", err)
-			if improper > 0 {
-				note(cmd.Root().ErrWriter, "%d stay, since they are no proper tasks", improper)
+			if invalid > 0 {
+				note(cmd.Root().ErrWriter, "%d stay, since they are not valid tasks", invalid)
 			}
 			return err
 		},
@@ -158,7 +159,7 @@ func deadPurge() *cli.Command {
 	var all, yes bool
 	return &cli.Command{
 		Name:      "purge",
-		Usage:     "remove them for good",
+		Usage:     "delete dead letters for good",
 		ArgsUsage: "ID ...",
 		Description: `EXAMPLES:
    revq dead purge ID
@@ -185,7 +186,8 @@ func deadPurge() *cli.Command {
 	}
 }
 
-// reportDone says what was done to how many, unless an error says it all.
+// reportDone prints how many letters were requeued or purged, unless there are
+// none and the error says why.
 func reportDone(cmd *cli.Command, n int, done string, err error) {
 	if n > 0 || err == nil {
 		note(cmd.Root().ErrWriter, "%d %s", n, done)
@@ -195,7 +197,7 @@ func reportDone(cmd *cli.Command, n int, done string, err error) {
 // confirm asks before dead letters are purged.
 func confirm(cmd *cli.Command) error {
 	if !isTerminal(cmd.Root().Reader) {
-		return command.Usagef("what is purged is gone for good: confirm with --yes")
+		return command.Usagef("purge deletes for good: confirm with --yes")
 	}
 	what := cmp.Or(strings.Join(cmd.Args().Slice(), ", "), "all dead letters")
 	fmt.Fprintf(cmd.Root().ErrWriter, "purge %s for good? [y/N] ", visible.Line(what))
@@ -209,16 +211,18 @@ func confirm(cmd *cli.Command) error {
 	return nil
 }
 
-// checkNamed sees to it that nothing is done to all letters by mistake.
+// checkNamed requires ids or --all, so that nobody changes all letters by
+// mistake.
 func checkNamed(cmd *cli.Command, all bool) error {
 	if all == cmd.Args().Present() {
-		return command.Usagef("name the ids or give --all, one of both: `revq dead ls` lists them")
+		return command.Usagef("give either ids or --all: `revq dead ls` lists the ids")
 	}
 	return nil
 }
 
-// eachNamed calls do with the dead letters that the arguments name, or with
-// all if there are none, and returns how many were not kept. An id that is not there is an error, in the end.
+// eachNamed calls do with the dead letters that the arguments name, or with all
+// letters if there are no arguments. It returns how many were not kept. If an
+// id does not exist, it still handles the others, and then returns an error.
 func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, do func(rabbit.DeadLetter) (rabbit.Fate, error)) (n int, err error) {
 	if err := checkBroker(broker); err != nil {
 		return 0, err
@@ -262,7 +266,7 @@ func jsonFlag(destination *bool) cli.Flag {
 }
 
 func allFlag(destination *bool) cli.Flag {
-	return &cli.BoolFlag{Name: "all", Usage: "all that there are, instead of naming ids", Destination: destination}
+	return &cli.BoolFlag{Name: "all", Usage: "all dead letters, instead of ids", Destination: destination}
 }
 
 func checkBroker(broker *rabbit.Config) error {
@@ -294,8 +298,8 @@ func newLetterWriter(w io.Writer, asJSON bool) *letterWriter {
 type letterObject struct {
 	ID       string    `json:"id"`               // may be empty
 	Reason   string    `json:"reason"`           // the broker's: delivery_limit or rejected
-	Error    string    `json:"error,omitzero"`   // what the handler said that gave it up
-	Invalid  string    `json:"invalid,omitzero"` // why it is no proper task
+	Error    string    `json:"error,omitzero"`   // from the handler that gave it up
+	Invalid  string    `json:"invalid,omitzero"` // why it is not a valid task
 	Queue    string    `json:"queue"`
 	Count    int64     `json:"count"`
 	Died     time.Time `json:"died,omitzero"`
@@ -329,7 +333,7 @@ func (w *letterWriter) flush() error {
 func reason(l rabbit.DeadLetter) string {
 	switch {
 	case l.Invalid != nil:
-		return "not a proper task: " + visible.Line(l.Invalid.Error())
+		return "not a valid task: " + visible.Line(l.Invalid.Error())
 	case l.Reason == "delivery_limit":
 		return "too many attempts failed"
 	case l.Error != "":
@@ -349,12 +353,12 @@ func when(t time.Time) string {
 	return t.Local().Format(time.DateTime)
 }
 
-// shorten returns the beginning of a text, quoted so that it stays in its line.
+// shorten returns the beginning of a text, quoted so that it stays on one line.
 func shorten(text string) string {
-	const most = 40
+	const maximum = 40
 	runes := []rune(text)
-	if len(runes) > most {
-		return strconv.Quote(string(runes[:most])) + "…"
+	if len(runes) > maximum {
+		return strconv.Quote(string(runes[:maximum])) + "…"
 	}
 	return strconv.Quote(text)
 }

@@ -12,17 +12,18 @@ import (
 	"github.com/revq/revq/internal/visible"
 )
 
-// handle has programs speak the handlers' protocol, or checks that they do.
+// handle serves the handlers' protocol with a program, or checks that a program
+// follows the protocol.
 func handle() *cli.Command {
 	cfg := handler.DefaultConfig()
 	var check bool
 	flags := []cli.Flag{
-		&cli.BoolFlag{Name: "check", Usage: "have PROGRAM, which speaks the protocol, handle some texts, and say what is wrong", Destination: &check},
+		&cli.BoolFlag{Name: "check", Usage: "let PROGRAM handle some texts, and print how it breaks the protocol", Destination: &check},
 	}
 	for _, s := range cfg.Settings() {
 		switch s.Name {
 		case "handler":
-			s.Usage = "with --check, `MODE` of the program: persistent, filter, or unix:PATH for one that is reached over a socket"
+			s.Usage = "with --check, `MODE` of the program: persistent, filter, or unix:PATH for a service at a socket"
 			cfg.Mode = "persistent"
 			s.Default = cfg.Mode
 		case "exec", "recycle":
@@ -34,10 +35,13 @@ func handle() *cli.Command {
 		Name:      "handle",
 		Usage:     "run a program for each task that a worker sends over standard input",
 		ArgsUsage: "-- PROGRAM ARG ...",
-		Description: `The program gets a text on its standard input and writes the result to its standard output. A service with its own user
-and sandbox runs this for each connection to its socket (Accept=yes), and workers use it with --handler unix:PATH.
+		Description: `The program gets a text on its standard input and writes the result to its
+standard output. A service with its own user and sandbox runs this command for
+each connection to its socket (Accept=yes). Workers use it with
+--handler unix:PATH.
 
-With --check, the program is tried instead: whether it keeps to what workers expect of a handler.
+With --check, revq tests whether the program does what workers expect of a
+handler.
 
 EXAMPLES:
    revq handle -- /usr/local/bin/thumbnail
@@ -46,7 +50,7 @@ EXAMPLES:
 		Flags: flags,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			cfg.Program = cmd.Args().Slice()
-			if len(cfg.Program) == 0 && !(check && cfg.Enabled()) { // a socket is enough
+			if len(cfg.Program) == 0 && !(check && cfg.Enabled()) { // unix:PATH needs no program
 				return command.Usagef("name the program: write -- PROGRAM ARG ...")
 			}
 			if err := cfg.Check(); err != nil {

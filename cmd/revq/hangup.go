@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// untilHangUp returns a context that also ends when f is a pipe that nobody
-// reads any more. Otherwise one would notice only at the next write, and
-// `revq listen | head -1` end only with the next result.
+// untilHangUp returns a context that also ends when f is a pipe whose reader
+// has closed it. A program notices this only at its next write, so without this
+// `revq listen | head -1` would run until the next result.
 func untilHangUp(ctx context.Context, f any) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	file, ok := f.(*os.File)

@@ -19,7 +19,7 @@ import (
 	"github.com/revq/revq/internal/problem"
 )
 
-// What a terminal would obey, or take for another line.
+// Characters that a terminal would obey, or show as another line.
 const (
 	evil       = "a\x1b]0;title\a\x1b[2J\nb\u009b2J\u202ec"
 	evilQuoted = `"a\x1b]0;title\a\x1b[2J\nb\u009b2J\u202ec"`
@@ -27,7 +27,8 @@ const (
 	evilJSON   = `a\u001b]0;title\u0007\u001b[2J\nb\u009b2J\u202ec`
 )
 
-// hostile is a server whose answers and results are evil. Every text but "refuse" is accepted.
+// hostile is a server whose answers and results are evil. It accepts every text
+// but "refuse".
 func hostile(t *testing.T) (api, socket string) {
 	t.Helper()
 	ids := make(chan string, 10)
@@ -83,8 +84,8 @@ func hostile(t *testing.T) (api, socket string) {
 	return server.URL, "ws" + strings.TrimPrefix(server.URL, "http")
 }
 
-// A terminal obeys nothing of what others have sent, and each result is one line there. A pipe gets texts as
-// they are. Either can be had the other way.
+// A terminal obeys nothing of what others have sent, and each result is one
+// line there. A pipe gets texts as they are. Flags choose the other way.
 func TestHostileTexts(t *testing.T) {
 	t.Parallel()
 	listen, sendWait := []string{"listen", "--count", "2"}, []string{"send", "--wait", "x"}
@@ -122,7 +123,8 @@ func TestHostileTexts(t *testing.T) {
 	})
 }
 
-// Errors and notes show what servers say in one line that no terminal obeys, wherever they go.
+// Errors and notes show what servers say in one line that no terminal obeys,
+// whether or not they go to a terminal.
 func TestHostileErrors(t *testing.T) {
 	t.Parallel()
 	api, socket := hostile(t)

@@ -28,9 +28,9 @@ func listen() *cli.Command {
 	return &cli.Command{
 		Name:  "listen",
 		Usage: "print the greeting, and each result as it arrives",
-		Description: `When the connection is lost, it is made again, and goes on behind the last
-result received, at the next site if there are several. If results are missing all the
-same, since they are no longer kept, a line on standard error says so.
+		Description: `When the connection is lost, revq reconnects, to the next site if several are
+given, and resumes after the last result received. If results are missing
+because they are no longer kept, a line on standard error says so.
 
 EXAMPLES:
    revq listen
@@ -39,7 +39,7 @@ EXAMPLES:
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{
 				Name:        "url",
-				Usage:       "`URL` of a socket site; if several are given, each is tried when the one before is away (repeatable)",
+				Usage:       "`URL` of a socket site; if one is away, the next one is tried (repeatable)",
 				Sources:     cli.EnvVars("REVQ_SOCKET_URL"),
 				Value:       []string{defaultSocket},
 				Destination: &l.URLs,
@@ -52,7 +52,7 @@ EXAMPLES:
 			},
 			&cli.StringFlag{
 				Name:        "after",
-				Usage:       "begin behind the result at `OFFSET`, or OFFSET/ID to be sure that it is the same; -1 for all that are kept",
+				Usage:       "resume after the result at `OFFSET`, or at OFFSET/ID, which also checks that it is the same result; -1 for all results that are kept",
 				Destination: &after,
 			},
 			&cli.IntFlag{
@@ -91,7 +91,7 @@ EXAMPLES:
 			greeted, received := false, 0
 			l.Greeted = func(m client.Message) error {
 				if greeted {
-					note(stderr, "connected again")
+					note(stderr, "reconnected")
 					return nil
 				}
 				greeted = true
@@ -126,7 +126,7 @@ EXAMPLES:
 				case l.After == nil:
 					what = "connection lost, results may be missed"
 				}
-				note(stderr, "%s: %v; trying again in %v", what, reason, wait.Round(time.Millisecond))
+				note(stderr, "%s: %v; retrying in %v", what, reason, wait.Round(time.Millisecond))
 			}
 			ctx, cancel := untilHangUp(ctx, stdout)
 			defer cancel()
@@ -142,4 +142,4 @@ EXAMPLES:
 	}
 }
 
-var errEnough = errors.New("as many results as wanted")
+var errEnough = errors.New("received --count results")

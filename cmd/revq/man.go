@@ -21,7 +21,7 @@ const (
 	manDaemons  = 8
 )
 
-// manual writes the manual pages. Those who install revq call it.
+// manual writes the manual pages. Installers call it.
 func manual() *cli.Command {
 	return &cli.Command{
 		Name:      "man",

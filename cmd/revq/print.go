@@ -10,14 +10,14 @@ import (
 	"github.com/revq/revq/internal/visible"
 )
 
-// A printing is how texts of others are printed: as they are, or so that a
-// terminal obeys nothing in them and each is one line.
+// A printing says how to print texts that others sent: as they are, or quoted,
+// so that each is one line and a terminal obeys nothing in it.
 type printing struct{ raw, quote bool }
 
 func (p *printing) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "raw", Usage: "print texts as they are, even to a terminal, which may obey escape sequences in them", Destination: &p.raw},
-		&cli.BoolFlag{Name: "quote", Usage: "quote texts with line breaks or invisible characters, even if standard output is no terminal", Destination: &p.quote},
+		&cli.BoolFlag{Name: "raw", Usage: "print texts as they are, even to a terminal, which obeys escape sequences in them", Destination: &p.raw},
+		&cli.BoolFlag{Name: "quote", Usage: "quote texts with line breaks or invisible characters, even if standard output is not a terminal", Destination: &p.quote},
 	}
 }
 
@@ -28,7 +28,7 @@ func (p *printing) check() error {
 	return nil
 }
 
-// text returns a text as it is printed to stdout.
+// text returns s as it is to be printed to stdout.
 func (p *printing) text(stdout io.Writer, s string) string {
 	if p.quotes(stdout) {
 		return visible.Text(s)
@@ -48,7 +48,7 @@ func (p *printing) quotes(stdout io.Writer) bool {
 	return p.quote || !p.raw && isTerminal(stdout)
 }
 
-// note writes a line on what happens to w, the standard error.
+// note writes a line to w, which is standard error.
 func note(w io.Writer, format string, args ...any) {
 	fmt.Fprintln(w, "revq: "+command.Clean(fmt.Sprintf(format, args...)))
 }

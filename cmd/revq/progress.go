@@ -14,13 +14,14 @@ const (
 	// progressInterval is the minimum time between two lines of progress.
 	progressInterval = 100 * time.Millisecond
 
-	// maxProgress is the length of a line of progress, in columns: one that is
-	// wrapped when the window gets narrower could not be cleared.
+	// maxProgress is the maximum length of a line of progress, in columns. A
+	// terminal wraps a longer line when its window gets narrower, and then it
+	// cannot be cleared.
 	maxProgress = 40
 )
 
-// A progress is one line on a terminal that says how far something is. It is
-// nil where there is no terminal, and does nothing then.
+// A progress is one line on a terminal that says how much is done. It is nil if
+// there is no terminal; its methods then do nothing.
 type progress struct {
 	terminal *os.File
 
@@ -29,7 +30,7 @@ type progress struct {
 	there bool      // a line is on the screen
 }
 
-// newProgress returns a progress on out if that is a terminal, otherwise nil.
+// newProgress returns a progress on out, or nil if out is not a terminal.
 func newProgress(out io.Writer) *progress {
 	if !isTerminal(out) {
 		return nil
@@ -37,7 +38,7 @@ func newProgress(out io.Writer) *progress {
 	return &progress{terminal: out.(*os.File)}
 }
 
-// show replaces the line, unless it has just changed.
+// show replaces the line, at most once in each progressInterval.
 func (p *progress) show(format string, args ...any) {
 	if p == nil {
 		return
@@ -62,7 +63,7 @@ func (p *progress) width() int {
 	return max(0, min(maxProgress, columns-1))
 }
 
-// clear takes the line away, for another one or at the end.
+// clear removes the line.
 func (p *progress) clear() {
 	if p == nil {
 		return

@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// A report is what `revq send` shows: a line for each text on stdout, and on
-// stderr what went wrong and, if that is a terminal, how far it is.
+// A report prints what `revq send` does: a line for each text on stdout; errors
+// and, if it is a terminal, progress on stderr.
 type report struct {
 	stdout, stderr io.Writer
 	quiet          bool
 	progress       *progress // nil for none
 	began          time.Time
-	texts          int   // that are done
+	texts          int   // number of texts that are done
 	done, size     int64 // bytes of the input; size is -1 if it is not known
 }
 
 // newReport returns a report on texts from lines of size bytes (-1: unknown),
-// or on those from the arguments, which need no progress.
+// or on texts from the arguments, for which it shows no progress.
 func (s *sending) newReport(lines bool, size int64) *report {
 	r := &report{stdout: s.stdout, stderr: s.stderr, quiet: s.quiet, began: time.Now(), size: size}
 	if lines && !s.quiet {
@@ -33,19 +33,19 @@ func (r *report) print(line string) error {
 		return nil
 	}
 	if isTerminal(r.stdout) {
-		r.progress.clear() // the line takes its place
+		r.progress.clear() // the data is printed in its place
 	}
 	_, err := fmt.Fprintln(r.stdout, line)
 	return err
 }
 
-// problem writes a line on what went wrong.
+// problem writes a line about what went wrong.
 func (r *report) problem(format string, args ...any) {
 	r.progress.clear()
 	note(r.stderr, format, args...)
 }
 
-// advance shows that batch is done.
+// advance counts batch as done and shows the progress.
 func (r *report) advance(batch []text) {
 	r.texts += len(batch)
 	for _, t := range batch {

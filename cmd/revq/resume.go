@@ -12,10 +12,10 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// A place is where `revq send` begins in its input, and the run whose ids it
-// gives to the texts. A run that carries on with the same input gives each text
-// the id that it had: what may be queued already is then queued again under
-// its id, and listeners get its result once.
+// A place is where `revq send` begins in its input, and the run from which the
+// texts' ids are derived. A run that carries on with the same input gives each
+// text the same id as before. So a text that may be queued already is queued
+// again under the same id, and listeners get its result once.
 type place struct {
 	from int // number of the first text, from 1
 	run  string
@@ -23,12 +23,12 @@ type place struct {
 
 func newPlace() place { return place{1, task.NewID()} }
 
-// parsePlace reads what String returns, or a number alone, for a new run.
+// parsePlace parses what String returns, or a number alone, for a new run.
 func parsePlace(s string) (place, error) {
 	number, run, ok := strings.Cut(s, "/")
 	from, err := strconv.Atoi(number)
 	if err != nil || from < 1 || ok && run == "" {
-		return place{}, fmt.Errorf("%q is no place in the input: give NUMBER/RUN as revq send has told it, or the NUMBER of a line or text, from 1", s)
+		return place{}, fmt.Errorf("%q is not a place in the input: give NUMBER/RUN as revq send printed it, or the NUMBER of a line or text, from 1", s)
 	}
 	p := newPlace()
 	p.from = from
@@ -48,8 +48,8 @@ func (p place) id(number int) string {
 	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
 }
 
-// undecided returns the number of the first text of a batch about which
-// nothing is certain, and why. The error is nil if there is none.
+// undecided returns the number of the first text of a batch that was neither
+// accepted nor refused for good, and why. The error is nil if there is none.
 func undecided(batch []text, answers []error) (number int, reason error) {
 	for i, answer := range answers {
 		if !client.IsFinal(answer) {
@@ -59,7 +59,8 @@ func undecided(batch []text, answers []error) (number int, reason error) {
 	return 0, nil
 }
 
-// reasonOf leaves out that an answer is uncertain, which explain tells.
+// reasonOf returns answer without the words of client.Uncertain: explain says
+// which texts may be queued or not.
 func reasonOf(answer error) error {
 	if uncertain, ok := errors.AsType[*client.Uncertain](answer); ok {
 		return uncertain.Reason
@@ -67,11 +68,12 @@ func reasonOf(answer error) error {
 	return answer
 }
 
-// isUnsent reports whether it is certain that a text is not queued, and only
-// for now.
+// isUnsent reports whether a text is certainly not queued, but for a reason
+// that may pass.
 func isUnsent(answer error) bool { return !client.IsFinal(answer) && !client.IsUncertain(answer) }
 
-// ranges returns, in words, the texts of a batch of which is holds.
+// ranges returns, in words, the texts of a batch for whose answers is returns
+// true.
 func ranges(unit string, batch []text, answers []error, is func(error) bool) string {
 	var found []string
 	for i := 0; i < len(answers); i++ {

@@ -28,8 +28,8 @@ import (
 	"github.com/revq/revq/internal/stack/stacktest"
 )
 
-// A send that is interrupted says of each text what is certain, and the command that it tells carries on: in
-// the end each text is queued, and under one id.
+// An interrupted send prints what became of each text, and a command that
+// carries on. After that command each text is queued, under one id.
 func TestSendCarriesOn(t *testing.T) {
 	if _, err := node.Find(); err != nil && os.Getenv("CI") == "" {
 		t.Skip(err)
@@ -53,8 +53,8 @@ func TestSendCarriesOn(t *testing.T) {
 			front, stalls := stallingFront(t, startAPI(t, amqpURL), batches, passed)
 			stderr := interrupted(t, []string{"send", "--quiet", "--url", front, "--file", input}, stalls)
 			told := regexp.MustCompile(`^revq: may be queued or not: lines (\d+) to (\d+)
-revq: not queued: what follows line (\d+)
-revq: to carry on, and get no result twice, repeat the command with (--resume-from (\d+)/\S+)
+revq: not queued: everything after line (\d+)
+revq: to carry on without duplicate results, repeat the command with (--resume-from (\d+)/\S+)
 revq: interrupted
 $`).FindStringSubmatch(stderr)
 			if told == nil || told[5] != told[1] || told[3] != told[2] {
@@ -122,8 +122,9 @@ func startAPI(t *testing.T, amqpURL string) string {
 	return "http://" + address
 }
 
-// stallingFront passes on some requests, and then one of which the client gets no answer, whether it is passed
-// on or not; then all again. The channel is closed when the one is held.
+// stallingFront passes some requests on. The client gets no answer to the next
+// one, whether or not that is passed on. After it, all are passed on. The
+// channel is closed when the one request is held.
 func stallingFront(t *testing.T, api string, requests int64, passed bool) (string, <-chan struct{}) {
 	t.Helper()
 	to, err := url.Parse(api)
@@ -200,7 +201,8 @@ func queued(t *testing.T, amqpURL string) map[string][]string {
 	}
 }
 
-// What is told of the texts when not all are sent. The API is a fake: it decides each text by what it is.
+// What send prints when not all texts are sent. The fake API decides each text
+// by its content.
 func TestSendTells(t *testing.T) {
 	t.Parallel()
 	api := func(t *testing.T, status func(line string) (status int, certain bool)) string {
@@ -249,21 +251,21 @@ func TestSendTells(t *testing.T) {
 		{"all states in a batch", "a\nbad\nb\nmaybe\nfull\nc\nmaybe\nmaybe\nd\n", `revq: line 2 was not accepted: reason 400
 revq: may be queued or not: line 4, lines 7 to 8
 revq: not queued: line 5
-revq: not queued: what follows line 9
-revq: to carry on, and get no result twice, repeat the command with --resume-from 4/RUN
+revq: not queued: everything after line 9
+revq: to carry on without duplicate results, repeat the command with --resume-from 4/RUN
 revq: reason 503
 `, nil},
 		{"one text that may be queued", "", `revq: may be queued or not: text 1
-revq: to carry on, and get no result twice, repeat the command with --resume-from 1/RUN
+revq: to carry on without duplicate results, repeat the command with --resume-from 1/RUN
 revq: reason 503
 `, []string{"maybe"}},
 		{"one that is not", "", "revq: reason 503\n", []string{"full"}},
 		{"texts", "", `revq: not queued: text 2
-revq: to carry on, and get no result twice, repeat the command with --resume-from 2/RUN
+revq: to carry on without duplicate results, repeat the command with --resume-from 2/RUN
 revq: reason 503
 `, []string{"a", "full", "b"}},
 		{"carried on", "a\nbad\nb\n", "", []string{"--resume-from", "3/x", "--file", "-"}},
-		{"a place that is none", "", `revq: --resume-from: "0/x" is no place in the input: give NUMBER/RUN as revq send has told it, or the NUMBER of a line or text, from 1 (see revq send --help)` + "\n", []string{"--resume-from", "0/x"}},
+		{"a place that is none", "", `revq: --resume-from: "0/x" is not a place in the input: give NUMBER/RUN as revq send printed it, or the NUMBER of a line or text, from 1 (see revq send --help)` + "\n", []string{"--resume-from", "0/x"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -13,8 +13,8 @@ import (
 	"github.com/revq/revq/internal/command"
 )
 
-// root returns the program's commands. Data is read from stdin and written to
-// stdout, everything else goes to stderr.
+// root returns the command revq. It reads data from stdin, writes data to
+// stdout, and everything else to stderr.
 func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "revq",
@@ -38,7 +38,7 @@ func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-// help shows what --help does, as many expect.
+// help prints what --help prints, since many users try it first.
 func help() *cli.Command {
 	return &cli.Command{
 		Name:      "help",

@@ -42,10 +42,10 @@ func send() *cli.Command {
 		Name:      "send",
 		Usage:     "queue texts, and print `Got it` for each",
 		ArgsUsage: "[TEXT ...]",
-		Description: `Texts are the arguments, or the one of --text, or the lines of a file or of
-standard input; empty lines are skipped. What fails for a reason that may pass
-is sent again, with the same id, until --timeout. The exit status is 1 if a
-text was not accepted. Standard error then says which texts are not queued,
+		Description: `The texts are the arguments, the text of --text, or the lines of a file or of
+standard input; empty lines are skipped. If a text fails for a reason that may
+pass, revq retries it with the same id, until --timeout. The exit status is 1 if
+a text was not accepted. Standard error then says which texts are not queued,
 which may be queued or not, and how to carry on.
 
 EXAMPLES:
@@ -66,7 +66,7 @@ EXAMPLES:
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "queue each line of `FILE`; - is standard input", TakesFile: true, Destination: &s.file},
 			&cli.StringFlag{
 				Name:  "resume-from",
-				Usage: "begin at `PLACE`: NUMBER/RUN as an interrupted revq send has told it, for the same texts; or the NUMBER of a line or text",
+				Usage: "begin at `PLACE`: NUMBER/RUN as an interrupted revq send printed it, with the same input; or the NUMBER of a line or text",
 				Validator: func(place string) (err error) {
 					s.place, err = parsePlace(place)
 					return err
@@ -113,7 +113,7 @@ EXAMPLES:
 			case errors.Is(err, client.ErrUnreachable):
 				return fmt.Errorf("%w; is revq up, and is --url right?", err)
 			case errors.As(err, new(x509.UnknownAuthorityError)):
-				return fmt.Errorf("%w; --ca FILE trusts another one", err)
+				return fmt.Errorf("%w; to trust another authority, give --ca FILE", err)
 			}
 			return err
 		},
@@ -122,8 +122,8 @@ EXAMPLES:
 
 var errInterrupted = errors.New("interrupted")
 
-// texts returns where the texts come from, and the length of it in bytes, -1
-// if it is not known.
+// texts returns the source of the texts, and its length in bytes, or -1 if the
+// length is not known.
 func (s *sending) texts(cmd *cli.Command) (*source, int64, error) {
 	args := cmd.Args().Slice()
 	if cmd.IsSet("text") {
@@ -173,7 +173,7 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 		}
 		defer results.close()
 	}
-	failed, next := 0, s.place.from // next is the number of the first text about which nothing is decided
+	failed, next := 0, s.place.from // next is the number of the first undecided text
 	for {
 		batch, err := texts.batch(ctx)
 		if errors.Is(err, io.EOF) {
@@ -242,9 +242,9 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 	return nil
 }
 
-// explain tells what became of the texts when not all were sent: those before
-// next are decided, those of batch are what answers say, and the others were
-// not sent.
+// explain prints what became of the texts if not all were sent. Those before
+// next are decided, answers says what became of those in batch, and those after
+// batch were not sent.
 func (s *sending) explain(report *report, texts *source, batch []text, answers []error, next int) {
 	last, sent := next-1, next > s.place.from
 	if len(batch) > 0 {
@@ -263,8 +263,8 @@ func (s *sending) explain(report *report, texts *source, batch []text, answers [
 		report.problem("not queued: %s", not)
 	}
 	if texts.more() {
-		report.problem("not queued: what follows %s %d", texts.unit, last)
+		report.problem("not queued: everything after %s %d", texts.unit, last)
 	}
 	s.place.from = next
-	report.problem("to carry on, and get no result twice, repeat the command with --resume-from %v", s.place)
+	report.problem("to carry on without duplicate results, repeat the command with --resume-from %v", s.place)
 }

@@ -16,14 +16,14 @@ import (
 	"github.com/revq/revq/internal/setting"
 )
 
-// settings prints what can be set about the daemons. The NixOS module, the
-// reference page and the example environment file are its output; a test
-// holds them to it.
+// settings prints the settings of the daemons. The files that the NixOS module
+// reads, the reference page and the example environment file are its output; a
+// test compares them with it.
 func settings() *cli.Command {
 	format := "text"
 	return &cli.Command{
 		Name:  "settings",
-		Usage: "list what can be set about the daemons and revq setup",
+		Usage: "list the settings of the daemons and of revq setup",
 		Description: `Each setting is a flag of its program, and a variable for its environment.
 
 EXAMPLES:
@@ -70,7 +70,7 @@ func settingsText(sets []program.Set) ([]byte, error) {
 	return page.Bytes(), nil
 }
 
-// limits says in words what a setting's default and bounds are.
+// limits returns a setting's default and bounds in words.
 func limits(s setting.Setting) string {
 	var parts []string
 	if s.Default != "" && !s.Wiring {

@@ -11,8 +11,8 @@ import (
 
 var update = flag.Bool("update", false, "write the files that are made from the settings")
 
-// The files that are made from the declarations of the settings are as the declarations say. The NixOS module makes
-// its options of settings.json.
+// The generated files agree with the declarations of the settings. The NixOS
+// module makes its options of settings.json.
 func TestSettingsFiles(t *testing.T) {
 	for path, format := range map[string]string{
 		"settings.json":                  "json",
@@ -35,7 +35,7 @@ func TestSettingsFiles(t *testing.T) {
 	}
 }
 
-// Every setting says what it is, and its default keeps to its own bounds.
+// Every setting has a description, and its default is within its bounds.
 func TestSettings(t *testing.T) {
 	for _, set := range program.Sets() {
 		seen := make(map[string]bool)

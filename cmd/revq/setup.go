@@ -20,13 +20,13 @@ func setup() *cli.Command {
 	return &cli.Command{
 		Name:  "setup",
 		Usage: "declare the exchange and the queues at the broker",
-		Description: `The daemons do this by themselves if their users may, with the sizes that are
-the defaults here. For others, and where each daemon has a user with narrow
-permissions, run this first, as a user who may configure, write and read what
-is called revq or begins with revq. followed by a name.
+		Description: `The daemons declare the same by themselves, with the default sizes, if their
+users have the permissions. Run this first for other sizes, or if the daemons'
+users have narrow permissions. It needs a user who may configure, write and read
+everything that is named revq or begins with revq. and a name.
 
-What exists keeps the sizes that it was made with. If they are not those asked
-for, revq says so, and how to keep or to change them, and ends with status 1.
+An exchange or a queue that exists is not changed. If it differs from what the
+flags ask for, revq prints how to keep or to change it, and ends with status 1.
 
 EXAMPLES:
    revq setup
@@ -42,7 +42,7 @@ EXAMPLES:
 			stderr := cmd.Root().ErrWriter
 			created, err := rabbit.Setup(ctx, broker)
 			for _, o := range created {
-				note(stderr, "made %s", o)
+				note(stderr, "created %s", o)
 			}
 			vhost, user := broker.Login()
 			var differences rabbit.Differences
@@ -51,14 +51,14 @@ EXAMPLES:
 				for _, d := range differences {
 					explain(stderr, d, vhost)
 				}
-				return fmt.Errorf("the broker has other things than were asked for, which stay as they are: %s", names(differences))
+				return fmt.Errorf("not changed, since they exist and differ from what the flags ask for: %s", names(differences))
 			case errors.Is(err, rabbit.ErrForbidden):
 				return fmt.Errorf("%w\nset up as another user, or give %s the permissions:\n  rabbitmqctl -p %s set_permissions %s '^revq' '^revq' '^revq'",
 					err, user, shellQuote(vhost), shellQuote(user))
 			case err != nil:
 				return err
 			case len(created) == 0:
-				note(stderr, "everything was there already, as asked for")
+				note(stderr, "everything exists already, as the flags ask for")
 			default:
 				note(stderr, "the broker has all that revq needs")
 			}
@@ -75,12 +75,13 @@ func names(differences rabbit.Differences) string {
 	return strings.Join(names, ", ")
 }
 
-// explain says what is there, what was asked for, and what can be done.
+// explain prints how an object differs from what the flags ask for, and the
+// commands that keep or change it.
 func explain(w io.Writer, d rabbit.Difference, vhost string) {
-	fmt.Fprintf(w, "revq: the %s %s is there, but differs:\n", d.Kind, d.Name)
+	fmt.Fprintf(w, "revq: the %s %s exists, but differs:\n", d.Kind, d.Name)
 	var keep []string
 	for _, a := range d.Arguments {
-		fmt.Fprintf(w, "    %s is %s, asked for was %s\n", a.Name, visible.Line(orNone(a.Is)), orNone(a.Asked))
+		fmt.Fprintf(w, "    %s is %s, the flags ask for %s\n", a.Name, visible.Line(orNone(a.Is)), orNone(a.Asked))
 		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, shellQuote(visible.Line(a.Keep()))))
 	}
 	if d.Sizes() {
@@ -95,10 +96,10 @@ func explain(w io.Writer, d rabbit.Difference, vhost string) {
 		first = "stop the API, wait until the queue is empty, delete it"
 		commands = []string{p + " list_queues name messages", remove}
 	case rabbit.DeadQueue:
-		first = "give the dead letters back to the workers (or purge them), delete it"
+		first = "requeue the dead letters (or purge them), delete it"
 		commands = []string{"revq dead requeue --all", remove}
 	case rabbit.ResultsQueue:
-		first = "delete it, with all results that are kept in it"
+		first = "delete it, with all results in it"
 		commands = []string{remove}
 	case rabbit.Exchange, rabbit.MarksExchange:
 		first = "make sure that nothing else uses it, delete it"
@@ -115,7 +116,7 @@ func orNone(value string) string {
 	return value
 }
 
-// shellQuote returns s as a shell takes it for one word.
+// shellQuote returns s quoted so that a shell takes it for one word.
 func shellQuote(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-", r)

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// Texts are sent in batches of what is there, within these limits. The
-	// bytes are those of the texts: JSON makes six of one at worst, and the API
-	// takes 1 MiB unless configured otherwise.
+	// A batch holds the texts that have been read, within these limits. Bytes
+	// are counted before the encoding: JSON needs up to six bytes for one, and
+	// the API takes 1 MiB by default.
 	maxBatch      = 100
 	maxBatchBytes = 128 << 10
 )
@@ -23,20 +23,20 @@ const (
 type text struct {
 	content string
 	number  int // of the argument or the line, from 1
-	size    int // bytes of input that it took, with those that were skipped before it
+	size    int // bytes of input, including lines that were skipped before it
 }
 
-// A source gives texts one by one, in batches of what is there already.
+// A source returns the texts in batches of those that have been read.
 type source struct {
 	unit   string    // what is numbered: "text" or "line"
 	texts  chan text // closed at the end
 	err    error     // why it ended early; set before texts is closed
-	next   *text     // taken from texts, but too much for the last batch
-	count  int       // given out so far
+	next   *text     // taken from texts, but too large for the last batch
+	count  int       // of the texts returned so far
 	closer io.Closer
 }
 
-// fromArguments gives the arguments from that number on.
+// fromArguments returns a source of the arguments, starting with number from.
 func fromArguments(args []string, from int) *source {
 	s := &source{unit: "text", texts: make(chan text, len(args)), closer: io.NopCloser(nil)}
 	for i, arg := range args {
@@ -48,11 +48,12 @@ func fromArguments(args []string, from int) *source {
 	return s
 }
 
-// byteOrderMark is what some editors put before the first line. It is no part
+// byteOrderMark is what some editors put before the first line. It is not part
 // of the text.
 const byteOrderMark = "\ufeff"
 
-// fromLines gives each line of r that is not empty, from that number on.
+// fromLines returns a source of the lines of r that are not empty, starting
+// with number from.
 func fromLines(r io.ReadCloser, from int) *source {
 	s := &source{unit: "line", texts: make(chan text, maxBatch), closer: r}
 	go func() {
@@ -74,22 +75,22 @@ func fromLines(r io.ReadCloser, from int) *source {
 		}
 		if err := lines.Err(); err != nil {
 			if errors.Is(err, bufio.ErrTooLong) {
-				err = fmt.Errorf("it is longer than %d bytes, the most that revq can take", task.MaxText)
+				err = fmt.Errorf("it is longer than %d bytes, the maximum length of a text", task.MaxText)
 			}
-			s.err = fmt.Errorf("line %d and what follows was not sent: %w", n+1, err)
+			s.err = fmt.Errorf("line %d and the lines after it were not sent: %w", n+1, err)
 		}
 	}()
 	return s
 }
 
-// Close releases what the texts come from.
+// Close closes the file or the pipe that the texts come from.
 func (s *source) Close() error { return s.closer.Close() }
 
-// more reports whether there is more, or may be.
+// more reports whether there may be more texts.
 func (s *source) more() bool { return s.unit == "line" || s.next != nil || len(s.texts) > 0 }
 
-// batch waits for a text and returns it with those that are there already. At
-// the end its error is io.EOF, or what kept the rest from being read.
+// batch waits for a text and returns it together with those that have been read
+// already. At the end it returns io.EOF, or the error that ended the reading.
 func (s *source) batch(ctx context.Context) ([]text, error) {
 	var batch []text
 	bytes := 0
@@ -116,8 +117,8 @@ func (s *source) batch(ctx context.Context) ([]text, error) {
 	return nil, io.EOF
 }
 
-// take returns the next text. It returns false at the end, and if it is not
-// to wait and none is there.
+// take returns the next text. It returns false at the end, or, if wait is
+// false, when no text has been read yet.
 func (s *source) take(ctx context.Context, wait bool) (text, bool) {
 	if s.next != nil {
 		t := *s.next

@@ -19,8 +19,8 @@ import (
 	"github.com/revq/revq/internal/problem"
 )
 
-// TestProgress has stderr a terminal: only there a bar shows how far a file is, and it is wiped away in
-// the end, also around messages.
+// TestProgress runs with a terminal as stderr. Only there does revq show the
+// progress of a file. It clears the line before each message and at the end.
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	texts := strings.Repeat("abcdef\n", 300)
@@ -66,7 +66,8 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// TestProgressInNarrowWindow makes the window narrower meanwhile: the line is never wrapped.
+// TestProgressInNarrowWindow makes the window narrower meanwhile: the line is
+// never wrapped.
 func TestProgressInNarrowWindow(t *testing.T) {
 	t.Parallel()
 	screen, terminal := openTerminal(t)
@@ -111,7 +112,7 @@ func TestProgressInNarrowWindow(t *testing.T) {
 	}
 }
 
-// TestPurgeAsks has a terminal to ask at: nothing is purged without a yes.
+// TestPurgeAsks runs at a terminal: nothing is purged without a yes.
 func TestPurgeAsks(t *testing.T) {
 	t.Parallel()
 	for answer, want := range map[string]string{
@@ -161,8 +162,8 @@ func fakeAPI(t *testing.T) string {
 	return server.URL
 }
 
-// onScreen returns what a terminal shows in the end: carriage return begins a line anew, and "erase in
-// line" empties it.
+// onScreen returns what a terminal shows at the end. A carriage return goes to
+// the start of the line, and "erase in line" empties it.
 func onScreen(output string) string {
 	var screen, line strings.Builder
 	output = strings.ReplaceAll(output, "\r\n", "\n")

@@ -24,12 +24,12 @@ func up() *cli.Command {
 	return &cli.Command{
 		Name:  "up",
 		Usage: "run everything on this machine, until Ctrl-C",
-		Description: `Runs a private RabbitMQ (or uses the one given), the API on two sites, the
-socket server on one, and the workers. All of it listens on this machine only,
-and is stopped and removed together with the command.
+		Description: `Runs a private RabbitMQ (or uses that of --amqp-url), the API on two sites, the
+socket server on one, and the workers. They listen on this machine only. When
+the command ends, it stops and removes all of them.
 
-Settings of the daemons are taken from the environment, for example
-REVQ_PAUSE=0s for workers that do not pause; see revq-worker --help and others.
+The daemons take their settings from the environment. REVQ_PAUSE=0s, for
+example, makes the workers not pause. revq settings lists all settings.
 
 EXAMPLES:
    revq up
@@ -67,7 +67,7 @@ EXAMPLES:
 	}
 }
 
-// printNext says what can be typed now.
+// printNext prints the commands to try next.
 func printNext(cmd *cli.Command, port int) {
 	api, socket := fmt.Sprintf("http://localhost:%d", port), fmt.Sprintf("ws://localhost:%d/listen_results", port+2)
 	sendFlags, listenFlags := "", ""
@@ -80,7 +80,7 @@ revq is up. In other terminals, type:
     revq listen%s
     revq send%s --text abcdef
 
-or, without it:
+or, without revq send:
 
     curl -d text=abcdef http://localhost:%d/queue_reverse_text
 

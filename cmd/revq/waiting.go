@@ -60,7 +60,7 @@ func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr
 			if errors.As(reason, &dial) && dial.Op == "dial" {
 				select {
 				case w.absent <- reason:
-				default: // told already
+				default: // connect knows already
 				}
 			}
 		},
@@ -68,7 +68,7 @@ func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr
 	return w
 }
 
-// connect begins to listen. It returns when nothing can be missed any more.
+// connect begins to listen. After it has returned nil, no result is missed.
 func (w *waiting) connect(ctx context.Context) error {
 	listenCtx, cancel := context.WithCancel(ctx)
 	w.stop = cancel
@@ -101,13 +101,13 @@ func (w *waiting) received(m client.Message) error {
 	if result, ok := w.expected[m.ID]; ok && (m.Type == feed.TypeResult || m.Type == feed.TypeLost) {
 		select {
 		case result <- m:
-		default: // there already
+		default: // it has the result already
 		}
 	}
 	return nil
 }
 
-// expect has the result of a task kept. It is called before the task is sent.
+// expect makes w keep the result of a task. Call it before the task is sent.
 func (w *waiting) expect(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,7 +120,7 @@ func (w *waiting) forget(id string) {
 	delete(w.expected, id)
 }
 
-// result waits for the result of a task that is expected.
+// result waits for the result of a task that expect was called with.
 func (w *waiting) result(ctx context.Context, id string) (string, error) {
 	defer w.forget(id)
 	w.mu.Lock()
