@@ -170,7 +170,8 @@ func TestHostileErrors(t *testing.T) {
 	}
 }
 
-// output runs revq with a hostile server of its own and returns what it prints to stdout, which is a terminal or a pipe.
+// output runs revq with a hostile server of its own and returns what it prints
+// to stdout, which is a terminal or a pipe.
 func output(t *testing.T, toTerminal bool, args ...string) string {
 	t.Helper()
 	api, socket := hostile(t)

@@ -22,7 +22,8 @@ import (
 	"github.com/revq/revq/internal/worker/workertest"
 )
 
-// TestMain makes programs of the test binary: revq, revq on a machine without RabbitMQ, and a worker that fails.
+// TestMain makes programs of the test binary: revq, revq on a machine without
+// RabbitMQ, and a worker that fails.
 func TestMain(m *testing.M) {
 	testscript.Main(tests{m}, map[string]func(){
 		"revq":           func() { os.Exit(run()) },
@@ -39,7 +40,8 @@ type tests struct{ *testing.M }
 
 func (t tests) Run() int { return stacktest.Main(t.M) }
 
-// TestScript runs the stories in testdata/script. Beside testscript's own commands they have
+// TestScript runs the stories in testdata/script. Beside testscript's own
+// commands they have
 //
 //	stack             revq, running on a broker of the story's own; see REVQ_API_URL and the like
 //	vhost             a broker of the story's own: REVQ_AMQP_URL, and VHOST for rabbitmqctl
@@ -143,7 +145,8 @@ func setBroker(ts *testscript.TestScript, url string) {
 	ts.Setenv("VHOST", url[strings.LastIndexByte(url, '/')+1:])
 }
 
-// channel returns a channel to the story's broker, for as long as the story goes on.
+// channel returns a channel to the story's broker, for as long as the story
+// goes on.
 func channel(ts *testscript.TestScript) *amqp.Channel {
 	conn, err := amqp.Dial(ts.Getenv("REVQ_AMQP_URL"))
 	ts.Check(err)
@@ -153,7 +156,8 @@ func channel(ts *testscript.TestScript) *amqp.Channel {
 	return ch
 }
 
-// awaitFile waits until what a program in the background writes to a file matches.
+// awaitFile waits until what a program in the background writes to a file
+// matches.
 func awaitFile(ts *testscript.TestScript, neg bool, args []string) {
 	path, want := ts.MkAbs(args[0]), regexp.MustCompile(args[1])
 	await(ts, fmt.Sprintf("%s to match %q", args[0], want), func() bool {

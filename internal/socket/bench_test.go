@@ -36,8 +36,8 @@ func BenchmarkFanout(b *testing.B) {
 			frame := len(feed.AppendFrame(nil, feed.OpText, []byte(text)))
 			log := s.feed.Log(feed.Text)
 			start := int64(log.End())
-			catchUp := func(behind int64) {
-				for int64(log.End())-start-drain.slowest() > behind {
+			catchUp := func(lag int64) {
+				for int64(log.End())-start-drain.slowest() > lag {
 					if s.Listeners() < listeners { // they answer no pings
 						b.Fatal("listeners were closed: give a shorter -benchtime")
 					}
@@ -64,8 +64,8 @@ func setupBench(b *testing.B, cfg Config) (*Server, *bundle) {
 	return bundle.start(b, cfg), bundle
 }
 
-// A drain is many listeners that throw away what they get. They are bare descriptors, so that what this process has in
-// memory is the server's.
+// A drain is many listeners that throw away what they get. They are bare
+// descriptors, so that what this process has in memory is the server's.
 type drain struct {
 	fds   []int
 	total []atomic.Int64 // bytes by listener, without the greeting
@@ -177,8 +177,9 @@ func (d *drain) slowest() int64 {
 	return least
 }
 
-// BenchmarkLatency appends one result at a time, when all have the one before, and reports after how long it is with
-// half of the listeners, and with 99 of 100. In one case one more reads nothing all the while, and more has been sent
+// BenchmarkLatency appends one result at a time, when all have the one before,
+// and reports after how long it is with half of the listeners, and with 99 of
+// 100. In one case one more reads nothing all the while, and more has been sent
 // than its buffers hold: with -benchtime 60s, for a minute.
 func BenchmarkLatency(b *testing.B) {
 	for _, tc := range []struct {
@@ -234,8 +235,10 @@ func BenchmarkLatency(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory has 9,900 listeners, as many as 20,000 open files allow, come and go, and reports what each takes of the process's resident memory in the
-// first round, and how much more of it there is after the last round than after the first.
+// BenchmarkMemory has 9,900 listeners, as many as 20,000 open files allow, come
+// and go, and reports what each takes of the process's resident memory in the
+// first round, and how much more of it there is after the last round than after
+// the first.
 func BenchmarkMemory(b *testing.B) {
 	const listeners, rounds = 9900, 10
 	needFiles(b, 2*listeners+100)

@@ -9,46 +9,46 @@ import (
 
 // Config limits what listeners may use. DefaultConfig gives a usable one.
 type Config struct {
-	front.Config // what both HTTP fronts have in common
+	front.Config // shared by both HTTP fronts
 
-	// MaxListeners is how many may listen at once; more get 503. Default
-	// 100,000: about what the kernel's buffers and one process's descriptors
-	// are good for.
+	// MaxListeners is how many clients may listen at once; more are answered
+	// 503. Default 100,000: about as many as the kernel's buffers and one
+	// process's descriptors allow.
 	MaxListeners int
 
-	// PingInterval is how often each listener is asked whether it is still
-	// there. One that has not answered by the next time is closed. Default
-	// 30 s, below the minute after which many proxies drop a quiet connection.
+	// PingInterval is how often the server pings each listener. It closes one
+	// that has not answered by the next ping. Default 30 s, below the minute
+	// after which many proxies drop a quiet connection.
 	PingInterval time.Duration
 
-	// WriteTimeout is how long a listener may take nothing of what is sent to
-	// it before it is closed. Default 30 s.
+	// WriteTimeout is how long a listener may receive nothing of what is sent
+	// to it before the server closes it. Default 30 s.
 	WriteTimeout time.Duration
 
-	// HandshakeTimeout bounds the request that begins listening. Default 10 s.
+	// HandshakeTimeout is how long the request to listen may take to arrive.
+	// Default 10 s.
 	HandshakeTimeout time.Duration
 
-	// MaxHandshakes is how many connections to each site may be open that do not
-	// listen, or not yet; more get 503. Default 16,384: what is being read of a
-	// request costs up to Config.MaxHeader, 16 KiB, which a listener does not, so
-	// that slow requests take 256 MiB at most.
+	// MaxHandshakes is how many connections to each site may be open that do
+	// not listen (yet); more are answered 503. Default 16,384: each takes up to
+	// Config.MaxHeader, 16 KiB, while its request is read, so that slow
+	// requests take at most 256 MiB. A listener does not take this.
 	MaxHandshakes int
 
-	// MaxMessage is the longest message, in bytes, that a listener may send;
-	// it is ignored. Default 4 KiB: enough for those that send a greeting or
-	// pings of their own.
+	// MaxMessage is the maximum length of a message, in bytes, that a listener
+	// may send. The server ignores the message. Default 4 KiB: enough for
+	// clients that send a greeting or pings of their own.
 	MaxMessage int
 
-	// MaxResuming is how many listeners may catch up at once with what only
-	// the broker still has; each costs a connection to it. More are asked to
-	// try again. Default 16.
+	// MaxResuming is how many listeners may resume from the broker at once;
+	// each costs a connection to it. More are told to try again. Default 16.
 	MaxResuming int
 }
 
 // maxHeard is how many bytes a listener may send in one PingInterval.
 const maxHeard = 64 << 10
 
-// DefaultConfig returns the limits used unless others are given.
+// DefaultConfig returns the default limits.
 func DefaultConfig() Config {
 	return Config{
 		Config:           front.DefaultConfig(),
@@ -62,17 +62,17 @@ func DefaultConfig() Config {
 	}
 }
 
-// Settings declares what an operator can set of c, which holds the defaults.
+// Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
 	limits := setting.In("limits",
-		setting.Count("max-listeners", "listeners", "most `LISTENERS` at once", &c.MaxListeners, 1, 0).
+		setting.Count("max-listeners", "listeners", "maximum number of `LISTENERS` at once", &c.MaxListeners, 1, 0).
 			With("More are answered 503. The unit's `LimitNOFILE` (131072) and `MemoryMax` must allow for them."),
-		setting.Count("max-resuming", "listeners", "most `LISTENERS` at once that catch up from the broker", &c.MaxResuming, 1, 0),
-		setting.Count("max-handshakes", "connections", "most `CONNECTIONS` to each listening address that do not listen yet", &c.MaxHandshakes, 1, 1<<20).
-			With("More are answered 503. Each takes up to `max-header` bytes of memory while its request comes."),
-		setting.Time("ping-interval", "`TIME` between signs of life that a listener must give", &c.PingInterval, time.Second, 0),
-		setting.Time("write-timeout", "`TIME` that a listener may take nothing before it is closed", &c.WriteTimeout, time.Second, 0),
-		setting.Time("handshake-timeout", "`TIME` for the request to listen", &c.HandshakeTimeout, time.Second, 0),
+		setting.Count("max-resuming", "listeners", "maximum number of `LISTENERS` that resume from the broker at once", &c.MaxResuming, 1, 0),
+		setting.Count("max-handshakes", "connections", "maximum number of `CONNECTIONS` to each listening address that do not listen yet", &c.MaxHandshakes, 1, 1<<20).
+			With("More are answered 503. Each takes up to `max-header` bytes of memory while its request arrives."),
+		setting.Time("ping-interval", "`TIME` between two pings of a listener, within which it must answer", &c.PingInterval, time.Second, 0),
+		setting.Time("write-timeout", "`TIME` in which a listener may receive nothing before it is closed", &c.WriteTimeout, time.Second, 0),
+		setting.Time("handshake-timeout", "`TIME` for the request to listen to arrive", &c.HandshakeTimeout, time.Second, 0),
 	)
 	return append(limits, c.Config.Settings()...)
 }

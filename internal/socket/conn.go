@@ -9,17 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unsentBytes is how much of what was written to a connection may wait in the
-// kernel until it can be sent. It keeps a listener that does not read from
-// filling a send buffer of megabytes, and leaves room for a farewell.
+// unsentBytes is how many bytes may wait in the kernel to be sent on one
+// connection. The limit keeps a listener that does not read from filling a send
+// buffer of megabytes, and leaves room for a farewell.
 const unsentBytes = 64 << 10
 
-// farewellBytes is what makeRoom makes room for: what waits already, the rest
-// of a frame unless it is very large, and a close frame.
+// farewellBytes is the size of the send buffer that makeRoom sets: it holds the
+// bytes that wait already, the rest of a frame unless that is very large, and a
+// close frame.
 const farewellBytes = 512 << 10
 
-// descriptor returns conn's file descriptor. It stays valid while conn is
-// referred to and not closed.
+// descriptor returns conn's file descriptor. It is valid as long as conn is
+// reachable and open.
 func descriptor(conn net.Conn) (fd int, err error) {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
@@ -33,7 +34,8 @@ func descriptor(conn net.Conn) (fd int, err error) {
 	return fd, err
 }
 
-// below returns the connection that one with TLS uses, and others as they are.
+// below returns the connection below a TLS connection, and any other connection
+// as it is.
 func below(conn net.Conn) net.Conn {
 	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		return over.NetConn()
@@ -41,26 +43,26 @@ func below(conn net.Conn) net.Conn {
 	return conn
 }
 
-// farewellKept is how long the kernel keeps a farewell for a listener that takes
-// nothing, after the server has given it up.
+// farewellKept is how long the kernel keeps a farewell for a listener that
+// takes nothing, after the server has closed the connection.
 const farewellKept = 30 * time.Second
 
-// prepareSocket sets the options of a listener's socket. They are for TCP;
-// without them, or on another kind of socket, things work, but less well.
+// prepareSocket sets the TCP options of a listener's socket. Errors do not
+// matter: another kind of socket works without them, but less well.
 func prepareSocket(fd int, cfg *Config) {
-	// The kernel resets a connection whose peer is gone without a word after
-	// this time. It resets one whose peer is there and reads nothing, too,
-	// which must not come before the farewell.
+	// After this time the kernel resets a connection whose peer has vanished.
+	// It also resets one whose peer reads nothing, and that must not happen
+	// before the farewell.
 	timeout := max(2*cfg.PingInterval, cfg.WriteTimeout+closeGrace+farewellKept)
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(timeout.Milliseconds()))
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
 }
 
-// makeRoom lets a socket that takes no more take a little all the same, so
-// that its peer finds a farewell when it reads again.
+// makeRoom enlarges the send buffer of a socket whose buffer is full, so that
+// it takes a farewell, which the peer finds when it reads again.
 func makeRoom(fd int) {
 	if size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && size < 2*farewellBytes {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, farewellBytes) // the kernel doubles it
 	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, 0) // the system's own: none
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, 0) // the system's default: no limit
 }

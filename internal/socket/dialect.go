@@ -14,31 +14,31 @@ import (
 	"github.com/revq/revq/internal/problem"
 )
 
-// A dialect is how listeners of one protocol are spoken to besides what is in
-// the log. Dialects hold no state.
+// A dialect encodes what a server sends to listeners of one protocol besides
+// the frames of the log, and parses what they send. Dialects hold no state.
 type dialect interface {
-	// appendPing appends what asks a listener for a sign of life, or at least
-	// keeps the connection in use.
+	// appendPing appends a ping, or, in a protocol without pings, bytes that
+	// keep the connection in use.
 	appendPing(dst []byte) []byte
 
-	// appendBye appends the last words to a listener.
+	// appendBye appends a farewell.
 	appendBye(dst []byte, why farewell) []byte
 
-	// answersPings reports whether a listener that is there answers pings.
+	// answersPings reports whether clients of the protocol answer pings.
 	answersPings() bool
 
-	// frameLength returns how many of the bytes b are those of its first frame,
-	// all of which is there.
+	// frameLength returns the length of the first frame in b, in bytes. b holds
+	// the whole header of that frame.
 	frameLength(b []byte) int
 
-	// receive takes in what l has sent, of which a message may have maxMessage
-	// bytes. It returns true when l has answered our farewell, so that neither
-	// side expects anything more. parser is for listeners that are between
-	// messages; it is the zero value before and after.
+	// receive handles the bytes b that l has sent. A message may have at most
+	// maxMessage bytes. It returns true when l has answered the farewell, so
+	// that neither side expects anything more. parser is for listeners that are
+	// between messages; it is the zero value before and after.
 	receive(l *listener, b []byte, maxMessage int, parser *inbound) (gone bool)
 }
 
-// A farewell is why a connection is closed, as in a close frame.
+// A farewell is the reason why a connection is closed, as in a close frame.
 type farewell struct {
 	code   uint16
 	reason string
@@ -55,14 +55,14 @@ const (
 )
 
 var (
-	byeFellBehind = farewell{closePolicy, "fell behind: what comes next is no longer kept here, but you may resume"}
-	byeTooSlow    = farewell{closePolicy, "took nothing for too long, but you may resume"}
+	byeFellBehind = farewell{closePolicy, "too slow: the next result is no longer in memory; reconnect and resume"}
+	byeTooSlow    = farewell{closePolicy, "received nothing for too long; reconnect and resume"}
 	byeTooMuch    = farewell{closePolicy, "listeners are not expected to send that much"}
-	byeRestart    = farewell{closeRestart, "the server restarts: connect again"}
-	byeFull       = farewell{closeTryAgain, "no more listeners are taken: try another site, or later"}
+	byeRestart    = farewell{closeRestart, "the server restarts: reconnect and resume"}
+	byeFull       = farewell{closeTryAgain, "too many listeners: try another site, or later"}
 	byeNoBroker   = farewell{closeTryAgain, "the broker is away: try another site, or later"}
-	byeTurnOver   = farewell{closeTryAgain, "others wait to resume: connect again, and go on where you are"}
-	byeNoHistory  = farewell{closeTryAgain, "resuming is not possible now: try again"}
+	byeTurnOver   = farewell{closeTryAgain, "others wait to resume: reconnect and resume after your last result"}
+	byeNoHistory  = farewell{closeTryAgain, "cannot resume now: try again"}
 )
 
 // websocketDialect speaks RFC 6455.
@@ -110,10 +110,10 @@ func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *i
 		}
 	})
 	if wrong == nil && len(l.control) > maxControl {
-		wrong = &farewell{closePolicy, "too many pings are not answered yet"}
+		wrong = &farewell{closePolicy, "too many pings whose answers were not read"}
 	}
 	if wrong != nil {
-		l.deaf = true // what follows is the rest of something that has no meaning
+		l.deaf = true // what follows cannot be parsed
 		l.dismiss(*wrong)
 	}
 	switch {
@@ -144,7 +144,7 @@ func (eventsDialect) appendPing(dst []byte) []byte {
 	return feed.AppendChunk(dst, []byte(":\n\n")) // a comment
 }
 
-// appendBye ends the body; a browser connects again by itself.
+// appendBye ends the body; a browser reconnects by itself.
 func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
 	words := []byte(": " + why.reason + "\n\n")
 	if why.code == closeTryAgain {
@@ -153,8 +153,9 @@ func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
 	return feed.AppendChunk(feed.AppendChunk(dst, words), nil)
 }
 
-// How soon a browser connects again that was not let in. The times are spread,
-// so that those who are refused together do not all come back at once.
+// The bounds of the time after which a refused browser reconnects. The times
+// are random, so that browsers that are refused together do not return
+// together.
 const (
 	retryAfterLeast = 2 * time.Second
 	retryAfterMost  = 6 * time.Second
@@ -162,8 +163,9 @@ const (
 
 // unavailable returns the event that says why there are no results for now.
 //
-// A browser's EventSource gives up for good on every status but 200, so that
-// what passes is told in the stream, and the stream ends.
+// A browser's EventSource gives up for good on every status but 200. So the
+// server answers 200 for reasons that pass, sends this event, and ends the
+// stream.
 func unavailable(p *problem.Problem) []byte {
 	retry := retryAfterLeast + rand.N(retryAfterMost-retryAfterLeast)
 	return fmt.Appendf(nil, "retry: %d\nevent: unavailable\ndata: %s\n\n", retry.Milliseconds(), p.JSON())
@@ -181,5 +183,5 @@ func (eventsDialect) frameLength(b []byte) int {
 	return size + len(lineBreak) + int(n) + len(lineBreak)
 }
 
-// receive skips everything: such a client has nothing more to say.
+// receive skips everything: the protocol has no messages from the client.
 func (eventsDialect) receive(*listener, []byte, int, *inbound) bool { return false }

@@ -10,22 +10,22 @@ import (
 	"github.com/revq/revq/internal/problem"
 )
 
-// upgradeAdvice is for whoever configured the proxy through which a handshake
-// came: it is what nginx needs, and what others do by themselves.
+// upgradeAdvice says what a proxy must do to pass on a handshake. nginx needs
+// the settings; other proxies do this by themselves.
 const upgradeAdvice = "a proxy in between must use HTTP/1.1 and pass on the headers Upgrade and Connection " +
 	`(nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";)`
 
-// upgradeRequired is the problem with a request that is no handshake. A server
-// must ignore an Upgrade in HTTP/1.0 (RFC 9110, section 7.8), and the connection
-// of one that is to be closed cannot be kept.
+// upgradeRequired is the problem with a request that is not a complete
+// handshake. A server must ignore an Upgrade in HTTP/1.0 (RFC 9110, section
+// 7.8), and cannot upgrade a connection that the client wants closed.
 func upgradeRequired(detail string) *problem.Problem {
 	return problem.New(fasthttp.StatusUpgradeRequired, detail).With("Upgrade", "websocket").With("Connection", "Upgrade")
 }
 
 // checkHandshake returns what is wrong with the handshake of a websocket (RFC
-// 6455, section 4.2.1).
+// 6455, section 4.2.1), or nil.
 func checkHandshake(h *fasthttp.RequestHeader) *problem.Problem {
-	// fasthttp's lines are good only until it is asked for others.
+	// The slice that PeekAll returns is valid only until its next call.
 	upgrades := hasToken(h.PeekAll("Upgrade"), "websocket")
 	connects := hasToken(h.PeekAll("Connection"), "upgrade")
 	closes := h.ConnectionClose()
@@ -42,7 +42,7 @@ func checkHandshake(h *fasthttp.RequestHeader) *problem.Problem {
 	case !connects:
 		return upgradeRequired("this handshake of a websocket has no header Connection: Upgrade; " + upgradeAdvice)
 	case string(h.Peek("Sec-WebSocket-Version")) != "13":
-		return upgradeRequired("the only version of websockets that is spoken here is 13: send Sec-WebSocket-Version: 13").
+		return upgradeRequired("this server supports only version 13 of websockets: send Sec-WebSocket-Version: 13").
 			With("Sec-WebSocket-Version", "13")
 	case !isNonce(key):
 		return problem.New(fasthttp.StatusBadRequest, "the header Sec-WebSocket-Key must be 16 bytes in base64")
@@ -50,8 +50,8 @@ func checkHandshake(h *fasthttp.RequestHeader) *problem.Problem {
 	return nil
 }
 
-// hasToken reports whether one of the lines, which are one comma-separated list
-// together, has the token in any case.
+// hasToken reports whether the lines, which together are one comma-separated
+// list, hold the token, in upper or lower case.
 func hasToken(lines [][]byte, token string) bool {
 	for _, line := range lines {
 		for item := range bytes.SplitSeq(line, []byte(",")) {
@@ -64,7 +64,7 @@ func hasToken(lines [][]byte, token string) bool {
 }
 
 func isNonce(key []byte) bool {
-	var nonce [18]byte // what 24 characters may decode to
+	var nonce [18]byte // 24 characters decode to at most 18 bytes
 	if len(key) != 24 {
 		return false
 	}

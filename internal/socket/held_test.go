@@ -60,8 +60,9 @@ func heap() int {
 	return int(m.HeapAlloc)
 }
 
-// One text that takes much more as JSON is half sent to many listeners. What is left of it is in memory once, however
-// many they are, also when the log has moved on, and those who read on get all of it.
+// One text that takes much more as JSON is half sent to many listeners. What is
+// left of it is in memory once, however many they are, also when the log has
+// moved on, and those who read on get all of it.
 func TestTheRestOfAFrameIsInMemoryOnce(t *testing.T) {
 	const listeners = 200
 	size := feed.Config{MaxBytes: 1 << 20, Window: 10}
@@ -98,7 +99,7 @@ func TestTheRestOfAFrameIsInMemoryOnce(t *testing.T) {
 				t.Errorf("%d bytes are held besides the log, want those of one frame", n)
 			}
 			if grown := heap() - before; grown > 16<<20 {
-				t.Errorf("behind the log they take %d KiB", grown>>10)
+				t.Errorf("after the log moved on they take %d KiB", grown>>10)
 			}
 			escaped := bytes.Repeat([]byte(`\u003c`), len(large))
 			for _, r := range readers {

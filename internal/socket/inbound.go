@@ -8,22 +8,22 @@ import (
 )
 
 // An inbound parses what a listener sends (RFC 6455, section 5), in pieces of
-// any size. It checks all of it and keeps no payload but that of the control
-// frame at hand: revq has no use for messages. The zero value is ready for the
+// any size. It checks everything, but keeps only the payload of the current
+// control frame, since revq ignores messages. The zero value is ready for the
 // first frame.
 type inbound struct {
-	header  []byte // of the frame that has begun, as far as it has come
-	control []byte // payload of a control frame so far, unmasked
+	header  []byte // received bytes of the current frame's header
+	control []byte // received payload of a control frame, unmasked
 	read    uint64 // bytes of payload so far
 	left    uint64 // bytes of payload still to come, once the header is complete
 	inFrame bool   // the header is complete
 
-	// The message that the listener has begun: its first fragment has come, or
-	// is coming, and its last one has not ended.
+	// The message whose first fragment has begun and whose last fragment has
+	// not ended.
 	inMessage bool
 	isText    bool
-	size      uint64    // of its fragments, the current one included
-	text      utf8Check // how far it is valid
+	size      uint64    // of its fragments, including the current one
+	text      utf8Check // checks the text so far
 }
 
 // Opcodes of messages (RFC 6455, section 5.2). Control frames have bit 3 set.
@@ -58,10 +58,10 @@ func (in *inbound) clone() *inbound {
 	return &c
 }
 
-// take parses b and calls onControl for each control frame that ends in it.
-// The payload is valid during the call. A message may have maxMessage bytes in
-// all its fragments. After a violation, which take returns, in is of no more
-// use.
+// take parses b and calls onControl for each control frame that ends in it. The
+// payload is valid only during the call. A message may have at most maxMessage
+// bytes in all its fragments. take returns a violation of the protocol, or nil.
+// After a violation, in must not be used any more.
 func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []byte)) *farewell {
 	for len(b) > 0 {
 		if !in.inFrame {
@@ -86,7 +86,7 @@ func (in *inbound) take(b []byte, maxMessage int, onControl func(feed.Opcode, []
 	return nil
 }
 
-// parseHeader looks at what has come of the header, and begins the payload
+// parseHeader checks the received part of the header, and begins the payload
 // when the header is complete.
 func (in *inbound) parseHeader(maxMessage int) *farewell {
 	const (
@@ -165,7 +165,7 @@ func parseLength(b []byte) (length uint64, v *farewell) {
 func (in *inbound) isControl() bool { return in.header[0]&0x08 != 0 }
 func (in *inbound) isFinal() bool   { return in.header[0]&0x80 != 0 }
 
-// parsePayload takes the next bytes of the payload, masked as they come.
+// parsePayload parses the next bytes of the payload, which are masked.
 func (in *inbound) parsePayload(b []byte) *farewell {
 	mask := in.header[len(in.header)-4:]
 	isControl := in.isControl()
@@ -184,7 +184,7 @@ func (in *inbound) parsePayload(b []byte) *farewell {
 	return nil
 }
 
-// endFrame is called behind the last byte of a frame.
+// endFrame is called after the last byte of a frame.
 func (in *inbound) endFrame(onControl func(feed.Opcode, []byte)) *farewell {
 	if in.isControl() {
 		op := feed.Opcode(in.header[0] & 0xf)
@@ -225,9 +225,9 @@ func checkClose(payload []byte) *farewell {
 	return nil
 }
 
-// mayBeSent reports whether a close frame may have the status: one that the
-// protocol or its registry at IANA defines, except those that stand for a
-// missing close frame, or one of libraries and applications.
+// mayBeSent reports whether a close frame may have the status. It may have one
+// that the protocol or its IANA registry defines, except those that stand for a
+// missing close frame, and one of the ranges for libraries and applications.
 func mayBeSent(status uint16) bool {
 	switch status {
 	case 1004, 1005, 1006:
@@ -277,5 +277,5 @@ func (u *utf8Check) next(c byte) bool {
 	return true
 }
 
-// complete reports whether the text does not end within a character.
+// complete reports whether the text so far ends with a whole character.
 func (u *utf8Check) complete() bool { return u.missing == 0 }

@@ -76,7 +76,7 @@ func inboundCases() []inboundCase {
 	part := strings.Repeat("x", 4000)
 	whole := func(op byte, payload string) []byte { return clientFrame(final|op, payload, -1) }
 	then := func(frames ...[]byte) []byte { return slices.Concat(frames...) }
-	lastPing, pinged := whole(ping, "!"), []string{"9 !"} // behind a message: shows that it was taken
+	lastPing, pinged := whole(ping, "!"), []string{"9 !"} // after a message: shows that it was accepted
 	cases := []inboundCase{
 		// Lengths.
 		{"messages are skipped", then(whole(text, long), whole(binary, ""), whole(pong, "x")), []string{"10 x"}, 0},
@@ -113,11 +113,11 @@ func inboundCases() []inboundCase {
 		{"empty fragments", then(fragments(text, "", "", ""), lastPing), pinged, 0},
 		{"a continuation without a message", clientFrame(final, "a", -1), nil, closeProtocolError},
 		{"a first fragment without a message", clientFrame(0, "a", -1), nil, closeProtocolError},
-		{"a continuation behind a message", then(whole(text, "a"), clientFrame(final, "b", -1)), nil, closeProtocolError},
-		{"a continuation behind the last one", then(fragments(text, "a", "b"), clientFrame(0, "c", -1)), nil, closeProtocolError},
+		{"a continuation after a message", then(whole(text, "a"), clientFrame(final, "b", -1)), nil, closeProtocolError},
+		{"a continuation after the last one", then(fragments(text, "a", "b"), clientFrame(0, "c", -1)), nil, closeProtocolError},
 		{"a message within a message", then(clientFrame(text, "a", -1), whole(text, "b")), nil, closeProtocolError},
 		{"a fragment of another message", then(clientFrame(binary, "a", -1), clientFrame(binary, "b", -1)), nil, closeProtocolError},
-		{"a message within one, behind a ping", then(clientFrame(text, "a", -1), whole(ping, "p"), whole(binary, "b")), []string{"9 p"}, closeProtocolError},
+		{"a message within one, after a ping", then(clientFrame(text, "a", -1), whole(ping, "p"), whole(binary, "b")), []string{"9 p"}, closeProtocolError},
 
 		// Close frames.
 		{"an empty close", whole(end, ""), []string{"8 "}, 0},
@@ -138,9 +138,9 @@ func inboundCases() []inboundCase {
 		{"fragments that end within a character", fragments(text, "a\xe2", "\x82"), nil, closeInvalidData},
 		{"what is certain in the first fragment", clientFrame(text, "a\xed\xa0", -1), nil, closeInvalidData},
 		{"what is certain in the middle of a frame", clientFrame(final|text, "a\xf4\x90", 1000)[:11], nil, closeInvalidData},
-		{"a text behind one that is valid", then(whole(text, "é"), whole(text, "\x80")), nil, closeInvalidData},
+		{"a text after one that is valid", then(whole(text, "é"), whole(text, "\x80")), nil, closeInvalidData},
 		{"binary need not be UTF-8", then(whole(binary, "\xff\xfe"), lastPing), pinged, 0},
-		{"a binary message behind a text", then(fragments(text, "a", "b"), whole(binary, "\xff"), lastPing), pinged, 0},
+		{"a binary message after a text", then(fragments(text, "a", "b"), whole(binary, "\xff"), lastPing), pinged, 0},
 	}
 	for name, bytes := range map[string]string{
 		"a lone continuation": "\x80", "0xC0": "\xc0\xaf", "0xC1": "\xc1\xbf", "three bytes for two": "\xe0\x9f\xbf", "four bytes for three": "\xf0\x8f\xbf\xbf",
@@ -223,7 +223,7 @@ func TestListenersThatBreakTheProtocolAreClosed(t *testing.T) {
 				}
 				if closed {
 					if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
-						t.Errorf("behind the close frame came %q, %v; want the end", rest, err)
+						t.Errorf("after the close frame came %q, %v; want the end", rest, err)
 					}
 				}
 			})

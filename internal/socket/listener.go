@@ -7,10 +7,10 @@ import (
 	"github.com/revq/revq/internal/feed"
 )
 
-// A listener is a connection and its place in a log. It belongs to one shard
-// and is touched by nothing else, so it needs no lock, no goroutine and no
-// buffer; what is below is all that an idle one costs beside its socket. One
-// whose connection cannot be polled belongs to a plain instead.
+// A listener is a connection and its place in a log. It belongs to one shard,
+// and nothing else uses it, so it needs no lock, no goroutine and no buffer: an
+// idle listener costs this struct and its socket. A listener whose connection
+// cannot be polled belongs to a plain instead.
 type listener struct {
 	conn  net.Conn // keeps fd open
 	fd    int      // in a shard
@@ -20,33 +20,33 @@ type listener struct {
 	log     *feed.Log
 	pos     feed.Position // everything before it has been written; feed.Pending before the greeting
 
-	// A frame that was written in part ends at frameEnd: nothing but the log's
-	// bytes may be written before that. They are held meanwhile, since the log
-	// moves on. held is nil between two frames.
+	// If a frame was written in part, it ends at frameEnd, and nothing but its
+	// rest may be written next. held keeps that rest after the log has dropped
+	// it. held is nil between two frames.
 	frameEnd feed.Position
 	held     *feed.Hold
 
-	// control holds bytes that go out before anything else from the log:
+	// control holds bytes that are written before the next frame of the log:
 	// greeting, ping, pong, close.
 	control []byte
 
-	blockedSince time.Time // when its socket took no more; zero if it does
-	waited       bool      // for its position, when it was to be pinged
-	slow         bool      // it was given room for a farewell, since it was blocked for too long
-	pingedAt     time.Time // zero if it has shown itself since
+	blockedSince time.Time // since when its socket takes no bytes; zero if it does
+	waited       bool      // it had no position yet when a ping was due
+	slow         bool      // it was blocked for too long, and makeRoom was called for a farewell
+	pingedAt     time.Time // zero if it has sent something since
 	heard        int       // bytes received since the last ping
 
 	in      *inbound  // nil between messages
-	deaf    bool      // it broke the protocol: nothing more is read of what it sends
-	leaving bool      // a farewell is the last thing in control, or sent
+	deaf    bool      // it broke the protocol: what it sends is no longer parsed
+	leaving bool      // a farewell is at the end of control, or was sent
 	leftAt  time.Time // when the farewell was sent
 }
 
-// maxControl bounds what a listener can make us owe it: someone who sends
-// pings and reads no pongs is closed.
+// maxControl bounds the bytes that a listener can make the server store: one
+// that sends pings and does not read the pongs is closed.
 const maxControl = 4 << 10
 
-// dismiss has l told why it is closed, as soon as it takes more.
+// dismiss appends a farewell to what l is sent. Its connection then ends.
 func (l *listener) dismiss(why farewell) {
 	if !l.leaving {
 		l.leaving = true
@@ -54,8 +54,8 @@ func (l *listener) dismiss(why farewell) {
 	}
 }
 
-// next returns what is to be written to l, if anything, and whether it comes
-// from the log. An error means that nothing can be written to l any more.
+// next returns the bytes to write to l next, if any, and whether they come from
+// the log. An error means that nothing can be written to l any more.
 func (l *listener) next() (b []byte, fromLog bool, err error) {
 	if l.pos == feed.Pending && !l.leaving {
 		l.greet()
@@ -75,8 +75,8 @@ func (l *listener) next() (b []byte, fromLog bool, err error) {
 	return b, true, nil
 }
 
-// greet greets l if it is known where it stands. Before, a greeting would
-// promise what nobody could keep: who is greeted can resume from there.
+// greet greets l once the log has a live position. A greeting promises that the
+// listener can resume from its mark, which cannot be kept before.
 func (l *listener) greet() {
 	pos, at := l.log.Live()
 	if l.pos = pos; pos != feed.Pending {
@@ -84,8 +84,8 @@ func (l *listener) greet() {
 	}
 }
 
-// wrote records that the first n bytes were written of what next has returned.
-// It returns true if these were l's last words.
+// wrote records that the first n bytes of b, which next returned, were written.
+// It returns true if they end with l's farewell.
 func (l *listener) wrote(b []byte, n int, fromLog bool) (last bool) {
 	if fromLog {
 		l.wroteFrames(b, n)
@@ -95,8 +95,8 @@ func (l *listener) wrote(b []byte, n int, fromLog bool) (last bool) {
 	return l.leaving && l.held == nil && l.control == nil
 }
 
-// wroteFrames is wrote for bytes of the log. They begin with what is left of
-// the frame that is held.
+// wroteFrames is wrote for bytes of the log. They begin with the rest of the
+// frame that is held, if one is.
 func (l *listener) wroteFrames(b []byte, n int) {
 	begin := 0
 	if l.held != nil {
@@ -119,7 +119,7 @@ func (l *listener) wroteFrames(b []byte, n int) {
 	}
 }
 
-// release gives up what l holds of the log.
+// release releases the part of the log that l holds.
 func (l *listener) release() {
 	if l.held != nil {
 		l.held.Release()
@@ -127,14 +127,14 @@ func (l *listener) release() {
 	}
 }
 
-// close closes l's connection, after which nothing is written to l.
+// close releases what l holds and closes its connection.
 func (l *listener) close() {
 	l.release()
 	l.conn.Close()
 }
 
-// frameEnd returns where the frame ends that byte n-1 is in, of frames in b of
-// which one ends, or the first begins, at end.
+// frameEnd returns the end of the frame that byte n-1 of b is in. end is the
+// end of an earlier frame in b, or 0.
 func frameEnd(d dialect, b []byte, end, n int) int {
 	for end < n {
 		end += d.frameLength(b[end:])
@@ -142,8 +142,8 @@ func frameEnd(d dialect, b []byte, end, n int) int {
 	return end
 }
 
-// receive takes in what l has sent. It returns true when nobody waits for
-// anything any more. parser is for listeners that are between messages.
+// receive handles the bytes b that l has sent. It returns true when l has
+// answered a farewell. parser is for listeners that are between messages.
 func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
 	l.pingedAt = time.Time{}
 	if l.heard += len(b); l.heard > maxHeard {
@@ -152,9 +152,9 @@ func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
 	return l.dialect.receive(l, b, cfg.MaxMessage, parser)
 }
 
-// ping asks l whether it is still there. It returns false if l has not shown
-// itself since it was asked an interval ago. One that was not greeted for a
-// whole interval is better served by another site.
+// ping pings l. It returns false if l has sent nothing since the last ping, an
+// interval ago. It dismisses a listener that was not greeted for a whole
+// interval: another site may serve it.
 func (l *listener) ping(now time.Time, interval time.Duration) (there bool) {
 	if l.pos == feed.Pending {
 		if l.waited {

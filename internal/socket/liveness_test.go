@@ -11,7 +11,8 @@ import (
 	"github.com/revq/revq/internal/liveness"
 )
 
-// A shard that stays with one listener is noticed, and so is that it goes on. One without anything to do is alive.
+// A shard that stays with one listener is noticed, and so is that it goes on.
+// One without anything to do is alive.
 func TestShardHangs(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

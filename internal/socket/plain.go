@@ -9,22 +9,21 @@ import (
 	"github.com/revq/revq/internal/liveness"
 )
 
-// recordBytes is how much is written to a plain listener at once, which is the
-// progress that it has to make: what TLS puts into a record.
+// recordBytes is the maximum length of one write to a plain listener, which it
+// must receive within the write timeout. It is the length of a TLS record.
 const recordBytes = 16 << 10
 
 // A hub serves the listeners whose connections a shard cannot poll, such as
-// those with TLS: each has two goroutines, one that reads and one that writes.
-// What is new, pings, and the look at those that are slow come from the hub's
-// own goroutine.
+// those with TLS. Each has two goroutines, one that reads and one that writes.
+// The hub's own goroutine wakes them, pings them, and closes slow ones.
 type hub struct {
 	cfg    Config
 	onDrop func() // called for each listener that is gone
 	loop   *liveness.Loop
 
-	news  chan struct{} // has room for one
+	news  chan struct{} // of capacity 1
 	awake atomic.Bool
-	over  chan struct{} // closed, by end, when there will be no more listeners
+	over  chan struct{} // closed by end, when there will be no more listeners
 	end   func()
 
 	serving sync.WaitGroup // goroutines of listeners
@@ -39,7 +38,7 @@ type plain struct {
 	hub *hub
 	raw int // descriptor of the socket below, -1 if there is none
 
-	news   chan struct{} // has room for one: there may be something to write
+	news   chan struct{} // of capacity 1: there may be something to write
 	closed chan struct{}
 	close  sync.Once
 
@@ -57,14 +56,14 @@ func newHub(cfg Config, onDrop func()) *hub {
 	return h
 }
 
-// wake has all listeners look for something new.
+// wake makes all listeners check for new results.
 func (h *hub) wake() {
 	if !h.awake.Swap(true) {
-		h.news <- struct{}{} // there is room: the last one was taken before awake was reset
+		h.news <- struct{}{} // does not block: the last value was received before awake was reset
 	}
 }
 
-// join takes l over.
+// join starts to serve l.
 func (h *hub) join(l *listener) {
 	p := &plain{hub: h, raw: -1, l: l, news: make(chan struct{}, 1), closed: make(chan struct{}), pingedAt: time.Now()}
 	if fd, err := descriptor(below(l.conn)); err == nil {
@@ -83,7 +82,7 @@ func (h *hub) join(l *listener) {
 	h.serving.Go(p.write)
 }
 
-// run wakes, pings and gives up listeners until stop, and until they are gone.
+// run wakes, pings and closes listeners until end is called.
 func (h *hub) run() {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
@@ -118,8 +117,8 @@ func (h *hub) all() []*plain {
 	return all
 }
 
-// shutdown has every listener told why and closed, spread over some time, and
-// returns when they are gone, or soon after abort is closed.
+// shutdown dismisses all listeners, spread over some time, and returns when
+// they are gone, or soon after abort is closed.
 func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
 	h.mu.Lock()
 	h.stopping = true
@@ -156,19 +155,19 @@ func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
 	h.end()
 }
 
-// lastWrites is how long those who take it may still be sent what was appended
-// before the end. Under load there is always something more.
+// lastWrites is how long shutdown waits for the results that were appended
+// before it. It has to end, since under load there are always more.
 const lastWrites = 500 * time.Millisecond
 
-// awaitSent waits until everything is written to all, for lastWrites at most.
+// awaitSent waits until everything is written to all, for at most lastWrites.
 func awaitSent(all []*plain, abort <-chan struct{}) {
-	behind := slices.Clone(all)
+	waiting := slices.Clone(all)
 	late := time.After(lastWrites)
 	ticker := time.NewTicker(dismissTick)
 	defer ticker.Stop()
 	for {
-		behind = slices.DeleteFunc(behind, (*plain).isSent)
-		if len(behind) == 0 {
+		waiting = slices.DeleteFunc(waiting, (*plain).isSent)
+		if len(waiting) == 0 {
 			return
 		}
 		select {
@@ -181,7 +180,7 @@ func awaitSent(all []*plain, abort <-chan struct{}) {
 	}
 }
 
-// isSent returns true if nothing is left to write, nor being written.
+// isSent returns true if everything was written.
 func (p *plain) isSent() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -192,7 +191,7 @@ func (p *plain) isSent() bool {
 func (p *plain) wake() {
 	select {
 	case p.news <- struct{}{}:
-	default: // it will look anyway
+	default: // it was woken already
 	}
 }
 
@@ -203,13 +202,13 @@ func (p *plain) drop() {
 		p.hub.mu.Lock()
 		delete(p.hub.plains, p)
 		p.hub.mu.Unlock()
-		below(p.l.conn).Close() // TLS would say goodbye first, and wait until it can
+		below(p.l.conn).Close() // before that of TLS, which would first send an alert, and wait to do so
 		p.l.conn.Close()
 		p.hub.onDrop()
 	})
 }
 
-// read takes in what the listener sends.
+// read reads what the listener sends.
 func (p *plain) read() {
 	defer p.drop()
 	var parser inbound
@@ -230,7 +229,7 @@ func (p *plain) read() {
 	}
 }
 
-// write sends what the listener has not got yet, and waits for more.
+// write writes what the listener was not sent yet, and waits for more.
 func (p *plain) write() {
 	defer func() { // nobody else writes
 		p.mu.Lock()
@@ -256,7 +255,7 @@ func (p *plain) write() {
 				return
 			}
 		}
-		n, err := p.l.conn.Write(b[:min(len(b), recordBytes)]) // which look ends if it takes too long
+		n, err := p.l.conn.Write(b[:min(len(b), recordBytes)]) // look closes the connection if this takes too long
 		p.mu.Lock()
 		p.l.blockedSince = time.Time{}
 		last := err == nil && p.l.wrote(b, n, fromLog)
@@ -272,23 +271,23 @@ func (p *plain) write() {
 			if c, ok := p.l.conn.(interface{ CloseWrite() error }); ok {
 				_ = c.CloseWrite() // fails if the listener has closed already
 			}
-			return // the reader waits for the end, and look sees that it does not wait for long
+			return // read waits for the end of the connection, and look limits that wait
 		}
 	}
 }
 
-// look pings the listener if it is time to, and gives up one that takes
-// nothing, or does not go.
+// look pings the listener if a ping is due. It drops a listener that does not
+// answer, receives nothing, or does not close after a farewell.
 func (p *plain) look(now time.Time) {
-	if !p.settled(now) {
+	if !p.healthy(now) {
 		p.drop()
 		return
 	}
 	p.wake()
 }
 
-// settled returns false if the listener is to be dropped.
-func (p *plain) settled(now time.Time) bool {
+// healthy returns false if the listener must be dropped.
+func (p *plain) healthy(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l, cfg := p.l, &p.hub.cfg
@@ -296,12 +295,12 @@ func (p *plain) settled(now time.Time) bool {
 	case !l.leftAt.IsZero():
 		return now.Sub(l.leftAt) <= closeGrace
 	case !l.blockedSince.IsZero() && now.Sub(l.blockedSince) > cfg.WriteTimeout:
-		if l.slow || p.raw < 0 { // even for a farewell there is no room
+		if l.slow || p.raw < 0 { // not even the farewell fits into the send buffer
 			return false
 		}
 		l.slow = true
 		l.dismiss(byeTooSlow)
-		l.blockedSince = now.Add(closeGrace - cfg.WriteTimeout) // it has a moment for that
+		l.blockedSince = now.Add(closeGrace - cfg.WriteTimeout) // closeGrace from now
 		makeRoom(p.raw)
 	case now.Sub(p.pingedAt) >= cfg.PingInterval:
 		p.pingedAt = now

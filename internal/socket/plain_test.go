@@ -59,7 +59,8 @@ func (s *secureSite) listen(t *testing.T, query string) *websocket.Conn {
 	return c
 }
 
-// raw connects and returns the bare connection behind the handshake and the greeting.
+// raw connects and returns the bare connection after the handshake and the
+// greeting.
 func (s *secureSite) raw(t *testing.T) (*tls.Conn, *bufio.Reader) {
 	t.Helper()
 	below, err := net.Dial("tcp", s.addr)
@@ -157,7 +158,8 @@ func TestPingsWithTLS(t *testing.T) {
 	onlyWhoAnswersStays(t, s, site.listen(t, ""), mute, r, io.ErrUnexpectedEOF)
 }
 
-// A listener that takes nothing for too long is closed, holds up nobody, and finds the reason when it reads again.
+// A listener that takes nothing for too long is closed, holds up nobody, and
+// finds the reason when it reads again.
 func TestListenersThatTakeNothingAreTold(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.WriteTimeout = time.Second

@@ -10,33 +10,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pollBatch is how many events one poll takes in.
+// pollBatch is how many events one poll returns at most.
 const pollBatch = 256
 
-// A poller tells which of many sockets are ready: an epoll instance that is
-// itself waited for by Go's runtime, as any connection is. A goroutine that
-// blocked in epoll_wait would keep its P, one of GOMAXPROCS, until sysmon takes
-// that away, which sleeps for 10 ms while nothing happens: with a shard for
-// each P, what comes meanwhile found none, and on an idle system one result in
-// a hundred was 10 ms late.
+// A poller reports which of many sockets are ready. It is an epoll instance,
+// and Go's runtime waits for that instance as it waits for any connection.
+//
+// The goroutine does not block in epoll_wait, since it would then keep its P,
+// one of GOMAXPROCS, until sysmon takes the P away. Sysmon sleeps for up to
+// 10 ms while nothing happens. With a shard for each P, no P was free for what
+// came meanwhile, and on an idle system one result in a hundred was 10 ms late.
 type poller struct {
 	epoll int
 	file  *os.File // owns epoll
 
-	ready   chan []unix.EpollEvent // by close, closed when the goroutine ends
-	handled chan struct{}          // what came from ready may be overwritten
+	ready   chan []unix.EpollEvent // closed when the goroutine ends
+	handled chan struct{}          // the last value of ready may be overwritten
 }
 
-// newPoller returns a poller that waits, with a goroutine, until it is closed.
+// newPoller returns a poller and starts its goroutine, which runs until close.
 func newPoller() (*poller, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("create an epoll instance: %w", err)
 	}
-	err = unix.SetNonblock(epoll, true) // NewFile would not have the runtime poll it otherwise
+	err = unix.SetNonblock(epoll, true) // without it, NewFile does not let the runtime poll it
 	file := os.NewFile(uintptr(epoll), "epoll")
 	if err == nil {
-		err = file.SetReadDeadline(time.Time{}) // fails if it does not
+		err = file.SetReadDeadline(time.Time{}) // fails if the runtime does not poll it
 	}
 	raw, rawErr := file.SyscallConn()
 	if err := errors.Join(err, rawErr); err != nil {
@@ -48,17 +49,17 @@ func newPoller() (*poller, error) {
 	return p, nil
 }
 
-// run hands over what is ready, and polls again when that has been handled.
+// run sends the events to ready, and polls again when they have been handled.
 func (p *poller) run(raw syscall.RawConn) {
 	defer close(p.ready)
 	events := make([]unix.EpollEvent, pollBatch)
 	var n int
-	// The runtime is told only of changes, and Read forgets one that came
-	// before it. So each time this has to look.
+	// The runtime learns only of changes, and Read forgets a change that came
+	// before it. So each call has to poll.
 	poll := func(uintptr) (done bool) {
 		var err error
 		if n, err = unix.EpollWait(p.epoll, events, 0); err != nil && err != unix.EINTR {
-			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments can do that
+			panic(fmt.Sprintf("epoll_wait: %v", err)) // only wrong arguments cause this
 		}
 		return n != 0
 	}
@@ -68,8 +69,8 @@ func (p *poller) run(raw syscall.RawConn) {
 	}
 }
 
-// control adds a socket, or changes what it is polled for. A socket that is
-// closed takes itself out.
+// control adds a socket, or changes the events that it is polled for. The
+// kernel removes a socket when it is closed.
 func (p *poller) control(operation, fd int, events uint32) error {
 	return unix.EpollCtl(p.epoll, operation, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
 }

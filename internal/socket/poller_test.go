@@ -75,8 +75,9 @@ func TestPoller(t *testing.T) {
 	}
 }
 
-// Whatever a shard is busy with meanwhile, it looks at each result and at each sign of a listener: the ones that append
-// or ping go on only when they have been heard, so that nothing else would make up for what is lost.
+// Whatever a shard is busy with meanwhile, it looks at each result and at each
+// sign of a listener: the ones that append or ping go on only when they have
+// been heard, so that nothing else would make up for what is lost.
 func TestShardMissesNothing(t *testing.T) {
 	const appenders, rounds = 8, 300
 	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())

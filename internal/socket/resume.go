@@ -10,37 +10,37 @@ import (
 )
 
 const (
-	// aheadPatience is how long the feed may take to come to a listener's
-	// mark before the broker is asked: another site may have been a little
-	// faster than this one.
+	// aheadPatience is how long the server waits for the feed to reach a
+	// listener's mark before it asks the broker. The listener may come from
+	// another site that was a little faster than this one.
 	aheadPatience = 100 * time.Millisecond
 
 	// fillPatience is how long a listener that resumes waits for the backlog
 	// to be read, after a start.
 	fillPatience = 10 * time.Second
 
-	// behindPatience is how long the feed may be behind a listener that has
-	// read the stream to its end.
-	behindPatience = 10 * time.Second
+	// endPatience is how long a listener that has read the stream to its end
+	// waits for the feed to reach the same place.
+	endPatience = 10 * time.Second
 
-	// waitTick is how often is looked whether the wait is over.
+	// waitTick is how often a waiting listener checks the feed.
 	waitTick = 10 * time.Millisecond
 
-	// remembered is how many results are kept to know repetitions by.
+	// remembered is how many results are remembered to detect repetitions.
 	remembered = 20_000
 
-	// catchUpBytes is how much is gathered for one write.
+	// catchUpBytes is how many bytes are collected for one write.
 	catchUpBytes = 64 << 10
 )
 
-// lookBack is how many results before the mark are read, too, at least: a
-// repetition of one of them is not sent again. It is as many as the feed begins
-// with, for the same reason.
+// lookBack is how many results before the mark are read at least, so that a
+// repetition of one of them is not sent. It equals the backlog of the feed,
+// which exists for the same reason.
 var lookBack = int64(feed.DefaultConfig().Backlog)
 
-// resume brings l to its place in the live log, after a mark, and greets it.
-// What the log no longer holds it gets from the source, before resume returns.
-// l.conn is nil afterwards if the listener is gone.
+// resume greets l and brings it to its place in the live log, after a mark. It
+// sends l the results that the log no longer holds from the source, before it
+// returns. Afterwards, l.conn is nil if the listener is gone.
 func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
 	l.control = feed.AppendGreeting(l.control, format, after, Greeting)
 	c := catchUp{s: s, l: l, format: format}
@@ -74,32 +74,32 @@ func (s *Server) sayBye(l *listener, why farewell) {
 
 var (
 	errWrite = errors.New("the listener takes nothing")
-	errTold  = errors.New("the listener was told of a gap and goes")
-	errThere = errors.New("the live log goes on from here")
+	errTold  = errors.New("the listener was told of a gap and is closed")
+	errThere = errors.New("the live log continues from here")
 
-	// Gaps, as listeners are told.
-	errAnotherStream = errors.New("the stream of results was re-created and is not the one that the offset is of")
-	errExpired       = errors.New("it is too long ago: results of that age are no longer kept")
+	// Reasons for gaps, as listeners receive them.
+	errAnotherStream = errors.New("the stream of results was re-created: the offset belongs to the old stream")
+	errExpired       = errors.New("the offset is too old: results of that age are no longer kept")
 )
 
 // A catchUp brings one listener from a mark to the live log. It writes to the
-// connection by itself, which no shard knows yet.
+// connection itself, since no shard serves that connection yet.
 type catchUp struct {
 	s      *Server
 	l      *listener
 	format feed.Format
 	turn   *turn
 
-	after   feed.Mark     // where the listener stands
-	at      int64         // how far it has come: an offset
-	earlier bool          // something from before the mark has been seen
-	met     bool          // what is at the mark has been seen
+	after   feed.Mark     // the last message that the listener has received
+	at      int64         // offset of the last message read from the stream
+	earlier bool          // a message before the mark was read
+	met     bool          // the message at the mark was read
 	seen    *feed.Window  // results before and after the mark
-	pos     feed.Position // in the log, once there
+	pos     feed.Position // in the log, once the catch-up is complete
 }
 
-// resume brings the listener to c.pos. It takes one of the places of those who
-// read from the broker only if it has to.
+// resume sets c.pos to the listener's place in the log. It takes a turn to read
+// from the broker only if the log does not hold that place.
 func (c *catchUp) resume(ctx context.Context, after feed.Mark) error {
 	verdict, err := c.await(ctx, after)
 	if err != nil || verdict == feed.Here {
@@ -132,8 +132,8 @@ func (c *catchUp) run(ctx context.Context, after feed.Mark, verdict feed.Verdict
 	return err
 }
 
-// await waits until the backlog is there, and a little for the feed to come to
-// the mark.
+// await waits until the backlog was read, and then for aheadPatience until the
+// feed reaches the mark.
 func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, error) {
 	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
@@ -161,14 +161,14 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 	}
 }
 
-// read takes the history from a little before after on.
+// read reads the history, from lookBack results before the mark on.
 func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
 	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(remembered)
-	c.earlier, c.met = false, after.Offset < 0 // the beginning is always there
+	c.earlier, c.met = false, after.Offset < 0 // a mark at the beginning always exists
 	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.takeMark, func() error { return c.end(ctx) })
 }
 
-// end is called at the end of the stream. The feed may be a little behind.
+// end is called at the end of the stream. The feed may not be there yet.
 func (c *catchUp) end(ctx context.Context) error {
 	if !c.met {
 		return errAnotherStream
@@ -184,10 +184,10 @@ func (c *catchUp) end(ctx context.Context) error {
 		case verdict == feed.Here:
 			c.pos = pos
 			return errThere
-		case verdict != feed.Ahead: // it has come further, and so does the stream
+		case verdict != feed.Ahead: // the feed is further already, so the stream has more
 			return nil
-		case time.Since(began) > behindPatience:
-			return errors.New("the results are not read as they come: is the broker connected?")
+		case time.Since(began) > endPatience:
+			return errors.New("the feed does not reach the end of the stream: is the broker connected?")
 		}
 		select {
 		case <-tick.C:
@@ -197,7 +197,7 @@ func (c *catchUp) end(ctx context.Context) error {
 	}
 }
 
-// handOver returns errThere if the log goes on where the catch-up has come to.
+// handOver returns errThere if the log continues after the last message read.
 func (c *catchUp) handOver() error {
 	pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: c.at})
 	if verdict != feed.Here {
@@ -207,8 +207,8 @@ func (c *catchUp) handOver() error {
 	return errThere
 }
 
-// gap tells the listener that results after a mark are missing, and returns
-// where it goes on: at the beginning of what is kept.
+// gap tells the listener that results after a mark are missing, and returns the
+// mark after which it continues: the beginning of what is kept.
 func (c *catchUp) gap(after feed.Mark, reason string) (feed.Mark, error) {
 	c.l.control = feed.AppendGap(c.l.control, c.format, after, reason)
 	if c.format == feed.Text {
@@ -246,8 +246,8 @@ func (c *catchUp) takeMark(offset int64, id string) error {
 	return err
 }
 
-// step goes to what is next in the stream, and returns whether that is after
-// the mark where the listener stands.
+// step advances to the next message of the stream, and returns whether that
+// message is after the listener's mark.
 func (c *catchUp) step(offset int64, id string) (further bool, err error) {
 	switch {
 	case offset < c.after.Offset:
@@ -268,8 +268,8 @@ func (c *catchUp) step(offset int64, id string) (further bool, err error) {
 	return true, nil
 }
 
-// flush writes what has been gathered. What could not be written any more when
-// the turn was cut is left in control, where the listener's last words follow.
+// flush writes what was collected in control. If the turn was cut, the rest
+// stays in control, and the farewell is appended to it.
 func (c *catchUp) flush() error {
 	n, err := c.turn.write(c.l.control, c.s.cfg.WriteTimeout)
 	c.l.control = c.l.control[:copy(c.l.control, c.l.control[n:])]

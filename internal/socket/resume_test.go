@@ -197,7 +197,7 @@ func TestResumeUnderLoadHasNoHoleAndNoRepetition(t *testing.T) {
 					var m feed.Message
 					if err := c.ReadJSON(&m); err != nil {
 						if websocket.IsCloseError(err, closePolicy, closeTryAgain) {
-							break // fell behind: resume
+							break // too slow: resume
 						}
 						t.Error(err)
 						return
@@ -222,8 +222,8 @@ func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
 	_, b := setup(t, DefaultConfig(), small)
 	b.source.add(0, 8000)
 	b.source.stream[100].result = result(40)         // before the mark
-	b.source.stream[3000].result = result(10)        // behind it, of one before
-	b.source.stream[3001].result = result(500)       // behind it, of one behind
+	b.source.stream[3000].result = result(10)        // after the mark, repeats one before it
+	b.source.stream[3001].result = result(500)       // after the mark, repeats one after it
 	b.source.stream[3002].result.ID = result(501).ID // another text under the same id
 	b.source.stream[3002].result.Of = task.DigestOf("another")
 	for _, e := range b.source.stream {
@@ -238,8 +238,8 @@ func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
 	expectMessages(t, c, 3003, 8000)
 }
 
-// What cannot be sent is told to who resumes from the stream, too, except where
-// frames hold nothing but results.
+// A listener that resumes from the stream also learns of results that cannot be
+// sent, except where frames hold only results.
 func TestLostResultsInTheStream(t *testing.T) {
 	_, b := setup(t, DefaultConfig(), small)
 	b.source.add(0, 8000)
@@ -268,7 +268,7 @@ func TestGaps(t *testing.T) {
 		first       int // offset of the first result that the stream keeps
 		reason      string
 	}{
-		{"too old", "3/id3", 1000, "too long ago"},
+		{"too old", "3/id3", 1000, "too old"},
 		{"of another stream, in the log", "9990/x", 0, "re-created"},
 		{"of another stream, out of the log", "1500/x", 0, "re-created"},
 		{"in the future", "20000", 0, "re-created"},
@@ -338,7 +338,7 @@ func TestListenersThatJoinWhileTheBacklogIsReadGetOnlyWhatIsNew(t *testing.T) {
 	expectMessages(t, <-resumed, 5, 30)
 }
 
-// Who cannot be greeted for long is sent to another site.
+// A listener that is not greeted for long is sent to another site.
 func TestListenersWhoseSiteHasNoBroker(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.PingInterval = time.Second
@@ -364,7 +364,8 @@ func TestListenersWhoseSiteHasNoBroker(t *testing.T) {
 	until(t, "they are gone", func() bool { return s.Listeners() == 0 })
 }
 
-// Whatever state the feed is in, who was greeted gets all that comes after it.
+// Whatever state the feed is in, a greeted listener gets all results after the
+// greeting.
 func TestEveryGreetingCanBeResumedFrom(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -432,7 +433,8 @@ func TestEveryGreetingCanBeResumedFrom(t *testing.T) {
 	}
 }
 
-// A mark of a stream that was re-created is told as a gap, also while results come.
+// A mark of a stream that was re-created leads to a gap, also while results
+// arrive.
 func TestMarkAheadOfAGrowingStream(t *testing.T) {
 	t.Parallel()
 	s, b := setup(t, DefaultConfig(), small)
@@ -475,7 +477,8 @@ func TestTheNumberOfCatchUpsIsBounded(t *testing.T) {
 	}
 }
 
-// takePlace takes one of the places of those who catch up, and returns what gives it back.
+// takePlace takes one of the places of those who catch up, and returns what
+// frees it.
 func (s *Server) takePlace(t *testing.T) (giveBack func()) {
 	t.Helper()
 	turn, err := s.turns.begin(t.Context(), swallow{})
@@ -485,8 +488,8 @@ func (s *Server) takePlace(t *testing.T) (giveBack func()) {
 	return func() { s.turns.finish(turn) }
 }
 
-// A handshake may be under way when the server stops: the listener that comes
-// of it then is told to come again, too.
+// A handshake may not be complete when the server stops: the listener that
+// comes of it is told to reconnect, too.
 func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
 	s, b := setup(t, DefaultConfig(), small)
 	b.append(0, 10_000)
@@ -524,7 +527,7 @@ func TestEvents(t *testing.T) {
 		t.Errorf("Content-Type = %q", ct)
 	}
 	if e := next(); e.name != "greeting" || e.id != "2/id2" {
-		t.Errorf("first event %+v, want a greeting that stands behind 2", e)
+		t.Errorf("first event %+v, want a greeting at 2", e)
 	}
 	b.append(3, 5)
 	for i := 3; i < 5; i++ {
@@ -561,8 +564,8 @@ func TestEventsEndInOrder(t *testing.T) {
 	}
 }
 
-// A browser gives up for good on every status but 200: what passes is told in
-// a stream that ends, and says when to come again.
+// A browser gives up for good on every status but 200: for reasons that pass it
+// gets a stream that says when to reconnect, and ends.
 func TestEventsAreToldWhatPasses(t *testing.T) {
 	cfg := DefaultConfig()
 	const places = 3
@@ -594,7 +597,7 @@ func TestEventsAreToldWhatPasses(t *testing.T) {
 	if e := next(); e.name != "greeting" {
 		t.Errorf("first event %+v", e)
 	}
-	expect(next, "resuming is not possible now")
+	expect(next, "cannot resume now")
 	until(t, "it is gone", func() bool { return s.Listeners() == 0 })
 
 	first := b.listen(t, "")

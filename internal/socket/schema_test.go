@@ -32,8 +32,8 @@ func validate(t *testing.T, schema *jsonschema.Schema, message string) error {
 	return schema.Validate(v)
 }
 
-// Every kind of message that the server sends, with everything in it or as little as possible, in JSON and as an
-// event, keeps to the schema.
+// Every kind of message that the server sends, with everything in it or as
+// little as possible, in JSON and as an event, keeps to the schema.
 func TestMessagesKeepToTheSchema(t *testing.T) {
 	schema := messageSchema(t)
 	_, b := setup(t, DefaultConfig(), feed.DefaultConfig())

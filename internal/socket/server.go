@@ -1,20 +1,20 @@
-// Package socket is the front that listeners connect to: it sends everything
-// that is appended to a feed to everyone who listens.
+// Package socket is the HTTP front for listeners. It sends every result that is
+// appended to a feed to every listener.
 //
 //	GET /listen_results   a greeting, then each result
 //	GET /healthz          the process answers
-//	GET /readyz           results are arriving, or would be
+//	GET /readyz           results can arrive
 //
-// A websocket gets one text frame a result: the processed text, or with
+// A websocket gets one text frame for each result: the processed text, or with
 // ?format=json a feed.Message. With Accept: text/event-stream the same messages
-// come as server-sent events. ?after=OFFSET, ?after=OFFSET/ID and
-// Last-Event-ID resume after a result, or after a greeting. What listeners send is ignored, within
-// limits.
+// come as server-sent events. ?after=OFFSET, ?after=OFFSET/ID and Last-Event-ID
+// resume after a result, or after a greeting. The server ignores what listeners
+// send, within limits.
 //
-// fasthttp does the handshake; then the connection goes to one of a few
-// shards, and an idle listener is no more than a socket, an entry in an epoll
-// instance and a position in the feed's log. With TLS it goes to the hub, where
-// it has two goroutines.
+// fasthttp does the handshake. Then one of a few shards takes the connection,
+// and an idle listener is only a socket, an entry in an epoll instance and a
+// position in the feed's log. A connection with TLS goes to the hub, which runs
+// two goroutines for it.
 package socket
 
 import (
@@ -53,7 +53,7 @@ type Server struct {
 	shards    []*shard
 	hub       *hub // for listeners whose connections cannot be polled
 	running   sync.WaitGroup
-	next      atomic.Uint64 // deals listeners out to shards
+	next      atomic.Uint64 // distributes listeners over the shards
 	listeners atomic.Int64
 
 	stopped context.Context // ends with Shutdown
@@ -61,24 +61,24 @@ type Server struct {
 	turns   *turns
 }
 
-// A Source is where the results come from that are appended to the feed.
+// A Source is where the results in the feed come from.
 type Source interface {
 	// Ready returns nil while results can arrive, otherwise why not.
 	Ready() error
 
-	// History reads the stream from before messages in front of an offset on,
-	// each of which may hold fifty results, and goes on with what is new,
-	// until ctx ends or one of the functions returns an error, which it
-	// returns. What is not kept any more is left out. It calls result with each
-	// result, and mark with each mark that has none. It calls end once: when all
-	// has been passed on that was in the stream when History was called, or at
-	// once if the stream does not come up to the offset.
+	// History reads the stream, starting a number of messages (before) ahead of
+	// an offset. A message may hold fifty results. It leaves out messages that
+	// the broker no longer keeps, and continues with new ones, until ctx ends or
+	// one of the functions returns an error, which it returns. It calls result
+	// with each result, and mark with each mark that has no result. It calls end
+	// once: after everything that was in the stream when History was called, or
+	// at once if the stream ends before the offset.
 	History(ctx context.Context, offset, before int64,
 		result func(offset int64, r task.Result) error, mark func(offset int64, id string) error, end func() error) error
 }
 
-// New returns a server of what is appended to f from source. Shutdown must be
-// called to release what the server holds.
+// New returns a server of the results that source appends to f. The caller must
+// call Shutdown to release the server's resources.
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s := &Server{cfg: cfg, feed: f, source: source, log: log, turns: newTurns(cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
@@ -114,8 +114,8 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	return s
 }
 
-// Serve answers requests on ln until Shutdown, then returns nil. It is called
-// once for each site and takes ln over.
+// Serve answers requests on ln until Shutdown, then returns nil. Call it once
+// for each site. It takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error {
 	if s.err != nil {
 		return s.err
@@ -123,8 +123,8 @@ func (s *Server) Serve(ln net.Listener) error {
 	return s.front.Serve(ln)
 }
 
-// Shutdown takes no more connections, closes the listeners with the status
-// 1012 (service restart), a few at a time, and waits for them to go, until ctx
+// Shutdown accepts no more connections, closes the listeners with the status
+// 1012 (service restart), a few at a time, and waits until they have left or ctx
 // ends.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
@@ -149,24 +149,25 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// awaitTurns waits for those who catch up, so that they are told with the
-// others. The stop has cut what they write; the broker may take longer than
-// they are worth.
+// awaitTurns waits for the listeners that catch up, so that they are dismissed
+// like the others. The stop has cut their writes. The wait is limited, since a
+// read from the broker may take long.
 func (s *Server) awaitTurns(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*closeGrace)
 	defer cancel()
 	s.turns.await(ctx)
 }
 
-// Listeners returns how many are connected.
+// Listeners returns how many listeners are connected.
 func (s *Server) Listeners() int { return int(s.listeners.Load()) }
 
-// Status says in a few words how many listen, and to what.
+// Status returns the number of listeners and the last offset, in words.
 func (s *Server) Status() string {
 	return fmt.Sprintf("%d listeners; offset %d", s.Listeners(), s.feed.Last().Offset)
 }
 
-// Alive returns an error if a shard hangs. Listeners that do so are no reason.
+// Alive returns an error if a shard or the hub hangs. A listener that hangs is
+// not an error.
 func (s *Server) Alive() error {
 	errs := []error{s.hub.loop.Alive()}
 	for _, shard := range s.shards {
@@ -187,13 +188,13 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *problem.Problem {
 	}
 	events := acceptsEvents(ctx)
 	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
-		full := problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected, and no more are taken: try another site, or later", s.cfg.MaxListeners))
+		full := problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected already, which is the maximum: try another site, or later", s.cfg.MaxListeners))
 		if !events {
 			return full
 		}
 		ctx.SetContentType(eventsType)
 		ctx.Response.Header.Set("Cache-Control", "no-store")
-		ctx.Response.Header.Set("Retry-After", problem.RetryAfter) // tells programs that this 200 is none
+		ctx.Response.Header.Set("Retry-After", problem.RetryAfter) // tells programs that they are not listening, in spite of the 200
 		ctx.SetConnectionClose()
 		ctx.SetBody(unavailable(full))
 		return nil
@@ -208,7 +209,7 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *problem.Problem {
 func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) *problem.Problem {
 	if !ctx.Request.Header.IsHTTP11() {
 		return problem.New(fasthttp.StatusHTTPVersionNotSupported,
-			"events come in chunks, which need HTTP/1.1; a proxy in between must use it, too (nginx: proxy_http_version 1.1)")
+			"events come in chunks, which need HTTP/1.1; a proxy in between must use it too (nginx: proxy_http_version 1.1)")
 	}
 	header := eventsHeader + front.CORSLines(ctx) + "\r\n"
 	ctx.HijackSetNoResponse(true)
@@ -238,8 +239,9 @@ func acceptsEvents(ctx *fasthttp.RequestCtx) bool {
 	return strings.Contains(strings.ToLower(string(ctx.Request.Header.Peek("Accept"))), eventsType)
 }
 
-// resumeMark returns where the listener wants to go on; nil for live. A
-// browser's EventSource repeats its first URL, so the header wins.
+// resumeMark returns the mark after which the listener wants to resume, or nil
+// for new results only. The header wins, since a browser's EventSource repeats
+// the URL of its first request.
 func resumeMark(ctx *fasthttp.RequestCtx) (*feed.Mark, error) {
 	text := ctx.Request.Header.Peek("Last-Event-ID")
 	if len(text) == 0 {
@@ -251,8 +253,8 @@ func resumeMark(ctx *fasthttp.RequestCtx) (*feed.Mark, error) {
 	return &mark, err
 }
 
-// join makes a listener of a connection after its handshake. after is where it
-// wants to go on; nil for what comes from now on.
+// join starts to serve l, whose handshake is complete. after is the mark after
+// which it resumes, or nil for new results only.
 func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 	l.conn = front.Detach(l.conn)
 	fd, err := descriptor(l.conn)

@@ -67,7 +67,7 @@ func (b *bundle) start(t testing.TB, cfg Config) *Server {
 		if err := <-served; err != nil {
 			t.Errorf("Serve = %v", err)
 		}
-		// One whose handshake was under way is turned away a moment later.
+		// A listener whose handshake was not complete is turned away a moment later.
 		until(t, "nobody is counted", func() bool { return s.Listeners() == 0 })
 	})
 	return s
@@ -105,7 +105,7 @@ func (b *bundle) listen(t *testing.T, query string) *websocket.Conn {
 	return c
 }
 
-// raw connects and returns the bare connection behind the handshake.
+// raw connects and returns the bare connection after the handshake.
 func (b *bundle) raw(t testing.TB) (net.Conn, *bufio.Reader) {
 	t.Helper()
 	c, err := net.Dial("tcp", b.addr)
@@ -238,7 +238,8 @@ func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
 	}
 }
 
-// nextMark reads a JSON message, and returns where its listener then stands. It has to be the result behind last.
+// nextMark reads a JSON message, and returns where its listener then stands. It
+// must be the result after last.
 func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
 	c.SetReadDeadline(time.Now().Add(patience)) // for each: a busy machine takes its time for all of them
 	var m feed.Message
@@ -251,7 +252,7 @@ func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
 		return last, err
 	}
 	if m.Type != feed.TypeResult || m.Offset != last.Offset+1 {
-		return last, fmt.Errorf("a %s at %d came behind %d", m.Type, m.Offset, last.Offset)
+		return last, fmt.Errorf("a %s at %d came after %d", m.Type, m.Offset, last.Offset)
 	}
 	return feed.Mark{Offset: m.Offset, ID: m.ID}, nil
 }
@@ -323,8 +324,8 @@ func TestPings(t *testing.T) {
 	onlyWhoAnswersStays(t, s, b.listen(t, ""), mute, r, nil)
 }
 
-// onlyWhoAnswersStays fails the test unless both listeners are pinged, and mute,
-// which r reads, is closed for not answering. end is the error with which
+// onlyWhoAnswersStays fails the test unless both listeners are pinged, and
+// mute, which r reads, is closed for not answering. end is the error with which
 // its connection may end.
 func onlyWhoAnswersStays(t *testing.T, s *Server, c *websocket.Conn, mute net.Conn, r *bufio.Reader, end error) {
 	t.Helper()
@@ -430,8 +431,8 @@ func TestAnswersWithoutWebsocket(t *testing.T) {
 	}
 }
 
-// A page may listen if it is known, by websocket and by EventSource. (The cases that package front tells apart are its
-// own tests.)
+// A page may listen if it is known, by websocket and by EventSource. (The cases
+// that package front tells apart are its own tests.)
 func TestPages(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -501,7 +502,8 @@ func TestPreflight(t *testing.T) {
 	}
 }
 
-// ask sends a request to listen, with header lines separated by |, and returns the head of the answer.
+// ask sends a request to listen, with header lines separated by |, and returns
+// the head of the answer.
 func (b *bundle) ask(t *testing.T, method, headers string) *http.Response {
 	t.Helper()
 	c, err := net.Dial("tcp", b.addr)

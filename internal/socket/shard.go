@@ -13,27 +13,28 @@ import (
 )
 
 const (
-	// tick is how often a shard looks for listeners to ping or to give up.
+	// tick is how often a shard looks for listeners to ping or to close.
 	tick = time.Second
 
-	// When a shard ends, it dismisses its listeners spread over this time each
-	// and altogether, so that they do not all come back at once.
+	// When a shard ends, it dismisses one listener in each dismissEach, or
+	// faster, so that it has dismissed all of them after dismissAll. The pauses
+	// keep the listeners from reconnecting all at once.
 	dismissEach = time.Millisecond
 	dismissAll  = 3 * time.Second
 	dismissTick = 10 * time.Millisecond
 
-	// closeGrace is how long a listener has to close its side, once it was
+	// closeGrace is how long a listener has to close its side, after it was
 	// sent a close frame.
 	closeGrace = 2 * time.Second
 
-	// loopLimit is far beyond what one round takes, which is a write to each
-	// of 100,000 listeners at most.
+	// loopLimit is far longer than one round takes, which is at most a write to
+	// each of 100,000 listeners.
 	loopLimit = time.Minute
 )
 
-// A shard serves a part of the listeners with one goroutine: it reads what they
-// send when its poller says so, and writes to each what has been appended to its
-// log since the last time. Everything it does to a socket is non-blocking.
+// A shard serves a part of the listeners with one goroutine. It reads what they
+// send when its poller reports it, and writes to each what was appended to its
+// log since the last time. All its socket calls are non-blocking.
 type shard struct {
 	cfg    Config
 	log    *slog.Logger
@@ -41,24 +42,24 @@ type shard struct {
 	loop   *liveness.Loop
 
 	poller *poller
-	news   chan struct{} // has room for one: there may be something to look for
+	news   chan struct{} // of capacity 1: there may be work for lookAround
 
 	mu      sync.Mutex
-	joining []*listener // to be taken over by the goroutine
-	stop    *farewell   // closes all listeners, and then ends the goroutine
-	aborted bool        // ends it without waiting for them
-	ended   bool        // the goroutine is gone
+	joining []*listener // not yet in listeners
+	stop    *farewell   // if set, closes all listeners and then ends the goroutine
+	aborted bool        // ends the goroutine without waiting for listeners
+	ended   bool        // the goroutine has ended
 
 	// The rest belongs to the goroutine.
 	listeners []*listener
 	byFD      map[int]*listener
-	stopping  time.Time // when the end began; zero before
+	stopping  time.Time // when the stop began; zero before
 	bye       farewell
-	toDismiss []*listener // when the end began, and not yet dismissed
-	dismissed int         // of those
+	toDismiss []*listener // those at the start of the stop that are not yet dismissed
+	dismissed int         // how many were dismissed
 	now       time.Time
-	round     time.Time // when the pinging of all listeners began
-	pinged    int       // how many of them it has come to
+	round     time.Time // when the current round of pings began
+	pinged    int       // how many were pinged in this round
 	received  [4096]byte
 	parser    inbound // for listeners that are between messages
 }
@@ -74,16 +75,16 @@ func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
 	}, nil
 }
 
-// wake makes the goroutine look for something new. It never blocks, and costs
-// next to nothing while the goroutine has not done so since the last time.
+// wake makes the goroutine call lookAround. It never blocks, and costs almost
+// nothing if the goroutine was woken already.
 func (s *shard) wake() {
 	select {
 	case s.news <- struct{}{}:
-	default: // it will look anyway
+	default: // it was woken already
 	}
 }
 
-// join hands l over to the shard.
+// join passes l to the shard.
 func (s *shard) join(l *listener) {
 	s.mu.Lock()
 	ended := s.ended
@@ -98,13 +99,13 @@ func (s *shard) join(l *listener) {
 	s.wake()
 }
 
-// turnAway closes a listener that was not taken in.
+// turnAway closes a listener that the shard has not admitted.
 func (s *shard) turnAway(l *listener) {
 	l.conn.Close()
 	s.onDrop()
 }
 
-// close has every listener told why and closed; run returns when they are gone.
+// close makes the shard dismiss all listeners. Then run returns.
 func (s *shard) close(why farewell) {
 	s.mu.Lock()
 	s.stop = &why
@@ -112,7 +113,7 @@ func (s *shard) close(why farewell) {
 	s.wake()
 }
 
-// abort makes run return without waiting for anyone.
+// abort makes run return without waiting for listeners.
 func (s *shard) abort() {
 	s.mu.Lock()
 	s.aborted = true
@@ -120,7 +121,7 @@ func (s *shard) abort() {
 	s.wake()
 }
 
-// run serves until it is told to stop and all listeners are gone.
+// run serves until close was called and all listeners are gone, or until abort.
 func (s *shard) run() {
 	defer s.loop.Idle()
 	defer s.release()
@@ -133,7 +134,7 @@ func (s *shard) run() {
 		if len(s.toDismiss) > 0 {
 			dismissal = time.After(dismissTick)
 		}
-		s.loop.Busy() // waiting included, which ends with the next tick
+		s.loop.Busy() // includes the wait, which is at most one tick
 		select {
 		case events := <-s.poller.ready:
 			s.now = time.Now()
@@ -162,9 +163,10 @@ func (s *shard) run() {
 	}
 }
 
-// handle sees to one listener's socket. What is said about it may be about one
-// that had its number before, if that was closed since the poll: it is ready for
-// less then, which does no harm.
+// handle handles the events of one listener's socket. If the socket with this
+// descriptor was closed since the poll, and a new one has the same number, the
+// events belong to the old one. This is harmless: the new one is only less
+// ready than they say.
 func (s *shard) handle(fd int, events uint32) {
 	l, ok := s.byFD[fd]
 	if !ok {
@@ -180,8 +182,8 @@ func (s *shard) handle(fd int, events uint32) {
 	}
 }
 
-// lookAround does what the shard was woken for. It returns false if the shard
-// is to end at once.
+// lookAround does the work that wake announces: it admits listeners, begins a
+// stop, and sends what is new. It returns false if the shard must end at once.
 func (s *shard) lookAround() bool {
 	s.mu.Lock()
 	joining, stop, aborted := s.joining, s.stop, s.aborted
@@ -201,8 +203,8 @@ func (s *shard) lookAround() bool {
 	return !aborted
 }
 
-// dismissDue dismisses those whose turn it is. What comes before their turn is
-// still sent to them.
+// dismissDue dismisses the listeners that are due. The others still receive
+// results until then.
 func (s *shard) dismissDue() {
 	all := len(s.toDismiss) + s.dismissed
 	total := min(time.Duration(all)*dismissEach, dismissAll)
@@ -213,14 +215,15 @@ func (s *shard) dismissDue() {
 	for ; s.dismissed < due; s.dismissed++ {
 		l := s.toDismiss[0]
 		s.toDismiss = s.toDismiss[1:]
-		if s.byFD[l.fd] == l { // it has not gone by itself
+		if s.byFD[l.fd] == l { // it was not dropped meanwhile
 			l.dismiss(s.bye)
 			s.send(l)
 		}
 	}
 }
 
-// backwards goes through the listeners so that the one at hand may be dropped.
+// backwards iterates over the listeners in an order that allows the loop to
+// drop the current one.
 func (s *shard) backwards() iter.Seq2[int, *listener] { return slices.Backward(s.listeners) }
 
 func (s *shard) admit(l *listener) {
@@ -245,11 +248,11 @@ func (s *shard) drop(l *listener) {
 	s.listeners[last] = nil
 	s.listeners = s.listeners[:last]
 	delete(s.byFD, l.fd)
-	l.close() // takes the descriptor out of the poll, too
+	l.close() // also removes the descriptor from the poll
 	s.onDrop()
 }
 
-// send writes what l has not got yet, as far as its socket takes it.
+// send writes to l what was not sent yet, until its socket takes no more.
 func (s *shard) send(l *listener) {
 	for l.blockedSince.IsZero() && l.leftAt.IsZero() {
 		b, fromLog, err := l.next()
@@ -274,17 +277,17 @@ func (s *shard) send(l *listener) {
 		}
 		if last := l.wrote(b, n, fromLog); last {
 			l.leftAt = s.now
-			unix.Shutdown(l.fd, unix.SHUT_WR) // fails if it has closed already
+			unix.Shutdown(l.fd, unix.SHUT_WR) // fails if the peer has closed already
 		}
 	}
 }
 
-// receive takes in what l has sent.
+// receive reads what l has sent.
 func (s *shard) receive(l *listener) {
 	n, err := unix.Read(l.fd, s.received[:])
 	switch {
 	case err == unix.EAGAIN || err == unix.EINTR:
-		return // the poll tells again
+		return // the poller reports it again
 	case err != nil || n == 0:
 		s.drop(l)
 		return
@@ -296,14 +299,15 @@ func (s *shard) receive(l *listener) {
 	s.send(l)
 }
 
-// expire gives up those who take nothing, and drops those who do not go.
+// expire dismisses listeners whose sockets are blocked for too long, and drops
+// those that do not close after a farewell.
 func (s *shard) expire() {
 	for _, l := range s.backwards() {
 		switch {
 		case !l.leftAt.IsZero() && s.now.Sub(l.leftAt) > closeGrace:
 			s.drop(l)
 		case l.blockedSince.IsZero() || s.now.Sub(l.blockedSince) <= s.cfg.WriteTimeout:
-		case l.slow: // even for a farewell there is no room
+		case l.slow: // not even the farewell fits into the send buffer
 			s.drop(l)
 		default:
 			l.slow = true
@@ -318,9 +322,8 @@ func (s *shard) expire() {
 	}
 }
 
-// ping asks the next few listeners whether they are still there, so that all
-// have been asked after a PingInterval, and drops those that did not show
-// themselves since the last time.
+// ping pings the next few listeners, so that all are pinged once in each
+// PingInterval, and drops those that have sent nothing since the last ping.
 func (s *shard) ping() {
 	elapsed := s.now.Sub(s.round)
 	due := int(float64(len(s.listeners)) * min(1, elapsed.Seconds()/s.cfg.PingInterval.Seconds()))
@@ -337,7 +340,7 @@ func (s *shard) ping() {
 	}
 }
 
-// release ends all that is left.
+// release closes all listeners and the poller.
 func (s *shard) release() {
 	for _, l := range s.backwards() {
 		s.drop(l)

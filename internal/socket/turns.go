@@ -12,39 +12,40 @@ import (
 )
 
 const (
-	// turnLeast is how long a listener may catch up whoever waits: enough for
-	// tens of megabytes where the network is fast.
+	// turnLeast is how long a listener may catch up at least, even if others
+	// wait: long enough for tens of megabytes over a fast network.
 	turnLeast = 5 * time.Second
 
 	// turnRate is how many bytes a second a listener must take, on average, to
-	// keep its place after turnLeast when another one waits.
+	// keep its place after turnLeast while another listener waits.
 	turnRate = 64 << 10
 
-	// turnLength is how long a fast one keeps it when another one waits.
+	// turnLength is how long a fast listener keeps its place while another
+	// listener waits.
 	turnLength = 30 * time.Second
 
-	// turnMost is how long a catch-up may take though nobody waits: its
-	// connection to the broker is one that nobody else has.
+	// turnMost is how long a catch-up may take even if nobody waits, since it
+	// occupies a connection to the broker.
 	turnMost = 10 * time.Minute
 
-	// leftTick is how often is looked whether a listener that catches up is
-	// still there. Nothing else reads from its connection meanwhile.
+	// leftTick is how often the server checks whether a listener that catches
+	// up has left. Nothing reads from its connection meanwhile.
 	leftTick = 250 * time.Millisecond
 
-	// placePatience is how long a listener waits for the place of one whose
-	// turn has been ended.
+	// placePatience is how long a listener waits for the place of another one
+	// whose turn was cut.
 	placePatience = 5 * time.Second
 )
 
 var (
-	errTooMany  = errors.New("as many listeners as may do so are reading from the broker")
+	errTooMany  = errors.New("the maximum number of listeners is reading from the broker")
 	errTurnOver = errors.New("the turn is over: resume again")
 	errLeft     = errors.New("the listener has left")
 )
 
-// turns deals out the places of those who catch up from the broker. A listener
-// that finds none free gets the place of one that has had its turn: that one is
-// told to resume again, and goes on where it stands.
+// turns assigns the places for listeners that catch up from the broker. If no
+// place is free, a listener gets the place of one that has had its turn. That
+// one is told to resume again, and continues from its last result.
 type turns struct {
 	most int
 
@@ -69,7 +70,7 @@ type turn struct {
 
 func newTurns(most int) *turns { return &turns{most: most, running: make(map[*turn]struct{})} }
 
-// begin waits for a place. Finish must be called.
+// begin waits for a place. The caller must call finish.
 func (ts *turns) begin(ctx context.Context, conn net.Conn) (*turn, error) {
 	late := time.NewTimer(placePatience)
 	defer late.Stop()
@@ -92,11 +93,11 @@ func (ts *turns) begin(ctx context.Context, conn net.Conn) (*turn, error) {
 	}
 }
 
-// take returns a turn, or another one that is to be cut for it, or neither.
+// take returns a turn, or else another turn to cut for it, or neither.
 func (ts *turns) take(ctx context.Context, conn net.Conn) (t, other *turn) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if ctx.Err() != nil { // nobody begins when await has been called
+	if ctx.Err() != nil { // no turn begins once await was called
 		return nil, nil
 	}
 	if len(ts.running) < ts.most {
@@ -117,18 +118,18 @@ func (ts *turns) take(ctx context.Context, conn net.Conn) (t, other *turn) {
 	return nil, other
 }
 
-// isOver reports whether a listener that has caught up for a time, and taken so
-// many bytes, gives its place to one that waits.
+// isOver reports whether a listener must give its place to one that waits,
+// after it has caught up for the time took and was sent that many bytes.
 func isOver(took time.Duration, sent int64) bool {
 	return took >= turnLength || took >= turnLeast && sent < int64(took.Seconds()*turnRate)
 }
 
-// finish gives the place to others.
+// finish ends the turn and frees its place.
 func (ts *turns) finish(t *turn) {
 	t.mu.Lock()
 	t.finished = true
 	t.end(nil)
-	t.conn.SetWriteDeadline(time.Time{}) // whoever writes next has an own idea of it
+	t.conn.SetWriteDeadline(time.Time{}) // the shard or the hub, which writes next, has timeouts of its own
 	t.mu.Unlock()
 	ts.mu.Lock()
 	delete(ts.running, t)
@@ -136,15 +137,15 @@ func (ts *turns) finish(t *turn) {
 	close(t.over)
 }
 
-// count returns how many catch up.
+// count returns how many listeners catch up.
 func (ts *turns) count() int {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	return len(ts.running)
 }
 
-// await returns when nobody catches up any more, or ctx ends. The contexts that
-// begin is given must have ended.
+// await returns when no listener catches up any more, or when ctx ends. The
+// contexts that were passed to begin must have ended.
 func (ts *turns) await(ctx context.Context) {
 	for {
 		ts.mu.Lock()
@@ -195,8 +196,9 @@ func hasLeft(fd int) bool {
 	return err == nil && n > 0
 }
 
-// cut ends the turn's context. What is being written is given up at once; with
-// TLS, which does not go on after that, it has a moment.
+// cut ends the turn's context and interrupts a write at once. With TLS, nothing
+// can be written after an interrupted write, so the write gets closeGrace to
+// end.
 func (t *turn) cut(why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -214,8 +216,8 @@ func (t *turn) grace() time.Duration {
 	return 0
 }
 
-// write writes b within a time, and returns how much of it was written. The
-// error is why the turn was cut, or errWrite.
+// write writes b within timeout, and returns how many bytes were written. The
+// error is the reason why the turn was cut, or errWrite.
 func (t *turn) write(b []byte, timeout time.Duration) (n int, err error) {
 	t.mu.Lock()
 	if cause := context.Cause(t.ctx); cause != nil {

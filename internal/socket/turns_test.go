@@ -62,7 +62,8 @@ func setupResumers(t *testing.T, places int) (*Server, *bundle, *secureSite) {
 	return s, b, site
 }
 
-// resumeSlowly begins to catch up, at the site with TLS or without, and returns when the server waits for it.
+// resumeSlowly begins to catch up, at the site with TLS or without, and returns
+// when the server waits for it.
 func resumeSlowly(t *testing.T, s *Server, b *bundle, site *secureSite, secure bool) resumer {
 	t.Helper()
 	conn := dialSmall(t, b.addr)
@@ -174,7 +175,8 @@ func TestWhoLeavesFreesItsPlaceAtOnce(t *testing.T) {
 	}
 }
 
-// Who takes little does not keep others from resuming: it is told to resume again, and goes on where it stands.
+// Who takes little does not keep others from resuming: it is told to resume
+// again, and goes on where it stands.
 func TestASlowResumerGivesWay(t *testing.T) {
 	s, b, site := setupResumers(t, 1)
 	slow := resumeSlowly(t, s, b, site, false)
@@ -195,7 +197,8 @@ func TestASlowResumerGivesWay(t *testing.T) {
 	until(t, "nobody catches up", func() bool { return s.turns.count() == 0 })
 }
 
-// With TLS, a listener that has caught up may be quiet for longer than a write may take.
+// With TLS, a listener that has caught up may be quiet for longer than a write
+// may take.
 func TestNoDeadlineIsLeftOfACatchUp(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer ours.Close()
