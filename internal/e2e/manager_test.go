@@ -37,12 +37,12 @@ func TestStatusLines(t *testing.T) {
 	}
 	s.api.WaitAgain(t, n, "STATUS=ready; 0 in flight; 0 connections")
 	s.socket.WaitState(t, "STATUS=ready; 0 listeners; offset -1")
-	w.WaitState(t, "STATUS=ready; 0 of 3 tasks in hand")
+	w.WaitState(t, "STATUS=ready; 0 of 3 tasks running")
 
 	l := s.listen(t, "json")
 	s.socket.WaitState(t, "STATUS=ready; 1 listeners; offset -1")
 	send(t, s.apiSites[0], "long", strings.Repeat("x", 300)) // 30 s
-	w.WaitState(t, "STATUS=ready; 1 of 3 tasks in hand")
+	w.WaitState(t, "STATUS=ready; 1 of 3 tasks running")
 	n = len(w.States())
 	w.Signal(t, syscall.SIGTERM)
 	w.WaitAgain(t, n, "STATUS=stopping; ")
@@ -105,7 +105,7 @@ func TestReloadOfTheCredential(t *testing.T) {
 			d.WaitState(t, "STATUS=ready; ")
 
 			d.Signal(t, syscall.SIGHUP)
-			d.WaitLog(t, "the credential file says the same as before")
+			d.WaitLog(t, "the credential file has not changed")
 
 			// Connections stay open, whatever the file says.
 			before := len(d.States())

@@ -14,50 +14,51 @@ import (
 )
 
 const (
-	// bundleInterval is the least time between two messages that are not full.
-	// A lone result is sent at once; under load, what comes meanwhile shares
-	// the next message. What a message costs, apart from the results in it, is
-	// up to a millisecond of the broker's time, most of it for the readers of
-	// the stream: this allows it a tenth of a processor for each worker.
+	// bundleInterval is the minimum time between two messages that are not
+	// full. A single result is sent at once. Under load, the results that
+	// arrive meanwhile share the next message. Each message costs the broker
+	// up to a millisecond besides its results, most of it for the readers of
+	// the stream: this interval limits that to a tenth of a processor for each
+	// worker.
 	bundleInterval = 10 * time.Millisecond
 
-	// maxUnderWay is how many messages with results may wait for confirmation,
-	// so that also a broker that is far away gets some thousand results a second.
-	maxUnderWay = 4
+	// maxInFlight is how many messages with results may be in flight. With 4,
+	// even a broker that is far away gets a few thousand results a second.
+	maxInFlight = 4
 
-	// maxBundle is how many results share a message. A stream costs the broker
-	// about as much for a message of fifty as for one of one, so that more
-	// would gain nothing; and a reader that begins so many messages
-	// before the end has at most so many times more results to read.
+	// maxBundle is how many results may share a message. A message with fifty
+	// results costs the broker about as much as a message with one, so more
+	// would gain nothing. It also bounds what a reader has to read that begins
+	// at a given number of messages before the end.
 	maxBundle = 50
 
-	// maxBundleBytes is above which size a message takes no more results:
-	// larger ones cost by their length anyway.
+	// maxBundleBytes is the size from which on a message takes no more
+	// results: the cost of larger messages depends on their length anyway.
 	maxBundleBytes = 64 << 10
 
-	// places is how many offsets each message of the stream has: its results
-	// are numbered from the broker's offset times places on. It is a round
-	// number, so that people can read the one in the other.
+	// places is how many offsets each message of the stream has. The first
+	// result in a message has the broker's offset times places. It is a round
+	// number, so that people can see the broker's offset in a result's offset.
 	places = 100
 
 	bundleType = "application/vnd.revq.results"
 )
 
-// A bundler publishes results, several in one message where they come fast.
+// A bundler publishes results. Results that arrive fast share messages.
 type bundler struct {
 	publish    func(amqp.Publishing) <-chan error
 	most       int // results in a message
-	maxWaiting int // results; what comes on top is answered with ErrBusy
+	maxWaiting int // results; further ones are answered with ErrBusy
 
 	mu       sync.Mutex
 	waiting  []unsent
 	bytes    int       // of waiting
-	underWay int       // messages sent and not confirmed
-	last     time.Time // when the last one was sent
-	timed    bool      // send will be called when it is time for the next one
+	inFlight int       // messages published and not confirmed
+	last     time.Time // when the last message was published
+	timed    bool      // a timer will call send
 }
 
-// An unsent is a result that waits to be sent, and whoever waits for it.
+// An unsent is a result that waits to be published.
 type unsent struct {
 	result task.Result
 	answer chan error // has room for the one answer
@@ -65,7 +66,7 @@ type unsent struct {
 
 func (u unsent) bytes() int { return len(u.result.ID) + len(u.result.Text) }
 
-// add sends r, now or with a later message.
+// add publishes r, now or in a later message. The channel gets the answer.
 func (b *bundler) add(r task.Result) <-chan error {
 	u := unsent{r, make(chan error, 1)}
 	b.mu.Lock()
@@ -80,7 +81,7 @@ func (b *bundler) add(r task.Result) <-chan error {
 	full := b.full()
 	b.mu.Unlock()
 	if n == 0 {
-		runtime.Gosched() // handlers that end in this moment add theirs
+		runtime.Gosched() // lets handlers that end at this moment add theirs
 	}
 	if n == 0 || full {
 		b.send()
@@ -90,11 +91,11 @@ func (b *bundler) add(r task.Result) <-chan error {
 
 func (b *bundler) full() bool { return len(b.waiting) >= b.most || b.bytes >= maxBundleBytes }
 
-// send sends what waits, unless it is too soon.
+// send publishes the waiting results, or sets a timer if it is too soon.
 func (b *bundler) send() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.waiting) > 0 && b.underWay < maxUnderWay {
+	for len(b.waiting) > 0 && b.inFlight < maxInFlight {
 		now := time.Now()
 		if wait := bundleInterval - now.Sub(b.last); wait > 0 && !b.full() {
 			if !b.timed {
@@ -109,7 +110,7 @@ func (b *bundler) send() {
 			return
 		}
 		b.last = now
-		b.underWay++
+		b.inFlight++
 		bundle := b.next()
 		confirmed := b.publish(encodeBundle(bundle))
 		go func() {
@@ -118,14 +119,14 @@ func (b *bundler) send() {
 				u.answer <- err
 			}
 			b.mu.Lock()
-			b.underWay--
+			b.inFlight--
 			b.mu.Unlock()
 			b.send()
 		}()
 	}
 }
 
-// next takes from waiting what the next message is to hold.
+// next removes the results of the next message from waiting.
 func (b *bundler) next() []unsent {
 	n, bytes := 0, 0
 	for n < min(len(b.waiting), b.most) {
@@ -144,8 +145,8 @@ func (b *bundler) next() []unsent {
 	return bundle
 }
 
-// encodeBundle returns a message with results; one alone is as other programs
-// may publish it, too.
+// encodeBundle returns a message with the results. A single result has the form
+// that other programs may publish, too.
 func encodeBundle(bundle []unsent) amqp.Publishing {
 	if len(bundle) == 1 {
 		return encodeResult(bundle[0].result)
@@ -162,10 +163,10 @@ func encodeBundle(bundle []unsent) amqp.Publishing {
 	return m
 }
 
-// appendRecord appends r as one of several results in the body of a message:
-// both times in microseconds since 1970 (8 bytes each, big endian; a time that
-// is not known is the zero time), and id and text, each behind its length in
-// bytes (varint).
+// appendRecord appends r as one of several results in the body of a message.
+// First come both times in microseconds since 1970, 8 bytes each, big endian;
+// an unknown time is the zero time. Then come the id and the text, each after
+// its length in bytes as a varint.
 func appendRecord(dst []byte, r task.Result) []byte {
 	for _, t := range []time.Time{r.Accepted, r.Done} {
 		dst = binary.BigEndian.AppendUint64(dst, uint64(t.UnixMicro()))
@@ -176,13 +177,14 @@ func appendRecord(dst []byte, r task.Result) []byte {
 	return dst
 }
 
-// What decodeBundle finds wrong.
+// The errors of decodeBundle.
 var (
 	errGarbled = errors.New("a message with several results is cut off or garbled")
 	errTooMany = fmt.Errorf("a message has more than %d results", places)
 )
 
-// decodeBundle reads a body that appendRecord has written. It has at least one result.
+// decodeBundle reads a body that appendRecord has written. It returns at least
+// one result, or an error.
 func decodeBundle(body []byte) (results []task.Result, err error) {
 	for len(results) == 0 || len(body) > 0 {
 		if len(results) == places {
@@ -197,7 +199,7 @@ func decodeBundle(body []byte) (results []task.Result, err error) {
 	return results, nil
 }
 
-// cutRecord returns the first result in body, and what follows it.
+// cutRecord returns the first result in body and the rest of body.
 func cutRecord(body []byte) (r task.Result, rest []byte, err error) {
 	for _, t := range []*time.Time{&r.Accepted, &r.Done} {
 		if len(body) < 8 {

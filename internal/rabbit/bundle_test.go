@@ -15,7 +15,7 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// A post takes what a bundler publishes, and confirms it when the test does.
+// A post receives what a bundler publishes, and confirms it when the test says.
 type post struct {
 	*bundler
 	t         *testing.T
@@ -73,7 +73,7 @@ func (p *post) sent(want ...int) {
 	}
 }
 
-// confirm answers the oldest message that is under way, if there is one.
+// confirm answers the oldest message in flight, if there is one.
 func (p *post) confirm(err error) (was bool) {
 	p.mu.Lock()
 	if was = len(p.confirmed) > 0; was {
@@ -139,7 +139,7 @@ func TestBundler(t *testing.T) {
 			<-time.After(bundleInterval)
 			p.sent(3)
 		},
-		"a message is full sooner where few are in hand": func(p *post) {
+		"a message is full sooner if few results can wait": func(p *post) {
 			p.most = 2
 			p.put(0, 6, 10)
 			p.sent(1, 2, 2)
@@ -152,16 +152,16 @@ func TestBundler(t *testing.T) {
 			p.put(4, 5, 2*maxBundleBytes) // more than one may hold is in its own
 			p.sent(1, 2, 1, 1)
 		},
-		"so many are under way at most": func(p *post) {
-			p.put(0, 1+maxUnderWay*maxBundle, 10)
-			p.sent(append([]int{1}, slices.Repeat([]int{maxBundle}, maxUnderWay-1)...)...)
+		"messages in flight are bounded": func(p *post) {
+			p.put(0, 1+maxInFlight*maxBundle, 10)
+			p.sent(append([]int{1}, slices.Repeat([]int{maxBundle}, maxInFlight-1)...)...)
 			<-time.After(time.Second)
 			p.sent()
 			p.confirm(nil)
 			p.sent(maxBundle)
 		},
 		"so many wait at most": func(p *post) {
-			p.put(0, 1+(maxUnderWay-1)*maxBundle+p.maxWaiting, 10)
+			p.put(0, 1+(maxInFlight-1)*maxBundle+p.maxWaiting, 10)
 			if err := <-p.add(result(1000)); err != ErrBusy {
 				t.Errorf("one too many is answered with %v", err)
 			}
@@ -200,8 +200,8 @@ func TestBundleErrors(t *testing.T) {
 	}
 }
 
-// What cannot be sent is told, to who follows the stream and to who resumes, and
-// everything after it is there.
+// Followers of the stream and listeners that resume are told of a result that
+// cannot be sent, and get everything after it.
 func TestLostResults(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
@@ -271,8 +271,8 @@ func isLost(t *testing.T, got read, id string, offset int64, err error) {
 	}
 }
 
-// The digest of the task's text comes through the broker with a lone result and
-// with several in a message. Messages without it, as other programs and
+// The digest of the task's text passes through the broker with a single result
+// and with several in a message. Messages without it, as other programs and
 // earlier versions publish them, are read as well.
 func TestDigests(t *testing.T) {
 	t.Parallel()
@@ -341,8 +341,8 @@ func FuzzDigests(f *testing.F) {
 	})
 }
 
-// FuzzEntries reads any message of the stream: each entry is a proper result, or
-// says why not under an id that listeners can be told.
+// FuzzEntries reads any message of the stream: each entry is a proper result,
+// or a reason why not, with an id that listeners can get.
 func FuzzEntries(f *testing.F) {
 	two := encodeBundle([]unsent{{result: result(1)}, {result: task.Result{ID: "x", Text: strings.Repeat("x", 200), Of: 7}}})
 	f.Add(two.ContentType, two.MessageId, two.Headers[digestHeader].(string), two.Body)

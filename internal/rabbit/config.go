@@ -16,7 +16,8 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// DefaultURL is a RabbitMQ on this machine, as it is after installation.
+// DefaultURL is a RabbitMQ on this machine with the user that it is installed
+// with.
 const DefaultURL = "amqp://guest:guest@localhost:5672/"
 
 // Config says how to reach the broker. DefaultConfig gives a usable one.
@@ -25,52 +26,53 @@ type Config struct {
 	// A password with reserved characters is percent-encoded.
 	URLs []string
 
-	// Name is shown by the broker for each connection.
+	// Name is what the broker shows for each connection.
 	Name string
 
 	// DialTimeout bounds connecting, TLS and the AMQP handshake together.
-	// Default 5 s: a node that needs longer is better left for the next one.
+	// Default 5 s: if a node needs longer, it is better to try the next one.
 	DialTimeout time.Duration
 
-	// Heartbeat is how often both sides show that they are alive; one and a
-	// half without a word from the broker is its end. `?heartbeat=SECONDS` in a URL
-	// takes precedence. Default 10 s, the broker's own suggestion.
+	// Heartbeat is how often both sides show that they are alive. A connection
+	// on which the broker is silent for one and a half times this is closed.
+	// `?heartbeat=SECONDS` in a URL takes precedence. Default 10 s, the
+	// broker's own suggestion.
 	Heartbeat time.Duration
 
 	// RetryMin and RetryMax bound the wait before connecting again. It doubles
-	// with each failure and is jittered, so that a restarted broker is not met
-	// by everyone at once. Default 100 ms to 2 s: clients that got a 503 try
-	// again within seconds, too.
+	// with each failure and is jittered, so that not all clients connect to a
+	// restarted broker at once. Default 100 ms to 2 s: HTTP clients that got a
+	// 503 also retry within seconds.
 	RetryMin, RetryMax time.Duration
 
 	// ConfirmTimeout is how long a message may wait for the broker's
-	// confirmation before its publisher is told that it is not known to be
-	// queued. Default 1.5 s: a client is better served by a quick 503, and a
-	// repetition with the same id is harmless.
+	// confirmation. After that its publisher gets ErrTimeout: it is not known
+	// whether the message was queued. Default 1.5 s: a quick 503 serves a
+	// client better, and publishing again with the same id is harmless.
 	ConfirmTimeout time.Duration
 
-	// PublishConnections is how many connections messages are published over.
-	// Default 4, 1 for workers: a broker works on one connection's messages, and on the
-	// confirmations of one channel, in one process each, and holds back what
-	// comes faster.
+	// PublishConnections is the number of connections to publish over. Default
+	// 4, and 1 for workers. The broker handles the messages of a connection in
+	// one process and the confirmations of a channel in another. Several
+	// connections give it more of these processes.
 	PublishConnections int
 
-	// MaxUnconfirmed is how many messages may wait for confirmation at once,
-	// over all connections; what comes on top is refused. Default 8,192, a
-	// quarter of a second of what a broker on two cores confirms.
+	// MaxUnconfirmed is how many messages may be in flight at once over all
+	// connections; further ones are refused with ErrBusy. Default 8,192: a
+	// broker on two cores confirms that many in a quarter of a second.
 	MaxUnconfirmed int
 
-	// InHand is how many results there can be at once whose publishers wait
-	// for the confirmation, as a worker's tasks in hand do: a message with
-	// half of them is sent without waiting for more. Default 0, not known.
+	// InHand is how many results can wait for their confirmation at once, such
+	// as the concurrency of a worker. A message that holds half of them is
+	// published without waiting for more. Default 0: not known.
 	InHand int
 
-	// MaxResult is the longest text of a result, in bytes, that a reader passes
-	// on; a longer one is told as lost. Default 16 MiB, the longest that any
-	// worker publishes.
+	// MaxResult is the maximum length of a result's text, in bytes, that a
+	// reader passes on; a longer one is reported as lost. Default 16 MiB, the
+	// longest that any worker publishes.
 	MaxResult int
 
-	// Topology is what is declared where it is missing.
+	// Topology has the sizes with which missing objects are declared.
 	Topology Topology
 
 	credential *credential               // set by Settings; nil if there is none
@@ -96,10 +98,11 @@ func DefaultConfig(name string) Config {
 	}
 }
 
-// Patient returns c for a publisher for which nobody waits, and where trying
-// again makes a second result: confirmations have 10 s. It uses one connection:
-// several workers have several between them, and the stream takes more in at
-// once of what comes over one.
+// Patient returns c with a ConfirmTimeout of 10 s and one connection, for a
+// worker's publisher: no client waits for it, and publishing again makes a
+// second result. There are usually several workers, so together they have
+// several connections; and the stream stores more at once of what comes over
+// the same connection.
 func (c Config) Patient() Config {
 	c.ConfirmTimeout = 10 * time.Second
 	c.PublishConnections = 1
@@ -108,7 +111,7 @@ func (c Config) Patient() Config {
 
 // Settings declares how to reach the broker. The URL may also come from the
 // file amqp-url in $CREDENTIALS_DIRECTORY, where systemd puts secrets. Check
-// says whether it is usable.
+// reports whether it can be used.
 func (c *Config) Settings() []setting.Setting {
 	url := setting.Strings("amqp-url", "`URL` of a broker node, amqp://USER:PASSWORD@HOST:PORT/VHOST; several nodes of a cluster: repeat it, or separate with commas", &c.URLs, nil)
 	url.Wiring = true
@@ -128,7 +131,7 @@ func (c *Config) PublishSettings() []setting.Setting {
 }
 
 // Check returns what is wrong with the URLs. It does not repeat them, since
-// they hold passwords (which is why this is not the flag's own validation).
+// they hold passwords. That is why the flag does not validate them itself.
 func (c *Config) Check() error {
 	if len(c.URLs) == 0 {
 		return errors.New("no broker is given: set --amqp-url to " + urlForm)
@@ -142,7 +145,7 @@ func (c *Config) Check() error {
 	return nil
 }
 
-// A credential is a file with the URL, and knows whether it was needed.
+// A credential is a file with the URL. It records whether it was used.
 type credential struct {
 	path string
 	used bool
@@ -156,9 +159,8 @@ func (c *credential) Lookup() (string, bool) {
 
 func (c *credential) String() string { return fmt.Sprintf("file %q", c.path) }
 
-// Reload reads the credential file again. What it says holds from the next
-// time that something connects; what is connected stays so. If it is wrong,
-// nothing changes.
+// Reload reads the credential file again. New connections use the new URL;
+// those that exist stay open. If the file is wrong, nothing changes.
 func (c *Config) Reload() error {
 	if c.credential == nil || !c.credential.used {
 		return errors.New("the broker's URL is not from a credential file, and nothing else can change at run time: restart instead")
@@ -172,13 +174,13 @@ func (c *Config) Reload() error {
 		return err
 	}
 	if slices.Equal(fresh.URLs, c.urls()) {
-		return errors.New("the credential file says the same as before: where systemd does not make it anew for a reload, restart instead")
+		return errors.New("the credential file has not changed: if systemd does not refresh it on reload, restart instead")
 	}
 	c.reloaded.Store(&fresh.URLs)
 	return nil
 }
 
-// urls returns the URLs that hold at present.
+// urls returns the URLs to connect to now.
 func (c *Config) urls() []string {
 	if c.reloaded != nil {
 		if urls := c.reloaded.Load(); urls != nil {
@@ -188,12 +190,12 @@ func (c *Config) urls() []string {
 	return c.URLs
 }
 
-// Login returns the virtual host and the user that the URLs name. They are
-// those of the first, since all are of one broker.
+// Login returns the virtual host and the user of the first URL. All URLs are of
+// one broker.
 func (c *Config) Login() (vhost, user string) {
 	uri, err := amqp.ParseURI(c.URLs[0])
 	if err != nil {
-		return "", "" // Check has been left out
+		return "", "" // the caller did not call Check
 	}
 	return uri.Vhost, uri.Username
 }
@@ -202,7 +204,7 @@ var errUnusableURL = errors.New("the URL cannot be used: give " + urlForm)
 
 const urlForm = "amqp://USER:PASSWORD@HOST:PORT/VHOST"
 
-// host returns what may be shown of an AMQP URL.
+// host returns the part of an AMQP URL that may be shown.
 func host(url string) string {
 	uri, err := amqp.ParseURI(url)
 	if err != nil {

@@ -25,24 +25,24 @@ func NewConsumer(cfg Config, prefetch int, log *slog.Logger) *Consumer {
 	return &Consumer{link: newLink(cfg, "consumer", []string{TasksQueue}, log), prefetch: prefetch}
 }
 
-// Ready returns nil while tasks are being consumed, otherwise why not.
+// Ready returns nil while tasks are being consumed, otherwise the reason.
 func (c *Consumer) Ready() error { return c.link.Ready() }
 
-// Alive returns an error if the consumer hangs. A broker that does so, and
-// handlers that take their time, are no reason.
+// Alive returns an error if the consumer's own loop hangs. A broker that hangs
+// and handlers that take long do not count.
 func (c *Consumer) Alive() error { return c.link.Alive() }
 
 // A Delivery is a task on loan from the broker. Exactly one of Ack, Reject,
-// Refuse and Requeue ends the loan. They fail when the session has ended, and
-// then the broker has taken the task back by itself.
+// Refuse and Requeue ends the loan. They fail when the session has ended: the
+// broker has then taken the task back by itself.
 type Delivery struct {
 	d       amqp.Delivery
 	task    task.Task
 	invalid error
 
 	loans *loans
-	place *list.Element // among the loans
-	done  bool          // and to be acknowledged
+	place *list.Element // in loans.open
+	done  bool          // Ack was called
 }
 
 // Task returns the task, and an error if the message is not a proper one.
@@ -51,41 +51,43 @@ func (d *Delivery) Task() (task.Task, error) { return d.task, d.invalid }
 // Attempt counts the deliveries of this task, from 1.
 func (d *Delivery) Attempt() int64 { return intHeader(d.d.Headers, deliveryCountHeader) + 1 }
 
-// Ack tells the broker that the task is done, a moment later, together with
-// others. If the session ends before, the task comes again.
+// Ack tells the broker that the task is done. The acknowledgement is sent a
+// moment later, together with others. If the session ends before that, the
+// broker delivers the task again.
 func (d *Delivery) Ack() error { return d.loans.ack(d) }
 
-// Reject tells the broker that this attempt failed. The task is delivered
-// again, until it has reached the delivery limit and goes to the dead letters.
+// Reject tells the broker that this attempt failed. The broker delivers the
+// task again, or dead-letters it if it has reached the delivery limit.
 func (d *Delivery) Reject() error {
 	defer d.loans.gaveUp()
 	return d.loans.end(d, func() error { return d.d.Reject(true) })
 }
 
-// Refuse sends the task to the dead letters at once.
+// Refuse has the broker dead-letter the task at once.
 func (d *Delivery) Refuse() error {
 	defer d.loans.gaveUp()
 	return d.loans.end(d, func() error { return d.d.Reject(false) })
 }
 
-// Requeue gives the task back through no fault of its own. RabbitMQ 4.3 and
-// later do not count that as an attempt, earlier versions do.
+// Requeue returns the task to the queue, for a reason that is not the task's
+// fault. RabbitMQ 4.3 and later do not count that as a failed attempt; earlier
+// versions do.
 func (d *Delivery) Requeue() error {
 	return d.loans.end(d, func() error { return d.d.Nack(false, true) })
 }
 
-// Run consumes until ctx ends. It calls handle for each delivery, all at the
-// same time; the context given to handle ends when Run's does, or
-// when the session ends that brought the delivery. When ctx has ended, Run
-// takes no more tasks, waits until every handle has returned, and returns.
+// Run consumes until ctx ends. It calls handle for each delivery, concurrently.
+// The context of handle ends when ctx does, or when the session of the delivery
+// ends. When ctx has ended, Run takes no more tasks, waits until every call of
+// handle has returned, and returns.
 func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) error {
-	// Handlers of a session that died do not hold up the next one: they cannot
-	// do anything to the broker any more. They are waited for at the end only.
+	// Handlers of a dead session do not hold up the next session: they can no
+	// longer do anything at the broker. Run waits for them only at the end.
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	c.link.run(ctx, func(s *session) error {
-		// Goroutines are kept for the next deliveries: a new one would have to
-		// grow its stack each time, a tenth of what a short task costs.
+		// Goroutines are reused for the next deliveries: a new goroutine grows
+		// its stack, which is a tenth of the cost of a short task.
 		next := make(chan *Delivery)
 		noMore := sync.OnceFunc(func() { close(next) })
 		defer noMore()
@@ -118,8 +120,9 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	loans := newLoans(s.ch, c.prefetch)
 	loans.gaveUp = c.lookForDeadQueue(s)
 
-	// A stop is for handlers only once the broker sends no more: what they
-	// give back would come again at once, as one more attempt.
+	// Handlers learn of a stop only once the broker sends no more tasks: it
+	// would deliver a task that they return to us again at once, as another
+	// attempt.
 	handleCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer func() { cancel(context.Cause(s.ctx)) }()
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
@@ -137,8 +140,8 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			return nil
 		case <-ctx.Done():
 			s.loop.Busy()
-			// First of all, since the broker drops what is beyond some
-			// dozens of answers when the channel is closed soon after them.
+			// This comes first: if the channel is closed soon afterwards, the
+			// broker handles only some dozens of the answers before that.
 			if err := loans.flush(); err != nil {
 				return fmt.Errorf("acknowledge: %w", err)
 			}
@@ -149,12 +152,13 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 				return fmt.Errorf("stop consuming: %w", err)
 			}
 			cancel(context.Cause(ctx))
-			// What came before the broker knew goes back at once, too.
+			// Tasks that the broker sent before the cancellation reached it are
+			// returned at once, too.
 			for d := range deliveries {
 				begin(handleCtx, loans.begin(d))
 			}
 			s.loop.Idle()
-			wait() // their answers go through this session
+			wait() // the handlers answer through this session
 			if err := loans.flush(); err != nil {
 				return fmt.Errorf("acknowledge: %w", err)
 			}
@@ -163,14 +167,14 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	}
 }
 
-// deadQueueInterval is the least time between two looks for the queue of dead
-// letters.
+// deadQueueInterval is the minimum time between two checks for the queue of
+// dead letters.
 const deadQueueInterval = 30 * time.Second
 
-// lookForDeadQueue returns what is to be called when a task may have been given
-// up. It looks, now and then, whether the queue of dead letters is there, and
-// declares it if it is not: without it, the broker keeps such tasks in their
-// queue and says so only in its own log.
+// lookForDeadQueue returns a function to call when a task may have become a
+// dead letter. The function checks from time to time whether the queue of dead
+// letters exists, and declares it if not: without it, the broker keeps dead
+// letters in the queue of tasks and reports that only in its own log.
 func (c *Consumer) lookForDeadQueue(s *session) func() {
 	var last atomic.Int64 // in nanoseconds since 1970
 	return func() {
@@ -178,7 +182,8 @@ func (c *Consumer) lookForDeadQueue(s *session) func() {
 		if now-before < int64(deadQueueInterval) || !last.CompareAndSwap(before, now) {
 			return
 		}
-		// Nobody waits for it, and it ends with the session at the latest.
+		// Nobody waits for this goroutine. It ends with the session at the
+		// latest.
 		go func() {
 			missing, err := s.missing(c.link.cfg.Topology, func(o object) bool { return o.name == DeadQueue })
 			if err == nil && len(missing) == 0 {
@@ -190,7 +195,7 @@ func (c *Consumer) lookForDeadQueue(s *session) func() {
 			switch {
 			case s.ctx.Err() != nil:
 			case err != nil:
-				c.link.log.Error("the queue of dead letters is missing; tasks that are given up stay in "+TasksQueue+": run `revq setup`", "queue", DeadQueue, "error", err)
+				c.link.log.Error("the queue of dead letters is missing; dead letters stay in "+TasksQueue+": run `revq setup`", "queue", DeadQueue, "error", err)
 			default:
 				c.link.log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// held is a delivery in the hands of a handler, which returns on end.
+// held is a delivery that a handler holds until end.
 type held struct {
 	*Delivery
 	ctx  context.Context
@@ -103,8 +103,8 @@ func TestRefuse(t *testing.T) {
 	r.dead("a", "rejected")
 }
 
-// Without the queue of dead letters the broker keeps what is given up where it
-// was, and says so to nobody. A worker that gives a task up notices.
+// Without the queue of dead letters the broker keeps dead letters in the queue
+// of tasks and tells nobody. A worker that refuses a task notices.
 func TestDeadQueueIsMissing(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -134,7 +134,8 @@ func TestDeadQueueIsMissing(t *testing.T) {
 				}
 			}
 			r.exists()
-			// By itself the broker tries again after minutes. A policy has it try at once.
+			// The broker retries only after minutes. A policy makes it retry at
+			// once.
 			ctl := func(args ...string) {
 				t.Helper()
 				if out, err := r.node.Ctl(t.Context(), args...); err != nil {
@@ -173,7 +174,7 @@ func TestRequeue(t *testing.T) {
 	h := receive(t, "task", tasks)
 	h.end(t, h.Requeue)
 	h = receive(t, "task", tasks)
-	// From RabbitMQ 4.3 on, giving back is not counted.
+	// From RabbitMQ 4.3 on, a return is not counted.
 	if n := h.Attempt(); n != 1 && n != 2 {
 		t.Errorf("Attempt() = %d", n)
 	}

@@ -14,43 +14,43 @@ import (
 )
 
 const (
-	// readerPrefetch is how many messages may be on the way to the reader. The
-	// stream sends whole chunks; a few thousand keep it from waiting for
-	// acknowledgements.
+	// readerPrefetch is how many messages may be on their way to the reader.
+	// The broker sends whole chunks of a stream. With a few thousand messages
+	// it does not have to wait for acknowledgements.
 	readerPrefetch = 4096
 
-	// historyPrefetch is how many may be on the way to a listener that resumes,
-	// which may take little. Each may have 64 KiB and more, and all wait in
-	// memory: amqp091-go reads on, whoever takes what comes. Many listeners
-	// may do so at once.
+	// historyPrefetch is how many messages may be on their way to a listener
+	// that resumes. Such a listener may be slow, and there may be many of
+	// them. Messages may be 64 KiB and longer, and all that were sent wait in
+	// memory: amqp091-go reads whether or not anybody takes the deliveries.
 	historyPrefetch = 64
 
-	// ackWithin is after which time fewer are acknowledged, too. The broker
-	// ends a consumer that holds a message for its consumer_timeout, which is
-	// half an hour by default.
+	// ackWithin is the time after which a smaller number of messages is
+	// acknowledged, too. The broker cancels a consumer that holds a message
+	// for longer than its consumer_timeout, half an hour by default.
 	ackWithin = time.Second
 
-	// markTimeout bounds the way of a mark through the stream. Measured: 1 to
-	// 3 ms; seconds where the broker is overloaded.
+	// markTimeout bounds the time that a mark takes through the stream.
+	// Measured: 1 to 3 ms, and seconds when the broker is overloaded.
 	markTimeout = 10 * time.Second
 
-	// markPrefetch is how many messages may be on the way to whoever waits for
-	// a mark. Under load, some come before it.
+	// markPrefetch is how many messages may be on their way to askEnd. Under
+	// load, other messages arrive before the mark.
 	markPrefetch = 256
 )
 
-// errMarkLost means that a mark came back.
+// errMarkLost means that the broker returned a mark as unroutable.
 var errMarkLost = errors.New("the exchange " + MarksExchange + " does not lead to " + ResultsQueue + ": see `revq setup`")
 
-// askEnd asks for the end of the stream of results, and returns the broker's
-// offset of it. The stream itself tells nobody where it ends, nor that it is
-// empty, so we publish a message, a mark, and wait until it is delivered:
-// everything that was in the stream before has a smaller offset.
+// askEnd returns the end of the stream of results, as the broker's offset. A
+// stream does not say where it ends, nor that it is empty. So askEnd publishes
+// a message, a mark, and waits until the broker delivers it: everything that
+// was in the stream before has a smaller offset.
 func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, markTimeout, fmt.Errorf("it did not come within %v", markTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, markTimeout, fmt.Errorf("the mark did not arrive within %v", markTimeout))
 	defer cancel()
-	// A broker that takes no messages reads nothing more of the connection, so
-	// that not even a channel can be closed in agreement with it.
+	// A broker that takes no messages stops reading from the connection, so
+	// even closing a channel would hang.
 	giveUp := func(err error) error {
 		s.end(err)
 		s.raw.Close()
@@ -77,7 +77,7 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 			case d, ok := <-deliveries:
 				s.loop.Busy()
 				switch {
-				case !ok: // the channel was closed, or the stream deleted
+				case !ok: // the channel was closed, or the stream was deleted
 					deliveries = nil
 				case d.Exchange == MarksExchange && d.MessageId == mark.MessageId:
 					offset, err = brokerOffset(d)
@@ -114,8 +114,8 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 }
 
 // whenBlocked returns a channel that is closed when the broker says that it
-// takes no messages. amqp091-go waits until somebody takes in what the broker
-// says of that, as long as the connection lasts.
+// takes no messages. amqp091-go waits until these notifications are received,
+// so a goroutine receives them as long as the connection lasts.
 func (s *session) whenBlocked() <-chan struct{} {
 	blocks := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	blocked := make(chan struct{})
@@ -130,28 +130,29 @@ func (s *session) whenBlocked() <-chan struct{} {
 	return blocked
 }
 
-// A cursor reads the stream of results from a message on.
+// A cursor reads the stream of results, beginning at a given message.
 type cursor struct {
 	s          *session
 	deliveries <-chan amqp.Delivery
 
 	// end is the end of the stream when the cursor was opened, as the broker's
-	// offset: what comes with a smaller one was there then. The mark at the
-	// end makes sure that something comes with this one or a greater one.
+	// offset. Messages with a smaller offset were there before. The mark at
+	// the end guarantees that a message with this offset or a greater one
+	// arrives.
 	end int64
 
-	most     int           // length of a result, in bytes
-	prefetch int           // how many messages may be on the way
+	most     int           // maximum length of a result, in bytes
+	prefetch int           // how many messages may be on their way
 	newest   amqp.Delivery // the last one received
-	unacked  int           // how many were processed since the last acknowledgement
+	unacked  int           // messages processed since the last acknowledgement
 	due      *time.Timer   // when they are to be acknowledged
 	entries  []entry       // of one message
 }
 
-// openCursor returns a cursor. prefetch is how many messages may be on the way
-// to it. begin is given the end of the stream, and
-// returns the broker's offset to begin at. It must not be beyond the end: the
-// broker would send nothing until the stream has grown there.
+// openCursor returns a cursor. prefetch is how many messages may be on their
+// way to it. openCursor calls begin with the end of the stream; begin returns
+// the broker's offset to begin at. It must not be greater than the end: the
+// broker would send nothing until the stream has grown to it.
 func (s *session) openCursor(ctx context.Context, cfg Config, tag string, prefetch int, begin func(end int64) (from int64, err error)) (*cursor, error) {
 	end, err := s.askEnd(ctx)
 	if err != nil {
@@ -170,14 +171,14 @@ func (s *session) openCursor(ctx context.Context, cfg Config, tag string, prefet
 	return &cursor{s: s, deliveries: deliveries, end: end, most: cfg.MaxResult, prefetch: prefetch, due: due}, nil
 }
 
-// next returns what the next message holds, at least one entry. It is valid
-// until the next call, which says that it has been processed.
+// next returns the entries of the next message, at least one. They are valid
+// until the next call. The next call means that they have been processed.
 func (c *cursor) next(ctx context.Context) ([]entry, error) {
 	if c.newest.DeliveryTag > 0 {
 		if c.unacked++; c.unacked == 1 {
 			c.due.Reset(ackWithin)
 		}
-		// For a stream an acknowledgement only means that more may be sent.
+		// On a stream, an acknowledgement only lets the broker send more.
 		if c.unacked >= c.prefetch/4 {
 			if err := c.acknowledge(); err != nil {
 				return nil, err
@@ -207,7 +208,7 @@ func (c *cursor) next(ctx context.Context) ([]entry, error) {
 	}
 }
 
-// acknowledge acknowledges everything that was received.
+// acknowledge acknowledges all messages received so far.
 func (c *cursor) acknowledge() error {
 	c.due.Stop()
 	c.unacked = 0
@@ -217,9 +218,10 @@ func (c *cursor) acknowledge() error {
 	return nil
 }
 
-// firstOf returns the offset of the first result in a message, of which the
-// broker's offset is given, and messageOf the opposite, for any result in it.
-// Both leave -1, the beginning, as it is.
+// firstOf returns the offset of the first result in the message with the given
+// broker's offset. messageOf returns the broker's offset of the message that
+// holds the result with the given offset. Both return -1, the beginning, for
+// -1.
 func firstOf(message int64) int64 { return max(-1, message*places) }
 func messageOf(offset int64) int64 {
 	if offset < 0 {
@@ -232,13 +234,14 @@ func messageOf(offset int64) int64 {
 type entry struct {
 	offset  int64
 	id      string
-	mark    bool // there is no result
+	mark    bool // it is a mark: there is no result
 	result  task.Result
-	invalid error // why it is not a proper result, and result is lost, or no proper mark; nil if it is
+	invalid error // why it is no proper result (result is then a lost one) or no proper mark; nil if it is
 }
 
-// decodeEntries appends what a message holds, at least one entry, with results
-// of at most so many bytes. A message that cannot be read is one invalid result.
+// decodeEntries appends the entries of a message, at least one. A result with
+// more than most bytes is invalid. A message that cannot be read is one invalid
+// result.
 func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) {
 	message, err := brokerOffset(d)
 	if err != nil {
@@ -248,7 +251,7 @@ func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) 
 		return append(entries, entry{offset: firstOf(message), id: d.MessageId, mark: true, invalid: task.CheckID(d.MessageId)}), nil
 	}
 	if len(d.Body) > memory.Large {
-		memory.GiveBack() // once it has been passed on
+		memory.GiveBack() // takes effect once the message has been passed on
 	}
 	add := func(place int, id string, r task.Result, invalid error) {
 		if invalid != nil {

@@ -12,66 +12,69 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// A DeadLetter is a task that was given up.
+// A DeadLetter is a task that was dead-lettered.
 type DeadLetter struct {
-	// Task is what the message says, as far as it says anything.
+	// Task is the task, as far as the message can be read.
 	Task task.Task
 
 	// Invalid is why the message is not a proper task; nil if it is one.
 	Invalid error
 
-	// Reason is the broker's: delivery_limit if too many attempts failed,
+	// Reason is the broker's word: delivery_limit if too many attempts failed,
 	// rejected if no attempt could succeed.
 	Reason string
 
-	// Error is what the worker's handler said, if it gave the task up.
+	// Error is the handler's error, if the worker dead-lettered the task
+	// itself.
 	Error string
 
-	// Queue is where it died, Died when, and Count how often by now.
+	// Queue and Died say where and when the task was dead-lettered. Count is
+	// how often that has happened.
 	Queue string
 	Died  time.Time
 	Count int64
 }
 
-// A Fate is what is to be done with a dead letter.
+// A Fate is what to do with a dead letter.
 type Fate int
 
 // The fates.
 const (
 	Keep    Fate = iota // leave it where it is
-	Requeue             // give it back to the workers, under its id
+	Requeue             // put it back into the queue of tasks, under its id
 	Purge               // remove it for good
 )
 
-// What a worker writes that makes a task a dead letter itself.
+// What a worker writes when it dead-letters a task itself.
 const (
 	diedHeader  = "revq-died"
 	errorHeader = "revq-error"
 
-	// rejected is the broker's word for what a worker has given up.
+	// rejected is the broker's word for a task that a worker refused.
 	rejected = "rejected"
 
-	// maxError bounds the error in its header: all headers together have to
-	// fit into one frame, which brokers may hold down to 4 KiB.
+	// maxError bounds the error in its header, in bytes. All headers of a
+	// message must fit into one frame, and a broker may limit that to 4 KiB.
 	maxError = 3 << 10
 )
 
-// settleTimeout bounds what is done with one dead letter.
+// settleTimeout bounds the requeueing of one dead letter.
 const settleTimeout = 10 * time.Second
 
-// DeadLetters calls decide with each dead letter that is there at first, and
-// does with it what decide returns, until decide returns an error, which it
-// returns. A letter that is requeued is removed only once the broker has
-// confirmed it as a task: at the worst, it is there twice.
+// DeadLetters calls decide with each dead letter that is there when it begins,
+// and does what decide returns. It stops at the first error of decide and
+// returns it. A requeued letter is removed only after the broker has confirmed
+// it as a task: in the worst case it is there twice.
 //
-// Those that are kept are out of sight of others meanwhile, and go to the end
-// of the queue: the oldest come first as long as everyone looks at all.
+// While DeadLetters runs, others do not see the letters that it keeps.
+// Afterwards the broker puts these at the end of the queue. The oldest letter
+// stays the first one as long as each call looks at all letters.
 func DeadLetters(ctx context.Context, cfg Config, decide func(DeadLetter) (Fate, error)) error {
 	s, err := openAny(ctx, cfg, "dead letters")
 	if err != nil {
 		return err
 	}
-	defer s.close() // gives back what was kept
+	defer s.close() // has the broker return the kept letters to the queue
 	defer context.AfterFunc(ctx, s.close)()
 	err = s.deadLetters(ctx, decide)
 	if err != nil && ctx.Err() != nil {
@@ -85,7 +88,8 @@ func (s *session) deadLetters(ctx context.Context, decide func(DeadLetter) (Fate
 		return fmt.Errorf("ask for confirmations: %w", err)
 	}
 	returns := s.ch.NotifyReturn(make(chan amqp.Return, 1))
-	// What is requeued may be back before the others are seen.
+	// A requeued letter may be back before all others were read, so count
+	// those that are there at first.
 	for n, atFirst := 0, 1; n < atFirst; n++ {
 		d, ok, err := s.ch.Get(DeadQueue, false)
 		var refused *amqp.Error

@@ -160,7 +160,7 @@ func TestDeadLettersWithoutQueue(t *testing.T) {
 	}
 }
 
-// A worker makes a task a dead letter itself, and says why.
+// A worker dead-letters a task itself, with the reason.
 func TestPublishDead(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()

@@ -7,31 +7,32 @@ import (
 )
 
 const (
-	// maxGathered is how many bytes may wait to be sent before Write waits,
-	// too: some two thousand messages of a hundred bytes, far more than a
-	// connection that moves ever gathers.
+	// maxGathered is how many bytes may wait to be sent before Write blocks.
+	// It is about two thousand messages of a hundred bytes, far more than a
+	// working connection gathers.
 	maxGathered = 512 << 10
 
-	// writeTimeout bounds one write to the broker. A broker that takes
-	// nothing for longer is as good as dead, and heartbeats say so too.
+	// writeTimeout bounds one write to the broker. If a broker takes nothing
+	// for longer, the connection is dead. Heartbeats fail after about the same
+	// time.
 	writeTimeout = 15 * time.Second
 )
 
-// A gatheringConn sends together what was written while it was sending:
-// amqp091-go writes each message and each acknowledgement by itself, and those
-// system calls would cost more than all else that it does. Nothing is held
-// back: what is written to an idle connection goes out at once.
+// A gatheringConn sends in one system call what was written while the previous
+// one was running: amqp091-go writes each message and each acknowledgement by
+// itself, and those system calls would cost more than everything else that it
+// does. There is no delay: bytes written to an idle connection are sent at
+// once.
 //
-// Write returns before the bytes are sent. An error in sending them is
-// returned by the next Write; until then the connection just falls silent,
-// as any that breaks.
+// Write returns before the bytes are sent. The next Write returns the error if
+// sending fails. Until then the connection is silent, like any broken one.
 type gatheringConn struct {
 	net.Conn
 
 	mu      sync.Mutex
-	changed sync.Cond // any of what follows
+	changed sync.Cond // one of the fields below
 	pending []byte    // written, not being sent yet
-	err     error     // why no more is sent
+	err     error     // why nothing more is sent
 }
 
 // gather returns conn with its writes gathered, until it is closed.
@@ -46,7 +47,7 @@ func (c *gatheringConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.pending) >= maxGathered && c.err == nil {
-		c.changed.Wait() // for writeTimeout at most: then there is an error
+		c.changed.Wait() // at most writeTimeout: then there is an error
 	}
 	if c.err != nil {
 		return 0, c.err
@@ -58,7 +59,7 @@ func (c *gatheringConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// send sends what is pending until that fails or the connection is closed.
+// send sends the pending bytes until that fails or the connection is closed.
 func (c *gatheringConn) send() {
 	var batch []byte
 	for {
@@ -92,8 +93,8 @@ func (c *gatheringConn) fail(err error) {
 	c.changed.Broadcast()
 }
 
-// Close drops what has not been sent: AMQP closes connections in agreement,
-// so that behind the last word there is nothing that matters.
+// Close drops the bytes that were not sent. In AMQP both sides agree on the end
+// of a connection, so nothing that matters follows the last message.
 func (c *gatheringConn) Close() error {
 	c.fail(net.ErrClosed)
 	return c.Conn.Close()

@@ -9,7 +9,7 @@ import (
 	"github.com/revq/revq/internal/liveness"
 )
 
-// hangs says that something is alive, if it is.
+// hangs returns an error if something is alive.
 func hangs(alive func() error) func() error {
 	return func() error {
 		if alive() == nil {
@@ -19,7 +19,7 @@ func hangs(alive func() error) func() error {
 	}
 }
 
-// Each loop that stays in one thing is noticed, and so is that it goes on.
+// A loop that hangs is noticed, and so is that it continues.
 func TestHangingLoops(t *testing.T) {
 	t.Parallel()
 	const limit = 300 * time.Millisecond
@@ -74,7 +74,8 @@ func TestHangingLoops(t *testing.T) {
 	})
 }
 
-// Who waits for work waits for as long as it takes, and is alive after the end, too.
+// A loop that waits for work may wait for ever, and is alive after its end,
+// too.
 func TestAliveWithoutWork(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()

@@ -10,41 +10,42 @@ import (
 	"github.com/revq/revq/internal/memory"
 )
 
-// ackInterval is the least time between two times that acknowledgements are
-// sent, unless many have come. Nobody waits for one, but each is an operation
-// of the quorum queue, with a write to the disk of its own. If the worker dies
-// meanwhile, some tasks more are done again.
+// ackInterval is the minimum time between two sendings of acknowledgements,
+// unless many are waiting. Nobody waits for an acknowledgement, but each is an
+// operation of the quorum queue with its own write to the disk. If the worker
+// dies meanwhile, a few more tasks are done again.
 const ackInterval = 10 * time.Millisecond
 
-// loans are the deliveries of one session that the broker waits for: those for
-// which nothing was sent yet, in the order of their delivery tags.
+// loans are the deliveries of one session for which no answer was sent to the
+// broker yet, in the order of their delivery tags.
 //
-// Acknowledgements that come within ackInterval are sent together, or sooner
-// when they are half of the prefetch: the broker sends no more tasks otherwise.
-// From the oldest loan on, those that are done need only one, for the last of
-// them and all before, which the broker handles as one operation of the queue.
-// Behind a loan that is not done, each is acknowledged by itself.
+// Acknowledgements within ackInterval are sent together. They are sent sooner
+// when they are half of the prefetch, since the broker would send no more
+// tasks. If the oldest loans are done, one acknowledgement names the last of
+// them and includes all before it; the broker handles that as one operation of
+// the queue. Loans that are done after one that is not are acknowledged one by
+// one.
 type loans struct {
 	ch   *amqp.Channel
-	most int // acknowledgements that are gathered
+	most int // acknowledgements to gather
 
-	gaveUp func() // called when a loan ends with what may be the last attempt
+	gaveUp func() // called when the task of a loan may have become a dead letter
 
-	mu    sync.Mutex  // held while something is sent, too: open is what the broker was told
+	mu    sync.Mutex  // also held while sending: open is what the broker was told
 	open  list.List   // of *Delivery; at most the prefetch
-	done  []*Delivery // those of open whose acknowledgement is to be sent
-	sent  time.Time   // when that was done last
-	timed bool        // it will be done when it is time
+	done  []*Delivery // those in open that are to be acknowledged
+	sent  time.Time   // when acknowledgements were last sent
+	timed bool        // a timer will send them
 }
 
 func newLoans(ch *amqp.Channel, prefetch int) *loans {
 	return &loans{ch: ch, most: max(1, prefetch/2), gaveUp: func() {}}
 }
 
-// begin adds d, which is the newest.
+// begin adds d, the newest delivery.
 func (l *loans) begin(d amqp.Delivery) *Delivery {
 	if len(d.Body) > memory.Large {
-		memory.GiveBack() // once it is handled, if it ever is
+		memory.GiveBack() // takes effect once the task has been handled
 	}
 	t, err := decodeTask(d)
 	loan := &Delivery{d: d, task: t, invalid: err, loans: l}
@@ -54,7 +55,7 @@ func (l *loans) begin(d amqp.Delivery) *Delivery {
 	return loan
 }
 
-// end ends the loan of d by send.
+// end removes the loan of d and calls send, which tells the broker.
 func (l *loans) end(d *Delivery, send func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -62,7 +63,7 @@ func (l *loans) end(d *Delivery, send func() error) error {
 	return send()
 }
 
-// ack acknowledges d, soon.
+// ack acknowledges d, at once or within ackInterval.
 func (l *loans) ack(d *Delivery) error {
 	if l.ch.IsClosed() {
 		return amqp.ErrClosed
@@ -81,22 +82,22 @@ func (l *loans) ack(d *Delivery) error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.timed = false
-			l.sendDone() // fails if the session has ended, which the link tells
+			l.sendDone() // an error means that the session ended; the link logs that
 		})
 	}
 	return nil
 }
 
-// flush sends what has been gathered.
+// flush sends the gathered acknowledgements.
 func (l *loans) flush() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.sendDone()
 }
 
-// sendDone acknowledges all that are done. It only names tags that are still
-// open: told of one that it does not know "and all before", a broker would
-// have to guess, and ends the channel.
+// sendDone acknowledges all loans that are done. It names only tags that are
+// still open: a broker closes the channel when it gets a tag that it does not
+// know.
 func (l *loans) sendDone() (err error) {
 	l.sent = time.Now()
 	var through uint64 // the tag up to which everything is done

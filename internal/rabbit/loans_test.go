@@ -12,7 +12,8 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// borrowed returns n deliveries that a handler holds, in the order of their tags.
+// borrowed returns n deliveries that a handler holds, in the order of their
+// tags.
 func (r *rig) borrowed(n int) (_ []*held, stop func()) {
 	r.t.Helper()
 	all := make([]amqp.Publishing, n)
@@ -29,7 +30,8 @@ func (r *rig) borrowed(n int) (_ []*held, stop func()) {
 	return byTag, stop
 }
 
-// eventuallyLeft waits until n tasks are in the queue, held by a consumer or not.
+// eventuallyLeft waits until n tasks are in the queue, held by a consumer or
+// not.
 func (r *rig) eventuallyLeft(n int) {
 	r.t.Helper()
 	eventually(r.t, "acknowledged", func() error {
@@ -40,14 +42,14 @@ func (r *rig) eventuallyLeft(n int) {
 	})
 }
 
-// An acknowledgement for several is for none that is not done.
+// An acknowledgement for several loans includes none that is not done.
 func TestAcksAreOnlyForWhatIsDone(t *testing.T) {
 	t.Parallel()
 	const n = 300
 	r := setup(t).declared()
 	tasks, stop := r.borrowed(n)
-	// In any order and from many goroutines at once, one in ten not at all,
-	// and with others given back or refused in between.
+	// In any order and from many goroutines at once; one in ten not at all,
+	// and some are returned or refused in between.
 	var kept, refused int
 	var wg sync.WaitGroup
 	for _, i := range rand.Perm(n) {

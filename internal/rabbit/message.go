@@ -12,25 +12,26 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// Headers carry the times of a message in microseconds since 1970: the
-// property timestamp of AMQP knows only seconds.
+// Headers hold the times of a message in microseconds since 1970: AMQP's
+// timestamp property has only seconds.
 const (
 	acceptedHeader = "revq-accepted"
 	doneHeader     = "revq-done"
 
 	// digestHeader has the digest of the task's text for each result in the
-	// message, in order, as 16 hexadecimal digits each. It is a header, and no
-	// part of a bundle's records, so that any version reads what another has
-	// published: who does not know it tells results apart by their ids only.
-	// Where it is missing, as from other programs, the digests are not known.
+	// message, in order, as 16 hexadecimal digits each. It is a header rather
+	// than part of a bundle's records, so that any version of revq reads what
+	// another has published: a version that does not know the header tells
+	// results apart only by their ids. Without the header, as in messages of
+	// other programs, the digests are not known.
 	digestHeader = "revq-text-sha256"
 	digestDigits = 16
 
-	// deliveryCountHeader is set by quorum queues: how often the message was
-	// delivered before without being acknowledged.
+	// deliveryCountHeader is set by quorum queues. It is the number of earlier
+	// deliveries of the message that were not acknowledged.
 	deliveryCountHeader = "x-delivery-count"
 
-	// offsetHeader is set by streams: the position of the message.
+	// offsetHeader is set by streams. It is the broker's offset of the message.
 	offsetHeader = "x-stream-offset"
 )
 
@@ -65,8 +66,8 @@ func message(id string, body []byte, when time.Time, headers amqp.Table) amqp.Pu
 	}
 }
 
-// decodeTask reads a task that any AMQP client may have enqueued. One without
-// a message id gets a new one, so that repetitions of it cannot be told apart.
+// decodeTask reads a task that any AMQP client may have enqueued. A task
+// without a message id gets a new id, so its repetitions cannot be recognised.
 func decodeTask(d amqp.Delivery) (task.Task, error) {
 	t := task.Task{ID: d.MessageId, Text: string(d.Body), Accepted: timeHeader(d.Headers, acceptedHeader)}
 	if t.ID == "" {
@@ -78,10 +79,10 @@ func decodeTask(d amqp.Delivery) (task.Task, error) {
 	return t, task.CheckText(t.Text, task.MaxText)
 }
 
-// decodeResult reads a result of at most so many bytes.
+// decodeResult reads a result of at most that many bytes.
 func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
 	if len(d.Body) > most {
-		return task.Result{}, tooLong(len(d.Body), most) // no copy of it
+		return task.Result{}, tooLong(len(d.Body), most) // without a copy
 	}
 	r := task.Result{
 		ID:       d.MessageId,
@@ -107,10 +108,10 @@ func tooLong(length, most int) error {
 	return fmt.Errorf("%w: %d bytes, at most %d are sent (a sixth of --keep-bytes)", task.ErrTooLong, length, most)
 }
 
-// lost returns what is told of the result of a task that cannot be sent.
+// lost returns what listeners get in place of a result that cannot be sent.
 func lost(id string, reason error) task.Result {
 	if task.CheckID(id) != nil {
-		id = "" // it would not be one for listeners
+		id = "" // listeners cannot get such an id
 	}
 	return task.Result{ID: id, Lost: reason.Error()}
 }
@@ -119,8 +120,8 @@ func appendDigest(dst []byte, d task.Digest) []byte {
 	return hex.AppendEncode(dst, binary.BigEndian.AppendUint64(make([]byte, 0, 8), uint64(d)))
 }
 
-// digestAt returns the digest of the result at index i of a message, 0 where
-// there is none that can be read.
+// digestAt returns the digest of the result at index i of a message, or 0 if it
+// is missing or cannot be read.
 func digestAt(headers amqp.Table, i int) task.Digest {
 	all, _ := headers[digestHeader].(string)
 	if len(all) < (i+1)*digestDigits {
@@ -133,7 +134,7 @@ func digestAt(headers amqp.Table, i int) task.Digest {
 	return task.Digest(d)
 }
 
-// timeHeader returns the zero time where there is no such header.
+// timeHeader returns the zero time if there is no such header.
 func timeHeader(headers amqp.Table, name string) time.Time {
 	if us, ok := headers[name].(int64); ok {
 		return time.UnixMicro(us)
@@ -141,8 +142,8 @@ func timeHeader(headers amqp.Table, name string) time.Time {
 	return time.Time{}
 }
 
-// intHeader returns 0 where there is no such header. RabbitMQ picks the
-// integer's width by its value.
+// intHeader returns 0 if there is no such header. RabbitMQ chooses the width of
+// the integer by its value.
 func intHeader(headers amqp.Table, name string) int64 {
 	switch n := headers[name].(type) {
 	case int64:

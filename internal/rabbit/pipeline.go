@@ -12,49 +12,52 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// expiryInterval is how often overdue messages are looked for, and so the most
-// that a publisher waits beyond its ConfirmTimeout.
+// expiryInterval is how often a pipeline looks for overdue messages. A
+// publisher waits at most this much longer than its ConfirmTimeout.
 const expiryInterval = 50 * time.Millisecond
 
-// stuckTimeout is how far beyond its deadline a message may stay unconfirmed,
-// on a connection that seems alive and is not blocked, before another one is
-// tried: a queue may have lost its leader.
+// stuckTimeout is how long after its deadline a message may stay in flight, on
+// a connection that seems alive and is not blocked. Then the pipeline gives up
+// the connection, and the link opens another one: a queue may have lost its
+// leader.
 const stuckTimeout = 30 * time.Second
 
-// repairInterval is the least time between attempts to bring back a queue or
-// binding that was removed under a running publisher.
+// repairInterval is the minimum time between attempts to re-create a queue or
+// binding that was removed while a publisher runs.
 const repairInterval = time.Second
 
 // probeInterval is how often a publisher that publishes nothing sends a probe:
 // the broker says that it is short of memory or disk space only to connections
-// that publish. It is also how long that may stay unknown.
+// that publish. An idle publisher may not know of a shortage for that long.
 const probeInterval = 5 * time.Second
 
 // probeKey is the routing key of probes. No queue is bound to it: the broker
 // confirms a probe and drops it.
 const probeKey = "probe"
 
-// A publication is a message on its way to its confirmation.
+// A publication is a message to publish and its answer.
 type publication struct {
 	key      string
 	message  amqp.Publishing
 	deadline time.Time
 	answer   chan error // has room for the one answer
 	settled  bool
-	probe    bool // meant for no queue
+	probe    bool // it is meant for no queue
 }
 
-// What the pipelines of one publisher know together.
+// shared is the state that the pipelines of one publisher share.
 type shared struct {
-	// blocked is how many of them the broker has blocked. An alarm is one of
-	// the whole cluster, so then none of them is worth trying.
+	// blocked is how many of the pipelines the broker has blocked. An alarm
+	// concerns the whole cluster, so if it blocks one, all are taken to be
+	// blocked.
 	blocked atomic.Int32
 
-	// published is when something was published last, in nanoseconds since 1970.
+	// published is when a message was last published, in nanoseconds since
+	// 1970.
 	published atomic.Int64
 }
 
-// settle answers, once. It is called under the pipeline's lock.
+// settle answers the publication once. The pipeline's lock must be held.
 func (p *publication) settle(err error) {
 	if !p.settled {
 		p.settled = true
@@ -62,9 +65,9 @@ func (p *publication) settle(err error) {
 	}
 }
 
-// A pipeline publishes over one session. One goroutine writes, another one
-// (watch) takes in everything that the broker says; callers only wait for
-// their answer, so that a connection that hangs never holds them up.
+// A pipeline publishes over one session. One goroutine writes to it. Another
+// one (watch) receives everything that the broker says. Callers only wait for
+// their answer, so a connection that hangs does not hold them up.
 type pipeline struct {
 	s      *session
 	cfg    Config
@@ -74,22 +77,22 @@ type pipeline struct {
 	confirms chan amqp.Confirmation
 	returns  chan amqp.Return
 	blocks   chan amqp.Blocking // memory or disk alarm at the broker
-	wake     chan struct{}      // there is something in waiting
+	wake     chan struct{}      // waiting is not empty
 
 	mu      sync.Mutex
-	refusal error          // why nothing is taken now; nil if it is
+	refusal error          // why no messages are taken now; nil if they are
 	blocked bool           // the broker reads nothing at present
-	probing bool           // there is a probe among waiting or sent
+	probing bool           // there is a probe in waiting or sent
 	waiting []*publication // taken, not handed to the connection yet
-	sent    []*publication // handed to the connection, not confirmed, in the order of their delivery tags
+	sent    []*publication // in flight, in the order of their delivery tags
 }
 
 // newPipeline returns a pipeline over s, whose channel is in confirm mode.
 func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipeline {
 	return &pipeline{
 		s: s, cfg: cfg, log: log, shared: all,
-		// amqp091-go drops a notification that nobody takes for five seconds.
-		// There is room for one of each kind for every message under way and a
+		// amqp091-go drops a notification that is not received within five
+		// seconds. The channels have room for every message in flight and a
 		// probe, so that its reader never has to wait.
 		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxUnconfirmed+1)),
 		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxUnconfirmed)),
@@ -98,7 +101,7 @@ func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipelin
 	}
 }
 
-// take accepts pub into the pipeline, or returns why not.
+// take accepts pub into the pipeline, or returns the reason why not.
 func (p *pipeline) take(pub *publication) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,7 +109,7 @@ func (p *pipeline) take(pub *publication) error {
 	pub.deadline = now.Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
 	most := p.cfg.MaxUnconfirmed
 	if p.probing {
-		most++ // it takes nobody's place
+		most++ // the probe does not count
 	}
 	switch {
 	case p.refusal != nil:
@@ -125,13 +128,13 @@ func (p *pipeline) take(pub *publication) error {
 	return nil
 }
 
-// probe publishes a message that is for nobody, if there is none on its way.
+// probe publishes a probe, unless one is in flight.
 func (p *pipeline) probe() {
 	p.mu.Lock()
 	probing := p.probing
 	p.mu.Unlock()
 	if !probing {
-		// Refused if messages are: then what is wrong is known.
+		// If messages are refused, so is the probe: the cause is known then.
 		_ = p.take(&publication{key: probeKey, probe: true, answer: make(chan error, 1)})
 	}
 }
@@ -142,7 +145,8 @@ func (p *pipeline) ready() error {
 	return p.refusal
 }
 
-// run works until the session or ctx ends, and answers everyone before it returns.
+// run works until the session or ctx ends. It answers all publications before
+// it returns.
 func (p *pipeline) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(p.s.ctx, func() { cancel(context.Cause(p.s.ctx)) })
@@ -164,7 +168,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// abandon answers everyone who still waits.
+// abandon answers all publications that were not answered yet.
 func (p *pipeline) abandon(reason error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,7 +183,7 @@ func (p *pipeline) abandon(reason error) {
 	p.block(false)
 }
 
-// write hands to the connection what is waiting.
+// write hands the waiting publications to the connection.
 func (p *pipeline) write(ctx context.Context) error {
 	for {
 		select {
@@ -199,8 +203,9 @@ func (p *pipeline) write(ctx context.Context) error {
 	}
 }
 
-// next moves all that is waiting to sent, in the order in which it will be
-// written, and returns it. What was answered already (overdue) is left out.
+// next moves all waiting publications to sent, in the order in which they will
+// be written, and returns them. It drops those that were answered already
+// because they were overdue.
 func (p *pipeline) next() []*publication {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -219,11 +224,11 @@ func (p *pipeline) next() []*publication {
 	return batch
 }
 
-// watch takes in what the broker says, and answers whoever waited too long.
+// watch receives what the broker says, and answers overdue publications.
 func (p *pipeline) watch(ctx context.Context) error {
 	expiry := time.NewTicker(expiryInterval)
 	defer expiry.Stop()
-	returned := make(map[string]int) // by message id; unroutable, not confirmed yet
+	returned := make(map[string]int) // unroutable and not confirmed yet, by message id
 	var repaired time.Time
 	var tag uint64
 	for {
@@ -233,10 +238,10 @@ func (p *pipeline) watch(ctx context.Context) error {
 				return p.s.why(errors.New("the channel was closed"))
 			}
 			if tag++; c.DeliveryTag != tag {
-				return fmt.Errorf("confirmation %d came where %d was due", c.DeliveryTag, tag)
+				return fmt.Errorf("the broker confirmed message %d, expected %d", c.DeliveryTag, tag)
 			}
 			// The broker returns a message before it confirms it, so the
-			// return is there already if there is one.
+			// return, if any, has arrived already.
 			p.drainReturns(returned)
 			if unroutable := p.confirmed(c.Ack, returned); unroutable && time.Since(repaired) > repairInterval {
 				repaired = time.Now()
@@ -248,9 +253,9 @@ func (p *pipeline) watch(ctx context.Context) error {
 			}
 			p.setBlocked(b)
 		case now := <-expiry.C:
-			p.s.loop.Busy() // at least so often, whatever comes
+			p.s.loop.Busy() // regularly, whether or not the broker says anything
 			if p.expire(now) {
-				return fmt.Errorf("the broker has left a message unconfirmed for %v", stuckTimeout)
+				return fmt.Errorf("the broker did not confirm a message for %v after its deadline", stuckTimeout)
 			}
 			if now.Sub(time.Unix(0, p.shared.published.Load())) >= probeInterval {
 				p.probe()
@@ -266,7 +271,7 @@ func (p *pipeline) drainReturns(returned map[string]int) {
 		select {
 		case r, ok := <-p.returns:
 			if !ok {
-				return // closed with the session, whose last confirmations are still being taken in
+				return // the session has ended; watch still receives its last confirmations
 			}
 			returned[r.MessageId]++
 		default:
@@ -275,8 +280,8 @@ func (p *pipeline) drainReturns(returned map[string]int) {
 	}
 }
 
-// confirmed answers the oldest publication that was sent, and says whether it
-// came back as unroutable.
+// confirmed answers the oldest publication in flight, and reports whether the
+// broker returned it as unroutable.
 func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -303,8 +308,8 @@ func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool
 	return unroutable
 }
 
-// setBlocked answers everyone when the broker stops reading: their messages
-// may arrive later, but nobody knows when.
+// setBlocked answers all publications when the broker stops reading: the
+// messages may arrive later, but nobody knows when.
 func (p *pipeline) setBlocked(b amqp.Blocking) {
 	if b.Active {
 		p.log.Warn("the broker takes no messages", "reason", b.Reason)
@@ -320,7 +325,8 @@ func (p *pipeline) setBlocked(b amqp.Blocking) {
 	p.review()
 }
 
-// block records, under the lock, whether the broker has blocked the connection.
+// block records whether the broker has blocked the connection. The lock must be
+// held.
 func (p *pipeline) block(blocked bool) {
 	switch {
 	case blocked && !p.blocked:
@@ -331,8 +337,8 @@ func (p *pipeline) block(blocked bool) {
 	p.blocked = blocked
 }
 
-// expire answers everyone whose time is over. It returns true when the broker
-// is so late with one that the session is not worth keeping.
+// expire answers overdue publications. It returns true when one is overdue by
+// more than stuckTimeout: the session is then given up.
 func (p *pipeline) expire(now time.Time) (stuck bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -352,9 +358,9 @@ func (p *pipeline) settleAll(which func(*publication) bool, err error) {
 	}
 }
 
-// review decides whether more messages are taken: not while the broker says
-// that it reads nothing, and not while it leaves a message unconfirmed that
-// its publisher has given up, since the next one would fare no better.
+// review decides whether more messages are taken. They are not while the broker
+// says that it reads nothing, and not while the oldest message in flight is
+// overdue, since the next one would be overdue, too.
 func (p *pipeline) review() {
 	switch {
 	case p.blocked:
@@ -366,15 +372,15 @@ func (p *pipeline) review() {
 	}
 }
 
-// repair brings back what was deleted at the broker while we are connected.
+// repair declares what was deleted at the broker since the session began.
 func (p *pipeline) repair() {
 	err := p.s.bounded(p.s.ctx, func() error { return p.s.repair(p.cfg.Topology) })
 	if p.s.ctx.Err() != nil {
 		return // the next session looks again
 	}
 	if err != nil {
-		p.log.Error("a message was unroutable, and what is missing could not be declared: run `revq setup` as one who may", "error", err)
+		p.log.Error("a message was unroutable, and the missing objects could not be declared: run `revq setup` as a user who may declare them", "error", err)
 		return
 	}
-	p.log.Warn("a message was unroutable: declared what was missing at the broker")
+	p.log.Warn("a message was unroutable: declared the missing objects at the broker")
 }

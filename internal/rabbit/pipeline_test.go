@@ -35,7 +35,7 @@ func published(p *pipeline, id string) chan error {
 }
 
 // The channel of returns is closed with the session, maybe before all
-// confirmations were taken in: it must not be read for ever.
+// confirmations were received: it must not be read for ever.
 func TestWatchEndsWithTheSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := fakePipeline(DefaultConfig("test"))

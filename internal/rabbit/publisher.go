@@ -14,8 +14,9 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// Why a message is not known to be queued. Publishing it again with the same
-// id is safe after each of them. ErrNotConnected is one, too.
+// The reasons why a message is not known to be queued. ErrNotConnected is one,
+// too. After each of them it is safe to publish the message again with the same
+// id.
 var (
 	ErrLost       = errors.New("the connection to the broker was lost before it confirmed")
 	ErrTimeout    = errors.New("the broker did not confirm in time")
@@ -26,10 +27,11 @@ var (
 )
 
 // A Publisher publishes tasks and results over connections of its own. Many
-// goroutines share it: messages go out in a pipeline on each connection, and
-// each caller is answered when the broker has confirmed that caller's message.
-// Messages are dealt out to the connections in turn, some in a row, so they may
-// overtake each other; one whose caller waits for its answer is queued before the next.
+// goroutines may use it at once. Each connection has a pipeline, and each
+// caller is answered when the broker has confirmed that caller's message. The
+// connections take turns, a few messages in a row each, so messages may
+// overtake each other. A caller that waits for each answer keeps its messages
+// in order.
 type Publisher struct {
 	lanes   []*lane
 	turn    atomic.Uint32
@@ -37,8 +39,8 @@ type Publisher struct {
 	results bundler
 }
 
-// burst is how many messages in a row go to the same connection: those that
-// come at about the same time go out together.
+// burst is how many messages in a row go to the same connection, so that
+// messages published at about the same time are sent together.
 const burst = 16
 
 // A lane is one of a Publisher's connections.
@@ -48,12 +50,12 @@ type lane struct {
 	shared *shared
 }
 
-// NewPublisher returns a Publisher that is connected while Run runs.
+// NewPublisher returns a Publisher. It is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections)}
 	p.results.most, p.results.maxWaiting = maxBundle, cfg.MaxUnconfirmed
 	if n := cfg.InHand; n > 0 {
-		p.results.most = max(1, min(n/2, maxBundle)) // more would be waited for in vain
+		p.results.most = max(1, min(n/2, maxBundle)) // more might never come
 	}
 	p.results.publish = func(m amqp.Publishing) <-chan error { return p.publish(resultsKey, m) }
 	cfg.MaxUnconfirmed = max(1, cfg.MaxUnconfirmed/len(p.lanes))
@@ -67,8 +69,8 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	return p
 }
 
-// Run keeps the publisher connected until ctx ends. Messages not confirmed by
-// then are answered with ErrLost.
+// Run keeps the publisher connected until ctx ends. It answers messages that
+// are in flight then with ErrLost.
 func (p *Publisher) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for _, l := range p.lanes {
@@ -84,7 +86,7 @@ func (l *lane) run(ctx context.Context) {
 			return fmt.Errorf("ask for confirmations: %w", err)
 		}
 		pipe := newPipeline(s, l.link.cfg, l.link.log, l.shared)
-		pipe.probe() // an alarm may be there already
+		pipe.probe() // there may be an alarm already
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
@@ -92,7 +94,7 @@ func (l *lane) run(ctx context.Context) {
 	})
 }
 
-// current returns the pipeline of the session, or why there is none.
+// current returns the pipeline of the session, or the reason why there is none.
 func (l *lane) current() (*pipeline, error) {
 	if pipe := l.pipe.Load(); pipe != nil {
 		return pipe, nil
@@ -100,18 +102,18 @@ func (l *lane) current() (*pipeline, error) {
 	if err := l.link.Ready(); err != nil {
 		return nil, err
 	}
-	return nil, ErrNotConnected // it begins or ends in this moment
+	return nil, ErrNotConnected // the session begins or ends at this moment
 }
 
-// Ready returns nil while messages can be published, otherwise why not.
+// Ready returns nil while messages can be published, otherwise the reason.
 func (p *Publisher) Ready() error {
 	return p.any(0, (*pipeline).ready)
 }
 
-// any calls do with one pipeline after the other, from the lane in turn on,
-// until it succeeds. It returns the first error otherwise. When the broker has
-// blocked one of them, all are taken for blocked: it tells each only when that
-// publishes.
+// any calls do with one pipeline after the other, beginning with the lane turn,
+// until it succeeds. If none does, any returns the first error. When the broker
+// has blocked one of the connections, all are taken to be blocked: the broker
+// tells each connection only when that publishes.
 func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
 	if p.shared.blocked.Load() > 0 {
 		return ErrBlocked
@@ -132,8 +134,8 @@ func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
 	return first
 }
 
-// Alive returns an error if the publisher hangs. A broker that does so is no
-// reason: what it leaves unconfirmed is answered all the same.
+// Alive returns an error if the publisher's own loops hang. A broker that hangs
+// does not count: its publishers get their answers all the same.
 func (p *Publisher) Alive() error {
 	for _, l := range p.lanes {
 		if err := l.link.Alive(); err != nil {
@@ -143,8 +145,8 @@ func (p *Publisher) Alive() error {
 	return nil
 }
 
-// PublishTask sends t to the workers. The channel gets exactly one value,
-// within the ConfirmTimeout: nil once the broker has confirmed t, otherwise
+// PublishTask sends t to the workers. The channel gets exactly one value within
+// the ConfirmTimeout: nil once the broker has confirmed t, otherwise the reason
 // why t is not known to be queued.
 func (p *Publisher) PublishTask(t task.Task) <-chan error {
 	return p.publish(tasksKey, encodeTask(t))
@@ -156,9 +158,10 @@ func (p *Publisher) PublishDead(t task.Task, reason string) <-chan error {
 	return p.publish(deadKey, encodeDead(t, reason, time.Now()))
 }
 
-// PublishResult sends r to the listeners, together with others that come at
-// about the same time, and answers as PublishTask does. The ConfirmTimeout
-// begins when it is sent, before which others may have to be confirmed.
+// PublishResult sends r to the listeners, together with other results of about
+// the same time, and answers as PublishTask does. The ConfirmTimeout begins
+// when the message is published, which may have to wait for the confirmation of
+// earlier messages.
 func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results.add(r) }
 
 func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {

@@ -190,7 +190,7 @@ func TestUnroutableIsRepaired(t *testing.T) {
 			if err := r.answered(routed); err != nil {
 				t.Errorf("PublishResult = %v", err)
 			}
-			r.out.says(t, "declared what was missing")
+			r.out.says(t, "declared the missing objects")
 			if err := r.answered(p.PublishTask(newTask(3))); err != nil {
 				t.Errorf("PublishTask after the repair = %v", err)
 			}
@@ -213,7 +213,7 @@ func TestUnroutableWithoutPermission(t *testing.T) {
 	if err := r.answered(p.PublishTask(newTask(1))); !errors.Is(err, ErrUnroutable) {
 		t.Errorf("PublishTask = %v, want %v", err, ErrUnroutable)
 	}
-	r.out.says(t, "run `revq setup` as one who may")
+	r.out.says(t, "run `revq setup` as a user who may")
 	// The refusal has not cost the session.
 	if err := r.answered(p.PublishResult(result(1))); err != nil {
 		t.Errorf("PublishResult = %v", err)
@@ -390,7 +390,8 @@ func TestPublishingOverSeveralConnections(t *testing.T) {
 	r.empty(TasksQueue)
 }
 
-// Several connections come to a broker that has nothing yet: whoever finds the exchange takes the queues for granted.
+// Several connections begin at a broker that has no objects yet: one that finds
+// the exchange assumes that the queues exist.
 func TestFirstMessageOnAFreshBroker(t *testing.T) {
 	t.Parallel()
 	for range 10 {

@@ -11,27 +11,28 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// errMissing means that a reader cannot go on where it was.
+// errMissing means that a reader cannot continue after the last result that it
+// received.
 var errMissing = errors.New("the last result received is no longer there: too few are kept, or the stream was re-created")
 
-// A Follower takes in what a Reader reads. Its methods are called one at a time.
+// A Follower receives what a Reader reads. Its methods are called one at a
+// time.
 type Follower interface {
 	// Append takes the next result. Offsets grow, but not always by one: most
-	// messages have fewer results than there are places, and the broker uses
-	// some offsets for itself.
+	// messages have fewer results than places, and the broker uses some
+	// offsets for itself.
 	Append(offset int64, r task.Result)
 
-	// AppendMark says that there is a mark at an offset, with an id of its
-	// own: a place in the stream without a result, after which a listener may
-	// stand as well as after a result.
+	// AppendMark takes a mark, which has an id of its own: a place in the
+	// stream without a result. A listener can stand after a mark as it can
+	// after a result.
 	AppendMark(offset int64, id string)
 
 	// AppendGap says that results are missing here, and that offsets may
 	// begin again.
 	AppendGap(reason string)
 
-	// GoLive says that the backlog has been appended: all that was in the
-	// stream when the reader first came to it, as far as it was asked for.
+	// GoLive says that the whole backlog has been appended.
 	GoLive()
 }
 
@@ -39,19 +40,19 @@ type Follower interface {
 type phase int
 
 const (
-	// meeting: what was received last is asked for again. If it is there, and
-	// is the same, then nothing is missing.
+	// meeting: the session asks for the last result or mark that the reader
+	// received. If the same one comes again, nothing is missing.
 	meeting phase = iota
 
-	// filling: what was in the stream when the session began is being read.
+	// filling: the session reads what was in the stream when it began.
 	filling
 
-	// following: what is new is being read.
+	// following: the session reads what is new.
 	following
 )
 
-// A Reader follows the stream of results over a connection of its own. After
-// an interruption it goes on after the last result that it has passed on.
+// A Reader follows the stream of results over a connection of its own. After an
+// interruption it continues after the last result that it has passed on.
 type Reader struct {
 	link    *link
 	log     *slog.Logger
@@ -60,25 +61,26 @@ type Reader struct {
 	live    atomic.Bool // GoLive was called
 
 	// Where the reader stands.
-	gap  bool  // it goes on at the beginning of the stream, since results are missing
-	last entry // the last one received; its offset is -1 if nothing was, in this stream
+	gap  bool  // results are missing: it continues at the beginning of the stream
+	last entry // the last one received; its offset is -1 if none was received from this stream
 }
 
-// NewReader returns a Reader that begins with a backlog of so many messages,
-// each of which has one result or more, or is a mark.
+// NewReader returns a Reader that begins with a backlog of that many messages.
+// Each has at least one result, or is a mark.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", []string{ResultsQueue, MarksExchange}, log)
 	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), last: entry{offset: -1}}
 }
 
-// Ready returns nil while the stream is being followed, otherwise why not.
+// Ready returns nil while the stream is being followed, otherwise the reason.
 func (r *Reader) Ready() error { return r.link.Ready() }
 
-// Alive returns an error if the reader hangs. A broker that does so is no reason.
+// Alive returns an error if the reader's own loop hangs. A broker that hangs
+// does not count.
 func (r *Reader) Alive() error { return r.link.Alive() }
 
 // Current returns nil while the stream is being followed and the backlog has
-// been passed on, otherwise why not.
+// been passed on, otherwise the reason.
 func (r *Reader) Current() error {
 	if err := r.link.Ready(); err != nil {
 		return err
@@ -98,7 +100,7 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 			f.AppendGap(errMissing.Error())
 			r.gap, r.last = true, entry{offset: -1}
 		case errors.Is(err, errMarkLost):
-			// If this user may, the next session finds it as it has to be.
+			// If the user may declare the binding, the next session finds it.
 			err = errors.Join(err, s.bounded(ctx, func() error { return s.repair(r.cfg.Topology) }))
 		}
 		return err
@@ -122,7 +124,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		if err != nil {
 			return err
 		}
-		// Our own mark belongs to the backlog: whoever joins stands after it.
+		// Our own mark is part of the backlog: new listeners stand after it.
 		newer := messageOf(entries[0].offset) > c.end
 		atEnd := messageOf(entries[0].offset) == c.end
 		if phase == meeting {
@@ -146,11 +148,12 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	}
 }
 
-// begin returns where to begin in a stream with this end, as broker's offsets.
+// begin returns where to begin in a stream with this end. Both are the broker's
+// offsets.
 func (r *Reader) begin(end int64) (from int64, err error) {
 	switch {
 	case r.last.offset >= firstOf(end):
-		return 0, errMissing // the stream has not come so far: it is another one
+		return 0, errMissing // the stream ends earlier: it was re-created
 	case r.last.offset >= 0:
 		return messageOf(r.last.offset), nil
 	case r.gap:
@@ -159,8 +162,8 @@ func (r *Reader) begin(end int64) (from int64, err error) {
 	return max(0, end-r.backlog), nil
 }
 
-// meet returns the entries that follow the last one received, of the message
-// that it was in.
+// meet returns the entries after the last one received that are in the same
+// message.
 func (r *Reader) meet(entries []entry) ([]entry, error) {
 	for i, e := range entries {
 		if e.offset == r.last.offset && e.id == r.last.id {
@@ -175,10 +178,10 @@ func (r *Reader) pass(e entry, f Follower) {
 	switch {
 	case e.mark && e.invalid == nil:
 		f.AppendMark(e.offset, e.id)
-	case e.mark: // of someone else's, and no place where one could stand
+	case e.mark: // another program's message: nobody can stand there
 	default:
 		if e.invalid != nil {
-			r.log.Error("a result cannot be sent; listeners are told", "offset", e.offset, "id", e.id, "error", e.invalid)
+			r.log.Error("a result cannot be sent to listeners; they are told that it is lost", "offset", e.offset, "id", e.id, "error", e.invalid)
 		}
 		f.Append(e.offset, e.result)
 	}
@@ -191,14 +194,14 @@ func (r *Reader) goLive(f Follower) {
 	}
 }
 
-// History reads the stream from before messages in front of an offset on, and
-// goes on with what is new, until ctx ends or one of the functions returns an
-// error, which it returns. What is not kept any more is left out.
+// History reads the stream and then follows it, until ctx ends or one of the
+// functions returns an error, which History returns. It begins the given number
+// of messages before an offset, or at the oldest message that the broker keeps.
 //
-// It calls result with each result, and mark with each mark, a place without
-// one. It calls end once: when all has been passed on that was in the stream
-// when History was called, or at once if the stream does not come up to the
-// offset. It uses a connection of its own.
+// It calls result with each result, and mark with each mark. It calls end once:
+// when it has passed on all that was in the stream when History was called, or
+// at once if the stream ends before the offset. It uses a connection of its
+// own.
 func (r *Reader) History(ctx context.Context, offset, before int64,
 	result func(offset int64, r task.Result) error, mark func(offset int64, id string) error, end func() error) error {
 	s, err := openAny(ctx, r.cfg, "history")
@@ -210,7 +213,7 @@ func (r *Reader) History(ctx context.Context, offset, before int64,
 	ended := false
 	c, err := s.openCursor(ctx, r.cfg, "revq-history", historyPrefetch, func(theEnd int64) (int64, error) {
 		if messageOf(offset) < theEnd {
-			return max(0, messageOf(offset)-before), nil // each message has a result, or more, or is a mark
+			return max(0, messageOf(offset)-before), nil // each message has at least one result, or is a mark
 		}
 		ended = true
 		return theEnd, end()
@@ -226,7 +229,7 @@ func (r *Reader) History(ctx context.Context, offset, before int64,
 		message := messageOf(entries[0].offset)
 		for _, e := range entries {
 			switch {
-			case e.mark && e.invalid != nil: // as in pass
+			case e.mark && e.invalid != nil: // see pass
 			case e.mark:
 				err = mark(e.offset, e.id)
 			default:
@@ -245,8 +248,8 @@ func (r *Reader) History(ctx context.Context, offset, before int64,
 	}
 }
 
-// permissions says how the user gets those that it lacks, if that is why err
-// happened.
+// permissions adds to err how to give the user the missing permissions, if that
+// is the cause of err.
 func permissions(err error, cfg Config) error {
 	if !isRefused(err) {
 		return err

@@ -24,7 +24,7 @@ type read struct {
 	task.Result
 }
 
-// A follower takes down what a reader tells it.
+// A follower records what a reader tells it.
 type follower struct {
 	results chan read
 	gaps    chan string
@@ -186,8 +186,9 @@ func TestReaderTellsOfAGap(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tc.after > 0 {
-				// RabbitMQ 3.10 may break off with an internal error what publishes
-				// to a stream just after it was deleted and declared again.
+				// RabbitMQ 3.10 may break off with an internal error what
+				// publishes to a stream just after it was deleted and declared
+				// again.
 				eventually(t, "published", func() error { return <-p.PublishResult(result(1000)) })
 				publishResults(t, p, 1001, 1000+tc.after)
 			}
@@ -289,7 +290,8 @@ func (c *counter) AppendGap(string)              {}
 func (c *counter) GoLive()                       { c.live <- c.n }
 
 // A mark is a place in the stream that does not change, and no result, whatever
-// is in it. What comes by the exchange of the results is no mark, whatever it says.
+// is in it. What comes by the exchange of the results is no mark, whatever it
+// says.
 func TestMarks(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
@@ -342,7 +344,8 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// Readers of before there were marks leave one out, as what they cannot read.
+// Readers of versions without marks leave a mark out as a message that they
+// cannot read.
 func TestMarksAreNoResultsForOlderReaders(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
@@ -435,7 +438,8 @@ func TestReaderWithoutTheMarksExchange(t *testing.T) {
 	}
 }
 
-// What a follower stands at, a listener can resume from: also in an empty stream.
+// A listener can resume from wherever a follower stands, even in an empty
+// stream.
 func TestReaderTellsMarks(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
@@ -448,7 +452,7 @@ func TestReaderTellsMarks(t *testing.T) {
 	}
 }
 
-// A visitor takes in what History reads.
+// A visitor records what History reads.
 type visitor struct {
 	Result func(offset int64, r task.Result) error
 	Mark   func(offset int64, id string) error
@@ -530,9 +534,10 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// An offset to which the stream does not come up is known at once, also while results come.
-// The broker is not read much faster than a listener takes: what waits for a
-// listener that has stopped is bounded, whatever is in the stream.
+// History knows at once that the stream ends before an offset, even while
+// results arrive. The broker is not read much faster than a listener takes:
+// what waits for a listener that has stopped is bounded, whatever is in the
+// stream.
 func TestHistoryWaitsForWhoTakesIt(t *testing.T) {
 	r := setup(t).declared()
 	p := r.publisher()

@@ -22,47 +22,46 @@ const (
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second
 
-	// answerTimeout bounds what is asked of the broker while a session is set
+	// answerTimeout bounds the requests to the broker while a session is set
 	// up. Declaring a queue in a busy cluster takes seconds.
 	answerTimeout = 30 * time.Second
 
-	// loopLimit is far beyond all of these: what a link does that lasts longer
-	// does not end any more.
+	// loopLimit is much longer than all of these: a loop that is busy with
+	// one thing for longer hangs.
 	loopLimit = 2 * time.Minute
 )
 
 // errEnded is the cause of the end of a session that we ended ourselves.
 var errEnded = errors.New("the session was closed")
 
-// A session is one connection with one channel. It lives until either ends,
-// and everything that came through it dies with it: in particular nothing
-// received in one session is acknowledged in another, where the same delivery
-// tag names another message.
+// A session is one connection with one channel. It lives until either ends, and
+// all its deliveries die with it: nothing received in one session is ever
+// acknowledged in another, where the same delivery tag names another message.
 type session struct {
 	conn *amqp.Connection
 	ch   *amqp.Channel
 	raw  net.Conn       // below conn
-	loop *liveness.Loop // of the link that the session is of; may be nil
+	loop *liveness.Loop // the link's; nil for a session without a link
 
 	// ctx ends with the session; its cause says why.
 	ctx context.Context
 	end context.CancelCauseFunc
 }
 
-// A link keeps one session with the broker after another.
+// A link keeps a session with the broker: when one ends, it opens another.
 type link struct {
 	cfg  Config
 	role string   // what the connection is for
 	uses []string // the objects at the broker that it needs
 	log  *slog.Logger
-	loop *liveness.Loop // run, and what it calls
+	loop *liveness.Loop // run, and the functions that it calls
 
 	mu  sync.Mutex
 	err error // why there is no session; nil while there is one
 }
 
-// newLink returns a link for connections called role, which use the objects
-// that uses names.
+// newLink returns a link for connections called role. uses has the names of the
+// objects that they use.
 func newLink(cfg Config, role string, uses []string, log *slog.Logger) *link {
 	return &link{
 		cfg: cfg, role: role, uses: uses, log: log.With("connection", role),
@@ -70,11 +69,12 @@ func newLink(cfg Config, role string, uses []string, log *slog.Logger) *link {
 	}
 }
 
-// Alive returns an error if the link hangs. A broker that does so is no reason.
+// Alive returns an error if the link's own loop hangs. A broker that hangs does
+// not count.
 func (l *link) Alive() error { return l.loop.Alive() }
 
 // Ready returns nil while the link has a working session, otherwise an
-// ErrNotConnected that says why not.
+// ErrNotConnected with the reason.
 func (l *link) Ready() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -90,9 +90,9 @@ func (l *link) setState(err error) {
 	l.mu.Unlock()
 }
 
-// run connects, sees to the topology, and calls use with the session, again
-// and again until ctx ends. use returns when it or the session ends. run
-// returns when the last use has returned; it does not give up by itself.
+// run connects, ensures that the objects exist, and calls use with the session,
+// again and again until ctx ends. use must return when its context or the
+// session ends. run never gives up; it returns after the last use has returned.
 func (l *link) run(ctx context.Context, use func(*session) error) {
 	defer l.loop.Idle()
 	wait := l.cfg.RetryMin
@@ -106,8 +106,8 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		if ctx.Err() != nil {
 			return
 		}
-		// Only a session that lasted shows that the trouble is over: one that
-		// the broker ends right away must not be opened in a tight loop.
+		// Only a session that lasted shows that the trouble is over. If the
+		// broker ends each session right away, the waits must still grow.
 		if time.Since(began) > l.cfg.RetryMax {
 			wait = l.cfg.RetryMin
 		}
@@ -122,7 +122,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 	}
 }
 
-// once runs a single session to its end and says why it ended.
+// once runs a single session and returns why it ended.
 func (l *link) once(ctx context.Context, url string, use func(*session) error) error {
 	s, err := open(ctx, l.cfg, url, l.role)
 	if err != nil {
@@ -136,8 +136,8 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 		l.log.Info("connected to the broker", "broker", host(url))
 		err = use(s)
 	}
-	// The end of the session says more than what failed because of it, except
-	// where the broker refused something.
+	// The cause of the session's end says more than an error that followed
+	// from it, unless the broker refused something.
 	var refused *amqp.Error
 	if cause := context.Cause(s.ctx); cause != nil && !errors.Is(cause, errEnded) &&
 		(!errors.As(err, &refused) || errors.Is(err, amqp.ErrClosed)) {
@@ -150,7 +150,7 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 	return err
 }
 
-// up records that the session does what the link is for.
+// up records that the session works.
 func (l *link) up() { l.setState(nil) }
 
 // open connects to one node. ctx bounds the opening only.
@@ -176,7 +176,7 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 				return nil, err
 			}
 			raw = gather(conn)
-			// The handshake knows no context: closing the connection ends it.
+			// The handshake takes no context: closing the connection ends it.
 			stop = context.AfterFunc(ctx, func() { raw.Close() })
 			return raw, nil
 		},
@@ -221,11 +221,12 @@ func (s *session) watch(connection, channel <-chan *amqp.Error, cancelled <-chan
 			s.end(fmt.Errorf("the broker cancelled the consumer %q", tag))
 			return
 		}
-		err = <-channel // is told, or closed, before
+		err = <-channel // gets its value, or is closed, before cancelled is closed
 	case <-s.ctx.Done():
 		return
 	}
-	// A connection takes its channel along, and tells of both in turn.
+	// The end of a connection also ends its channel, and either notification
+	// may have been chosen above.
 	what := "channel"
 	if s.conn.IsClosed() {
 		what = "connection"
@@ -237,9 +238,9 @@ func (s *session) watch(connection, channel <-chan *amqp.Error, cancelled <-chan
 	s.end(fmt.Errorf("the %s was closed: %w", what, err))
 }
 
-// bounded calls do, which asks things of the broker, and drops the connection
-// when ctx ends or no answer comes: amqp091-go's calls wait for either for
-// as long as there are heartbeats.
+// bounded calls do, which makes requests to the broker. It drops the connection
+// when ctx ends or no answer comes within answerTimeout: the calls of
+// amqp091-go wait for an answer as long as there are heartbeats.
 func (s *session) bounded(ctx context.Context, do func() error) error {
 	s.loop.Busy()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
@@ -252,7 +253,8 @@ func (s *session) bounded(ctx context.Context, do func() error) error {
 	return err
 }
 
-// consume asks for the messages of a queue, prefetch of them at once.
+// consume subscribes to a queue. At most prefetch messages are unacknowledged
+// at once.
 func (s *session) consume(ctx context.Context, ch *amqp.Channel, queue, tag string, prefetch int, args amqp.Table) (deliveries <-chan amqp.Delivery, err error) {
 	err = s.bounded(ctx, func() error {
 		if err := ch.Qos(prefetch, 0, false); err != nil {
@@ -267,8 +269,9 @@ func (s *session) consume(ctx context.Context, ch *amqp.Channel, queue, tag stri
 	return deliveries, err
 }
 
-// why returns the reason for which the session has ended. It may be a moment
-// behind its consequences, of which err is one.
+// why returns the reason why the session has ended. It waits for the reason,
+// which may become known a moment after consequences such as err. If it does
+// not become known, why returns err.
 func (s *session) why(err error) error {
 	select {
 	case <-s.ctx.Done():
@@ -278,13 +281,13 @@ func (s *session) why(err error) error {
 	}
 }
 
-// close ends the session. One that is alive is ended in agreement with the
-// broker, in closeTimeout at most; one that is dead is just dropped.
+// close ends the session. It closes a live connection in agreement with the
+// broker, within closeTimeout, and drops a dead one.
 func (s *session) close() {
 	if s.ctx.Err() != nil {
 		s.raw.Close()
 	}
 	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
 	s.end(errEnded)
-	s.conn.Close() // its error tells that the connection had ended already
+	s.conn.Close() // an error means that the connection had ended already
 }

@@ -14,10 +14,10 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Setup declares all objects at the broker and binds them, and returns those
-// that were not there before. It changes nothing that exists: the error is
-// [Differences] if something has other arguments, and [ErrForbidden] if the
-// user may not do what is needed.
+// Setup declares all objects at the broker, binds them, and returns those that
+// did not exist before. It changes no existing object. The error is
+// [Differences] if an object has other arguments, and [ErrForbidden] if the
+// user lacks a permission.
 func Setup(ctx context.Context, cfg Config) (created []string, err error) {
 	s, err := openAny(ctx, cfg, "setup")
 	if err != nil {
@@ -37,24 +37,24 @@ func Setup(ctx context.Context, cfg Config) (created []string, err error) {
 // ErrForbidden means that the user lacks a permission.
 var ErrForbidden = errors.New("the user lacks a permission at the broker")
 
-// Differences are the objects that exist and are not as they were to be.
+// Differences are the existing objects whose arguments are not those asked for.
 type Differences []Difference
 
-// A Difference is what an object has and was not to have.
+// A Difference says how an existing object differs from what was asked for.
 type Difference struct {
 	Kind      string // exchange or queue
 	Name      string
 	Arguments []Argument
 }
 
-// An Argument is what an object was declared with.
+// An Argument is an argument of an object that differs from what was asked for.
 type Argument struct {
-	Name      string // as the broker calls it, such as x-max-length
+	Name      string // the broker's name, such as x-max-length
 	Is, Asked string // "" for none
-	Flag      string // that sets it; "" if none does
+	Flag      string // the flag that sets it; "" if there is none
 }
 
-// Keep returns the value of Flag with which the argument is as it is.
+// Keep returns the value of Flag that keeps the argument as it is.
 func (a Argument) Keep() string {
 	n, err := strconv.ParseInt(a.Is, 10, 64)
 	if err != nil || a.Flag != maxTasksFlag {
@@ -73,7 +73,7 @@ func (d Differences) Error() string {
 	return strings.Join(all, "; ")
 }
 
-// Sizes reports whether only sizes differ, with which everything works.
+// Sizes reports whether only sizes differ. Everything works with other sizes.
 func (d Differences) Sizes() bool {
 	for _, o := range d {
 		if !o.Sizes() {
@@ -83,7 +83,7 @@ func (d Differences) Sizes() bool {
 	return true
 }
 
-// Sizes reports whether only sizes differ, which flags can name.
+// Sizes reports whether only sizes that have a flag differ.
 func (d Difference) Sizes() bool {
 	for _, a := range d.Arguments {
 		if a.Flag == "" || a.Is == "" {
@@ -116,7 +116,7 @@ func (s *session) setup(t Topology) (created []string, err error) {
 		}
 	}
 	if slices.ContainsFunc(differences, func(d Difference) bool { return d.Kind == "exchange" }) {
-		return created, differences // what is to be bound to it cannot be
+		return created, differences // the queues cannot be bound to it
 	}
 	if err := s.onChannel(func(ch *amqp.Channel) error { return bind(ch, t) }); err != nil {
 		return created, err
@@ -127,9 +127,9 @@ func (s *session) setup(t Topology) (created []string, err error) {
 	return created, nil
 }
 
-// compare declares an object, and returns what differs if it exists. The broker
-// names one argument at a time: that one is then left as it is, until the
-// broker has no more objections.
+// compare declares an object. If it exists with other arguments, compare
+// returns the differences. The broker names one argument at a time, so compare
+// declares again with that argument as it is, until the broker does not object.
 func (s *session) compare(o object) (differences []Argument, err error) {
 	args := maps.Clone(o.args)
 	seen := make(map[string]bool)
@@ -137,17 +137,17 @@ func (s *session) compare(o object) (differences []Argument, err error) {
 		err := s.onChannel(func(ch *amqp.Channel) error { return o.declare(ch, args) })
 		a, differs := differing(err)
 		if !differs && len(differences) > 0 {
-			return differences, nil // agreed, or what is there cannot be asked for
+			return differences, nil // the broker agrees, or refuses its own arguments
 		}
 		if !differs {
 			return nil, err
 		}
 		if a.Name == amqp.QueueTypeArg {
 			a.Is = cmp.Or(a.Is, amqp.QueueTypeClassic)
-			return []Argument{a}, nil // all others follow from it
+			return []Argument{a}, nil // the other differences follow from this one
 		}
 		if seen[a.Name] {
-			return differences, nil // the broker does not take what it has
+			return differences, nil // the broker does not accept its own value
 		}
 		seen[a.Name] = true
 		a.Flag = o.flags[a.Name]
@@ -167,7 +167,7 @@ func (s *session) compare(o object) (differences []Argument, err error) {
 	}
 }
 
-// inequivalent is how RabbitMQ says that an argument differs.
+// inequivalent matches RabbitMQ's message that an argument differs.
 var inequivalent = regexp.MustCompile(`inequivalent arg '([^']+)' for .*: ` +
 	`received (?:none|(?:the value )?'(.*?)'(?: of type '\w+')?) ` +
 	`but current is (?:none|(?:the value )?'(.*?)'(?: of type '\w+')?)$`)

@@ -16,7 +16,8 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// A broker that hangs just after it has agreed to send results is not taken for one that has none.
+// A broker that hangs just after it has agreed to send results is not taken for
+// one with an empty stream.
 func TestSilenceIsNotTheEnd(t *testing.T) {
 	t.Parallel()
 	const hang = time.Second
@@ -74,7 +75,7 @@ type proxy struct {
 	hang atomic.Int64
 }
 
-// proxy has connections that are opened from now on with the rig's Config go through a proxy.
+// proxy makes new connections with the rig's Config go through a proxy.
 func (r *rig) proxy() *proxy {
 	r.t.Helper()
 	u, err := url.Parse(r.url)
@@ -113,7 +114,8 @@ func (r *rig) proxy() *proxy {
 	return p
 }
 
-// pass copies what the broker sends, frame by frame, as AMQP 0-9-1 has them: type, channel, size, payload, end.
+// pass copies what the broker sends, frame by frame. A frame of AMQP 0-9-1 has
+// a type, a channel, a size, a payload and an end.
 func (p *proxy) pass(client io.Writer, server io.Reader) {
 	consumeOK, mark := []byte("\x00\x3c\x00\x15"), []byte("\x09revq-mark") // class, method; consumer tag
 	in := bufio.NewReader(server)

@@ -16,12 +16,12 @@ import (
 const (
 	Exchange     = "revq"         // direct; everything is published here
 	TasksQueue   = "revq.tasks"   // quorum; the API writes, workers read
-	DeadQueue    = "revq.dead"    // quorum; tasks given up
+	DeadQueue    = "revq.dead"    // quorum; dead letters
 	ResultsQueue = "revq.results" // stream; workers write, sockets read
 
-	// MarksExchange leads to the stream of results. Who may write to it may
-	// write marks, which are no results: each message of a stream says by
-	// which exchange it came.
+	// MarksExchange leads to the stream of results. A user who may write only
+	// to it can write marks but no results: each message in a stream names
+	// the exchange that it was published to.
 	MarksExchange = "revq.marks" // fanout; sockets write
 
 	tasksKey   = "tasks"
@@ -29,33 +29,35 @@ const (
 	resultsKey = "results"
 )
 
-// Topology sizes the objects at the broker. They keep the sizes that they
-// were declared with: to change them, delete the object and declare it again.
+// Topology has the sizes of the objects at the broker. An object keeps the
+// sizes that it was declared with: to change them, delete the object and
+// declare it again.
 type Topology struct {
-	// MaxTasks is how many tasks may wait; more are refused. Default
-	// 1,000,000: minutes of work for fast workers, and a few GB at worst
-	// where texts are short.
+	// MaxTasks is how many tasks may wait; the broker refuses more. Default
+	// 1,000,000: minutes of work for fast workers, and a few GB at most if
+	// texts are short.
 	MaxTasks int64
 
-	// DeliveryLimit is how often a task may come back before it goes to the
-	// dead letters: one that fails always is attempted once more than that.
-	// Default 5.
+	// DeliveryLimit is how many failed attempts of a task may be retried. The
+	// next failure makes the task a dead letter. Default 5.
 	DeliveryLimit int64
 
 	// ResultsMaxAge is how long results are kept for listeners that resume,
 	// as a number and a unit of Y, M, D, h, m, s. Default 24h.
 	ResultsMaxAge string
 
-	// ResultsMaxBytes bounds the kept results, whatever their age. Default 1 GiB.
+	// ResultsMaxBytes bounds the results that are kept, whatever their age.
+	// Default 1 GiB.
 	ResultsMaxBytes int64
 
-	// ResultsSegmentBytes is the size of the files that the broker drops as a
-	// whole when results are too old or too many. Default 16 MiB: the broker's
-	// own 500 MB would keep little at all within ResultsMaxBytes.
+	// ResultsSegmentBytes is the size of the files that the broker deletes as
+	// a whole when results are too old or too many. Default 16 MiB: with the
+	// broker's own 500 MB, only one or two files would fit into
+	// ResultsMaxBytes.
 	ResultsSegmentBytes int64
 }
 
-// DefaultTopology returns the sizes used unless others are given.
+// DefaultTopology returns the default sizes.
 func DefaultTopology() Topology {
 	return Topology{
 		MaxTasks:            1_000_000,
@@ -78,19 +80,19 @@ const (
 )
 
 // beyondLimit is how many messages a quorum queue takes beyond its x-max-length
-// before it refuses more, if they come one by one: it looks whether it is over
-// the limit, not whether it would be.
+// before it refuses more, if they arrive one by one: it checks whether it is
+// over the limit, not whether the next message would be.
 const beyondLimit = 1
 
-// The bounds of a segment: smaller ones make files by the thousand, and
-// RabbitMQ takes no larger ones.
+// The bounds of a segment. Smaller ones would make thousands of files, and
+// RabbitMQ accepts no larger ones.
 const (
 	minSegmentBytes = 64 << 10
 	maxSegmentBytes = 3_000_000_000
 )
 
-// Settings declares what an operator can set of t, which holds the defaults.
-// Check says whether the values fit together.
+// Settings declares the settings of t, which holds the defaults. Check reports
+// whether the values fit together.
 func (t *Topology) Settings() []setting.Setting {
 	age := setting.String(maxAgeFlag, "`AGE` up to which results are kept for listeners that resume, a number and one of s, m, h, D, M, Y", &t.ResultsMaxAge,
 		func(age string) error {
@@ -109,7 +111,7 @@ func (t *Topology) Settings() []setting.Setting {
 	)
 }
 
-// DeliveryLimitSetting declares the delivery limit of the tasks' queue.
+// DeliveryLimitSetting declares the delivery limit of the queue of tasks.
 func DeliveryLimitSetting(dest *int64) setting.Setting {
 	return setting.Count(deliveryLimitFlag, "attempts", "failed `ATTEMPTS` that are repeated; the next failure makes the task a dead letter", dest, 1, 1_000_000)
 }
@@ -130,11 +132,11 @@ func (t *Topology) Check() error {
 type queue struct {
 	name, key string
 	args      amqp.Table
-	flags     map[string]string // the flags that set an argument, by its name
+	flags     map[string]string // the flag that sets an argument, by the argument's name
 }
 
-// queues returns the queues in the order in which they are declared: what a
-// queue refers to comes before it.
+// queues returns the queues in the order in which they are declared: a queue
+// comes after those that it refers to.
 func (t Topology) queues() []queue {
 	return []queue{
 		{name: DeadQueue, key: deadKey, args: amqp.Table{
@@ -170,11 +172,13 @@ func (t Topology) queues() []queue {
 	}
 }
 
-// ensure looks whether the objects that uses names are there. If one is missing,
-// it declares all objects that are. What exists may have other arguments.
+// ensure checks whether the objects named in uses exist. If one is missing, it
+// declares all objects that are missing. Existing objects may have other
+// arguments.
 //
-// A role looks only at what it uses: from RabbitMQ 4.3 on, a look needs a
-// permission on the object, and in a cluster it waits for the object's leader.
+// A role looks only at the objects that it uses: from RabbitMQ 4.3 on, a look
+// needs a permission on the object, and in a cluster it waits for the object's
+// leader.
 func (s *session) ensure(t Topology, uses []string) error {
 	missing, err := s.missing(t, func(o object) bool { return slices.Contains(uses, o.name) })
 	if err != nil || len(missing) == 0 {
@@ -193,14 +197,15 @@ func (s *session) ensure(t Topology, uses []string) error {
 		return bind(ch, t)
 	})
 	if isRefused(err) {
-		return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as one who may: %w", absent, err)
+		return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as a user who may: %w", absent, err)
 	}
 	return err
 }
 
 func everyObject(object) bool { return true }
 
-// missing returns those of the objects, among which it looks at, that do not exist.
+// missing returns the objects that do not exist, among those for which looksAt
+// returns true.
 func (s *session) missing(t Topology, looksAt func(object) bool) ([]object, error) {
 	var missing []object
 	for _, o := range t.objects() {
@@ -218,8 +223,8 @@ func (s *session) missing(t Topology, looksAt func(object) bool) ([]object, erro
 	return missing, nil
 }
 
-// exists says what the answer to a look means. A refused look is not an
-// absence: the object is taken to be there, and whoever uses it finds out.
+// exists interprets the answer to a look. If the look is refused, the object is
+// taken to exist: if it does not, its use fails.
 func exists(look error) (bool, error) {
 	var e *amqp.Error
 	switch {
@@ -237,7 +242,7 @@ func isRefused(err error) bool {
 	return errors.As(err, &e) && e.Code == amqp.AccessRefused
 }
 
-// repair brings back objects and bindings that were removed.
+// repair declares objects and bindings that were removed.
 func (s *session) repair(t Topology) error {
 	if err := s.ensure(t, t.names()); err != nil {
 		return err
@@ -257,8 +262,8 @@ type object struct {
 func (o object) String() string { return "the " + o.kind + " " + o.name }
 
 // objects returns all objects in the order in which they are declared. The
-// exchanges come last: a publisher that finds its exchange takes the queues
-// for granted, and messages would come back while these are still declared.
+// exchanges come last: a publisher that finds its exchange assumes that the
+// queues exist, and the broker would return its messages until they do.
 func (t Topology) objects() []object {
 	var all []object
 	for _, q := range t.queues() {
@@ -302,9 +307,9 @@ func (t Topology) names() []string {
 	return names
 }
 
-// bind lets messages through from the exchanges to the queues. It changes
-// nothing where they are bound already. The tasks come first, which the last of
-// the queues is for: texts may be posted at once.
+// bind binds the queues to the exchanges. It changes nothing if they are bound
+// already. It begins with the queue of tasks, the last one in queues, since
+// texts may be posted at once.
 func bind(ch *amqp.Channel, t Topology) error {
 	for _, q := range slices.Backward(t.queues()) {
 		if err := ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
@@ -324,6 +329,6 @@ func (s *session) onChannel(do func(*amqp.Channel) error) error {
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
-	defer ch.Close() // refused when the broker has closed it already
+	defer ch.Close() // an error means that the broker has closed it already
 	return do(ch)
 }

@@ -32,7 +32,8 @@ func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	publish := func(r *rig) {
 		p := r.publisher()
-		// The first one may come back as unroutable, and has the queue declared.
+		// The first one may come back as unroutable, and has the queue
+		// declared.
 		eventually(r.t, "published", func() error { return r.answered(p.PublishTask(newTask(1))) })
 	}
 	consume := func(r *rig) {

@@ -67,7 +67,7 @@ func (r *rig) blocked(p *Publisher) map[string]bool {
 			}
 		}
 		if took := time.Since(began); took > r.cfg.ConfirmTimeout/4 {
-			r.t.Errorf("those under way were answered after %v", took)
+			r.t.Errorf("messages in flight were answered after %v", took)
 		}
 	}
 	return accepted
@@ -156,7 +156,8 @@ func testLongAlarm(t *testing.T, n *node.Node) {
 	}
 }
 
-// suspend stops the broker's process; it is resumed with the test at the latest.
+// suspend stops the broker's process; it is resumed with the test at the
+// latest.
 func (r *rig) suspend() (resume func()) {
 	r.t.Helper()
 	if err := r.node.Suspend(); err != nil {
