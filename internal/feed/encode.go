@@ -7,13 +7,14 @@ import (
 	"unicode/utf8"
 )
 
-// messageOverhead is room for everything in an encoded Message but its id and
-// text, as long as these need no escapes.
+// messageOverhead is room for everything in an encoded Message except its id
+// and text, if these need no escapes.
 const messageOverhead = 192
 
-// appendJSON appends m as encoding/json would, which takes longer and
-// allocates for each result. A time that RFC 3339 has no way to write, with a
-// year of five digits, is left out: who enqueues a task can put one there.
+// appendJSON appends m as encoding/json would. encoding/json takes longer and
+// allocates for each result. A time with a year of five digits cannot be
+// written in RFC 3339 and is left out: any client that enqueues a task can set
+// such a time.
 func appendJSON(dst []byte, m Message) []byte {
 	dst = appendString(append(dst, `{"type":`...), m.Type)
 	dst = strconv.AppendInt(append(dst, `,"offset":`...), m.Offset, 10)
@@ -37,8 +38,7 @@ func appendTime(dst []byte, name string, t time.Time) []byte {
 	return append(with, '"')
 }
 
-// plain has the ASCII characters that stand for themselves in JSON, and also
-// in HTML.
+// plain has the ASCII characters that need no escape in JSON, nor in HTML.
 var plain = func() (set [256]bool) {
 	for c := ' '; c < utf8.RuneSelf; c++ {
 		set[c] = !strings.ContainsRune(`"\<>&`, c)
@@ -46,13 +46,14 @@ var plain = func() (set [256]bool) {
 	return set
 }()
 
-// appendString appends s as a JSON string, with the escapes of encoding/json:
-// all that JSON asks for, what has a meaning in HTML, and the two line breaks
-// that JavaScript did not have in its strings. What is not UTF-8 becomes U+FFFD.
+// appendString appends s as a JSON string with the escapes of encoding/json:
+// those that JSON requires, characters that have a meaning in HTML, and the two
+// line separators that JavaScript once did not allow in strings. Bytes that are
+// not UTF-8 become U+FFFD.
 func appendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
-	begin := 0 // of what is to be appended as it is
+	begin := 0 // of the part to append unchanged
 	for i := 0; i < len(s); {
 		if plain[s[i]] {
 			i++

@@ -6,26 +6,26 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// eventOverhead is room for everything in an event but its data: 20 digits of
-// an offset, an id, and the names of the fields.
+// eventOverhead is room for everything in an event except its data: 20 digits
+// of an offset, an id, and the names of the fields.
 const eventOverhead = task.MaxIDLength + 64
 
-// appendEvent appends m, of which data is the encoding, as one server-sent event (HTML Standard, section 9.2)
-// in an HTTP chunk of its own. A browser's EventSource gives the mark back as
-// Last-Event-ID when it connects again.
+// appendEvent appends m as one server-sent event (HTML Standard, section 9.2)
+// in an HTTP chunk of its own. data is the encoding of m. A browser's
+// EventSource sends the mark as Last-Event-ID when it reconnects.
 func appendEvent(dst []byte, m Message, data []byte) []byte {
 	head := make([]byte, 0, eventOverhead)
-	if m.Type != TypeResult { // results are what EventSource calls messages
+	if m.Type != TypeResult { // an event without a type is a message to EventSource
 		head = append(append(append(head, "event: "...), m.Type...), '\n')
 	}
 	mark := Mark{m.Offset, m.ID}
 	if m.Type == TypeGap {
-		mark = Mark{Offset: -1} // all that is kept follows
+		mark = Mark{Offset: -1} // everything that is kept follows
 	}
 	head = append(mark.append(append(head, "id: "...)), '\n')
 	head = append(head, "data: "...)
 	const end = "\n\n"
-	// JSON has no line breaks but escaped ones.
+	// Line breaks in JSON are escaped, so the data is one line.
 	dst = appendChunkSize(dst, len(head)+len(data)+len(end))
 	return append(append(append(dst, head...), data...), end+"\r\n"...)
 }

@@ -1,10 +1,10 @@
 // Package feed keeps what listeners are sent: a shared log of results, framed
 // once for all of them.
 //
-// A listener has no buffer and no queue, it is a position in a log. Whatever
-// lies between its position and the end is sent with one write, straight from
-// the log; a slow listener costs nothing but its place, and when the log has
-// moved on beyond that, ErrGone says so.
+// A listener has no buffer and no queue: it is a position in a log. Everything
+// between its position and the end is sent with one write, straight from the
+// log. A slow listener costs nothing more. When the log no longer holds its
+// position, the listener gets ErrGone.
 package feed
 
 import (
@@ -23,32 +23,33 @@ import (
 
 // Config sizes a feed. DefaultConfig gives a usable one.
 type Config struct {
-	// MaxBytes is how much each format's log keeps, in bytes. Default 32 MiB:
-	// minutes for slow listeners, even under a heavy load.
+	// MaxBytes is the size of each format's log in bytes. Default 32 MiB: that
+	// gives slow listeners minutes, even under a heavy load.
 	MaxBytes int
 
-	// Window is how many results are remembered, so that a repetition of one
-	// of them is dropped. Default 100,000 (about 6 MB): repetitions come from
-	// workers that died between publishing and acknowledging, within seconds.
+	// Window is how many results are remembered, so that repetitions of them
+	// are dropped. Default 100,000 (about 6 MB). Repetitions arrive within
+	// seconds: they come from workers that died between publishing and
+	// acknowledging.
 	Window int
 
-	// Backlog is how many messages, each with a result or more or a mark, are
-	// read at the start, so that listeners can resume at once and repetitions
-	// are known. Default 2,000. Repetitions come within seconds, and 2,000
-	// are ten seconds or more of two workers that are not loaded to the full.
-	// The broker reads messages that came one by one again one by one, and that
-	// takes it up to a millisecond each: half a second, on two cores, for 2,000.
+	// Backlog is how many messages are read at the start, so that listeners
+	// can resume at once and repetitions are recognised. Each message has at
+	// least one result, or is a mark. Default 2,000: that is ten seconds or
+	// more of two workers below full load. The broker reads messages that
+	// arrived one by one also one by one. That takes up to a millisecond each,
+	// and half a second for 2,000 on two cores.
 	Backlog int
 }
 
-// LongestResult returns the length of the longest text, in bytes, that fits into
-// every log, whatever it consists of: JSON may take six bytes for one.
+// LongestResult returns the length in bytes of the longest text that fits into
+// every log, whatever characters it has: JSON may take six bytes for one.
 func (c Config) LongestResult() int { return max(0, (c.MaxBytes-frameOverhead)/6) }
 
-// frameOverhead is more than everything in a frame but the text.
+// frameOverhead is more than everything in a frame except the text.
 const frameOverhead = 1 << 10
 
-// DefaultConfig returns the sizes used unless others are given.
+// DefaultConfig returns the default sizes.
 func DefaultConfig() Config { return Config{MaxBytes: 32 << 20, Window: 100_000, Backlog: 2_000} }
 
 // A Format is a way to present results to listeners.
@@ -81,43 +82,44 @@ const (
 	TypeLost     = "lost" // the result at the offset cannot be sent
 )
 
-// A Message is what listeners get in the JSON format, one object a frame.
+// A Message is what listeners get in the JSON format, one object in a frame.
 type Message struct {
-	// Type is one of those above. More may be added: skip what you do not know.
+	// Type is one of those above. More may be added: skip unknown types.
 	Type string `json:"type"`
 
-	// Offset is the result's position in the system's stream of results: it
-	// is the same at every site, and grows from one result to the next, though
-	// not always by one. That of a greeting or a gap is the position after
-	// which the listener stands; -1 is the beginning.
+	// Offset is the result's position in the stream of results. It is the same
+	// at every site, and grows from one result to the next, though not always
+	// by one. The listener stands after the offset of a greeting or a gap; -1
+	// is the beginning.
 	Offset int64 `json:"offset"`
 
-	// ID is the id of the task, or of the one at the offset, or an id of its
-	// own where there is no result.
+	// ID is the id of the task whose result is at the offset. If there is a
+	// mark message, it is the id of that.
 	ID string `json:"id,omitzero"`
 
-	// Text is the processed text, the greeting, or why there is a gap or a
-	// result cannot be sent.
+	// Text is the processed text, or the greeting, or the reason for a gap or
+	// a lost result.
 	Text string `json:"text"`
 
-	// Accepted and Done are when the API took the task and when a worker had
-	// finished it, with microseconds. Accepted is left out for a task that
-	// came to the broker by another way.
+	// Accepted and Done are when the API accepted the task and when a worker
+	// finished it, with microseconds. Accepted is left out if another client
+	// than the API enqueued the task.
 	Accepted time.Time `json:"accepted,omitzero"`
 	Done     time.Time `json:"done,omitzero"`
 }
 
-// A Mark is a place in the stream of results, after what is at Offset.
+// A Mark is a place in the stream of results: after the result, or the mark
+// message, at Offset.
 type Mark struct {
 	Offset int64
 
-	// ID is the id of the task whose result is at Offset, or an id of its own
-	// where there is no result; "" if it is not known. It tells whether a
-	// stream that was deleted and re-created is taken for the old one.
+	// ID is the id of the task whose result is at Offset, or the id of the
+	// mark message there; "" if it is not known. It shows when a stream was
+	// deleted and re-created: another id is at Offset then.
 	ID string
 }
 
-// ParseMark reads a mark as listeners give it: OFFSET or OFFSET/ID.
+// ParseMark reads a mark in the form that listeners send: OFFSET or OFFSET/ID.
 func ParseMark(text string) (Mark, error) {
 	number, id, _ := strings.Cut(text, "/")
 	offset, err := strconv.ParseInt(number, 10, 64)
@@ -137,7 +139,7 @@ func (m Mark) append(dst []byte) []byte {
 	return dst
 }
 
-// A record is where a result stands in the logs, or a mark without one.
+// A record says where a result or a mark message is in the logs.
 type record struct {
 	offset int64
 	id     digest
@@ -150,16 +152,16 @@ type Feed struct {
 
 	mu      sync.Mutex
 	last    Mark     // the newest
-	records []record // of results and of marks without, the oldest first
-	gone    int      // how many of records are of results that a log does not hold any more
+	records []record // of results and mark messages, the oldest first
+	gone    int      // the first records whose results a log no longer holds
 	seen    *Window
 	wakes   []func()
 	data    []byte // scratch: of the newest message
 	frame   []byte // scratch
 }
 
-// New returns an empty feed. What is appended before GoLive is taken for the
-// past: it is there for listeners who resume, and not sent to others.
+// New returns an empty feed. What is appended before GoLive is the backlog:
+// only listeners that resume get it.
 func New(cfg Config) *Feed {
 	f := &Feed{last: Mark{Offset: -1}, seen: NewWindow(cfg.Window)}
 	for i := range f.logs {
@@ -171,7 +173,8 @@ func New(cfg Config) *Feed {
 // Log returns the log of one format.
 func (f *Feed) Log(format Format) *Log { return f.logs[format] }
 
-// OnAppend has wake called when there is something new. It must not block.
+// OnAppend registers wake, which is called after each append. It must not
+// block.
 func (f *Feed) OnAppend(wake func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -184,7 +187,7 @@ func (f *Feed) wake() {
 	}
 }
 
-// GoLive ends the backlog: everyone who listens begins here.
+// GoLive ends the backlog: listeners that wait at Pending begin here.
 func (f *Feed) GoLive() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -197,9 +200,9 @@ func (f *Feed) GoLive() {
 	f.wake()
 }
 
-// Append adds a result to all logs, unless its task's result is there already:
-// a task is done at least once, and listeners see it once. Another text that
-// came under the same id is another task: it was accepted, too.
+// Append adds a result to all logs, unless it is a repetition: a task is done
+// at least once, and listeners see its result once. The same id with another
+// text is another task, since it was accepted, too.
 func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -222,8 +225,8 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	f.wake()
 }
 
-// small returns scratch, or nil if a long text has made it large: such texts are
-// rare, and it would stay for good.
+// small returns scratch, or nil if a long text has made it large: such texts
+// are rare, and the memory would be kept for ever.
 func small(scratch []byte) []byte {
 	if cap(scratch) > segmentBytes {
 		memory.GiveBack()
@@ -232,8 +235,8 @@ func small(scratch []byte) []byte {
 	return scratch
 }
 
-// AppendMark records a mark: a place in the stream without a result. Listeners
-// may stand there, too, also in a stream that is empty otherwise.
+// AppendMark records a mark message: a place in the stream without a result.
+// Listeners may stand there, too, even if the stream has no results.
 func (f *Feed) AppendMark(offset int64, id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -242,7 +245,7 @@ func (f *Feed) AppendMark(offset int64, id string) {
 	for format, l := range f.logs {
 		rec.ends[format] = l.End()
 	}
-	// Without results nothing is ever trimmed.
+	// Without results, trim is never called.
 	if n := len(f.records); n-f.gone > marksInARow && f.records[n-marksInARow].ends == rec.ends {
 		f.records[n-1] = rec
 		return
@@ -250,8 +253,8 @@ func (f *Feed) AppendMark(offset int64, id string) {
 	f.records = append(f.records, rec)
 }
 
-// marksInARow is how many marks are known between two results. Who stands at
-// another one resumes from the broker.
+// marksInARow is how many mark messages are recorded between two results. A
+// listener that stands at another one resumes from the broker.
 const marksInARow = 64
 
 // AppendGap tells all listeners that results are missing here, and why.
@@ -268,11 +271,11 @@ func (f *Feed) AppendGap(reason string) {
 	f.wake()
 }
 
-// trim forgets the records of results that not all logs hold any more, given
-// where the logs start: short texts are kept by the million in their own log,
-// and who resumes that far back can have them from the broker. A quarter of
-// all goes at once: the array is then filled again and again, and those that
-// stay are seldom moved.
+// trim drops the records of results that a log no longer holds, given where the
+// logs start. The Text log may hold short texts by the million, but a listener
+// that resumes so far back can get them from the broker. trim drops a quarter
+// of the records at once, so that the array is reused and the rest is seldom
+// moved.
 func (f *Feed) trim(starts [formats]Position) {
 	for f.gone < len(f.records) && !f.records[f.gone].held(starts) {
 		f.gone++
@@ -297,9 +300,9 @@ type Verdict int
 
 // The verdicts.
 const (
-	Here    Verdict = iota // the log goes on from the position returned
-	Older                  // the log begins later, or the feed does not know the mark: the broker may
-	Ahead                  // the feed has not come so far, or never will
+	Here    Verdict = iota // the log continues at the returned position
+	Older                  // the log begins later, or the feed does not know the mark: the broker may have it
+	Ahead                  // the feed has not reached the mark, or never will
 	Foreign                // another result is there: the mark is of another stream
 )
 
@@ -311,7 +314,7 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 	switch {
 	case m.Offset > f.last.Offset:
 		return 0, Ahead
-	case f.last.Offset < 0 && l.isLive(): // nothing yet, and nothing is asked for
+	case f.last.Offset < 0 && l.isLive(): // the stream is empty so far, and the mark is its beginning
 		return l.End(), Here
 	}
 	records := f.records[f.gone:]
@@ -323,23 +326,24 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 		return 0, Foreign
 	case found:
 		i++ // i is the first record after the mark
-	case i == 0 || m.ID != "": // what has an id was somewhere
+	case i == 0 || m.ID != "": // something with this id was at the mark
 		return 0, Older
 	}
 	return records[i-1].ends[format], Here
 }
 
-// Last returns the newest mark, that of a result or one without; its offset is
-// -1 if there is none.
+// Last returns the mark of the newest result or mark message. Its offset is -1
+// if there is none.
 func (f *Feed) Last() Mark {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.last
 }
 
-// Join returns where a new listener begins: it gets what is appended from now
-// on, which is after the mark. Its offset is -1 at the beginning of the stream,
-// and while the position is Pending, since it is not known then.
+// Join returns where a new listener begins: the position and the mark after
+// which it gets everything that is appended from now on. The mark's offset is
+// -1 at the beginning of the stream, and while the position is Pending, since
+// it is not known then.
 func (f *Feed) Join(format Format) (Position, Mark) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -349,7 +353,7 @@ func (f *Feed) Join(format Format) (Position, Mark) {
 	return f.logs[format].End(), f.last
 }
 
-// AppendGreeting appends the first frame of a listener that stands behind m.
+// AppendGreeting appends the first frame of a listener that stands after m.
 func AppendGreeting(dst []byte, format Format, m Mark, text string) []byte {
 	greeting := Message{Type: TypeGreeting, Offset: m.Offset, ID: m.ID, Text: text}
 	return appendOne(dst, format, greeting)
@@ -367,12 +371,12 @@ func resultMessage(offset int64, r task.Result) Message {
 	return Message{Type: TypeResult, Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC()}
 }
 
-// CloseGap is the status of the close frame that tells of a gap where frames
-// hold nothing but text (RFC 6455, section 7.4.2: for applications).
+// CloseGap is the status of the close frame that reports a gap in the Text
+// format (RFC 6455, section 7.4.2: for applications).
 const CloseGap = 4000
 
-// AppendGap appends the frame that says that results behind m are missing. In
-// the Text format that can only be the end of the connection.
+// AppendGap appends the frame that says that results after m are missing. In
+// the Text format only the end of the connection can say so.
 func AppendGap(dst []byte, format Format, m Mark, reason string) []byte {
 	if format == Text {
 		return AppendClose(dst, CloseGap, "results are missing: "+reason)
@@ -381,7 +385,7 @@ func AppendGap(dst []byte, format Format, m Mark, reason string) []byte {
 	return appendOne(dst, format, gap)
 }
 
-// appendOne appends m as a frame, to be used for one format only.
+// appendOne appends m as a frame of one format.
 func appendOne(dst []byte, format Format, m Message) []byte {
 	var data []byte
 	if format != Text {
@@ -390,8 +394,8 @@ func appendOne(dst []byte, format Format, m Message) []byte {
 	return appendMessage(dst, format, m, data)
 }
 
-// appendMessage appends m, of which data is the encoding, as a frame. In the Text
-// format, where frames hold nothing but results, a lost one is nothing.
+// appendMessage appends m as a frame; data is its encoding in JSON. In the Text
+// format it appends nothing for a lost result, since frames hold only results.
 func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
 	switch {
 	case format == Events:
@@ -405,18 +409,18 @@ func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
 	}
 }
 
-// A Window remembers the newest results, each by its id and by the digest of
-// the text that it was made of. Where that is not known, the same id with a
-// digest is another result: to show one twice is better than not at all.
+// A Window remembers the newest results by their ids and the digests of their
+// tasks' texts. An id without a digest and the same id with one count as two
+// results: it is better to show a result twice than not at all.
 type Window struct {
 	ids  map[digest]struct{}
-	ring []digest // the oldest at next, once full
+	ring []digest // once it is full, the oldest is at next
 	next int
 }
 
-// A digest stands for an id of any length, within this process. Among 100,000
-// ids, a new one is taken for another once in 10^14 times. That is for
-// accidents: two ids that collide cannot be looked for without the seed.
+// A digest stands for an id of any length within this process. Among 100,000
+// ids, a new one collides with another once in 10^14 times by accident. Nobody
+// can search for ids that collide, since digestSeed is random and secret.
 type digest uint64
 
 var digestSeed = maphash.MakeSeed()
@@ -431,8 +435,8 @@ func NewWindow(size int) *Window {
 	return &Window{ids: make(map[digest]struct{}), ring: make([]digest, 0, size)}
 }
 
-// Add returns false if the result of r's task is remembered already. One that is
-// lost is told each time: it may have no id.
+// Add returns false if r is a repetition of a remembered result. A lost result
+// is never one, since it may have no id.
 func (w *Window) Add(r task.Result) bool { return r.Lost != "" || w.add(digestOf(r.ID).with(r.Of)) }
 
 func (w *Window) add(d digest) bool {

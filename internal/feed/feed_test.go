@@ -73,8 +73,8 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// A result that cannot be sent is told wherever a message can say so, each time:
-// it may have no id.
+// A lost result is reported in every format that can say so, and each time,
+// since it may have no id.
 func TestLostResults(t *testing.T) {
 	f := New(DefaultConfig())
 	for offset := range int64(2) {
@@ -100,8 +100,8 @@ func TestLostResults(t *testing.T) {
 	}
 }
 
-// The longest result fits into each log, whatever it consists of, and leaves
-// nothing behind when it has been released.
+// The longest result fits into each log, whatever characters it has, and uses
+// no memory once it has been released.
 func TestLongestResult(t *testing.T) {
 	cfg := Config{MaxBytes: 1 << 20, Window: 10}
 	f := New(cfg)
@@ -148,7 +148,8 @@ func TestJoinBeginsBehindTheNewest(t *testing.T) {
 	}
 }
 
-// A listener may stand at a mark without a result, before, between and after results.
+// A listener may stand at a mark without a result, before, between and after
+// results.
 func TestMarks(t *testing.T) {
 	f := New(DefaultConfig())
 	f.AppendMark(100, "first")
@@ -187,8 +188,8 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// Where nothing but marks come, they are not all kept, and one that is not is
-// never taken for another.
+// If only marks arrive, not all are kept, and one that is not kept is never
+// taken for another.
 func TestMarksAreBounded(t *testing.T) {
 	f := New(DefaultConfig())
 	f.GoLive()
@@ -246,7 +247,7 @@ func TestFind(t *testing.T) {
 				want = fmt.Sprintf(`"id":"id%d"`, tc.next)
 			}
 			if err != nil || !strings.Contains(string(got[:min(len(got), 100)]), want) || want == "" && len(got) > 0 {
-				t.Errorf("goes on with %.100q, %v; want %s", got, err, want)
+				t.Errorf("continues with %.100q, %v; want %s", got, err, want)
 			}
 		})
 	}

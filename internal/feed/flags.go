@@ -2,11 +2,11 @@ package feed
 
 import "github.com/revq/revq/internal/setting"
 
-// minBytes is enough for the results of texts as long as the API takes by
-// default, see LongestResult.
+// minBytes is enough for results as long as the longest text that the API takes
+// by default, see LongestResult.
 const minBytes = 512 << 10
 
-// Settings declares what an operator can set of c, which holds the defaults.
+// Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
 	return setting.In("limits",
 		setting.Count("keep-bytes", "bytes", "`BYTES` of results kept in memory for slow listeners, for each format", &c.MaxBytes, minBytes, 0).

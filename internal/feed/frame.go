@@ -16,8 +16,8 @@ const (
 	OpPong  Opcode = 0xA
 )
 
-// AppendFrame appends to dst a whole, final frame as a server sends it: not
-// masked, and so the same for every listener.
+// AppendFrame appends to dst a whole, final frame as a server sends it. Such a
+// frame is not masked, so it is the same for every listener.
 func AppendFrame(dst []byte, op Opcode, payload []byte) []byte {
 	const final = 0x80
 	dst = append(dst, final|byte(op))
@@ -32,15 +32,15 @@ func AppendFrame(dst []byte, op Opcode, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
-// maxReason is how many bytes the reason in a close frame may have: 125 of a
-// control frame without the status.
+// maxReason is how many bytes the reason in a close frame may have: the 125 of
+// a control frame less two for the status.
 const maxReason = 123
 
 // AppendClose appends a close frame with a status code (RFC 6455, section
 // 7.4) and a reason, which is cut if it is too long.
 func AppendClose(dst []byte, code uint16, reason string) []byte {
 	if len(reason) > maxReason {
-		reason = strings.ToValidUTF8(reason[:maxReason], "") // not within a character
+		reason = strings.ToValidUTF8(reason[:maxReason], "") // drops a cut character
 	}
 	return AppendFrame(dst, OpClose, append(binary.BigEndian.AppendUint16(nil, code), reason...))
 }

@@ -7,31 +7,31 @@ import (
 	"sync/atomic"
 )
 
-// A Position is a place in a Log, in bytes since the log began. Those that a
-// Log gives out lie between two frames.
+// A Position is a place in a Log, in bytes since the log began. The positions
+// that a Log returns lie between two frames.
 type Position int64
 
-// Pending is the position of listeners that are to begin where the log will
-// end when the backlog is in it.
+// Pending is the position of listeners that will begin at the end of the
+// backlog, while that is being read.
 const Pending Position = -1
 
 // ErrGone means that the frames at a position are no longer kept.
 var ErrGone = errors.New("the log no longer holds this position")
 
 // segmentBytes is the size of the pieces in which a log grows and shrinks. One
-// write to a listener takes at most what is left of one: large enough to make
-// writes rare, small enough to release memory in fine steps.
+// write to a listener sends at most the rest of a segment. The size is large
+// enough to make writes rare, and small enough to release memory in fine steps.
 const segmentBytes = 256 << 10
 
-// A Log holds the frames of one format, each encoded once, for any number of
-// listeners: a listener is no more than a Position. It is safe for concurrent
-// use by one writer and many readers, and readers never wait for each other.
+// A Log holds the frames of one format for any number of listeners. Each frame
+// is encoded once, and a listener is only a Position. One writer and many
+// readers may use a Log at once; readers never wait for each other.
 type Log struct {
 	maxBytes int
 	format   Format
 
-	// live is the position after the backlog; Pending until all of that has
-	// been appended. liveMark is what is there, written before live is.
+	// live is the position after the backlog, Pending until all of it has been
+	// appended. liveMark is the mark there; it is written before live.
 	live     atomic.Int64
 	liveMark Mark
 
@@ -40,18 +40,18 @@ type Log struct {
 	bytes    int        // of all segments
 
 	// retired are segments that the log has released and listeners still hold,
-	// the oldest first. They may have as many bytes as the log itself.
+	// the oldest first. Together they may have as many bytes as the log.
 	retired      []*segment
 	retiredBytes int
 	holds        int // on all segments
 }
 
-// A segment has its full capacity from the start and is only ever appended
-// to, so that what was read from it stays valid, also after its release.
+// A segment has its full capacity from the start and is only appended to, so
+// slices of it stay valid, even after its release.
 type segment struct {
 	start   Position
 	frames  []byte // nil when nobody can read them any more
-	holds   int    // how many Holds are on it
+	holds   int    // number of Holds on it
 	retired bool
 }
 
@@ -66,8 +66,9 @@ func newLog(format Format, maxBytes int) *Log {
 // Format returns the format of the log's frames.
 func (l *Log) Format() Format { return l.format }
 
-// Live returns the position at which a listener begins that joined while the
-// backlog was being read, and the mark there: Pending as long as that goes on.
+// Live returns the position and the mark after the backlog, where a listener
+// begins that joined while the backlog was being read. The position is Pending
+// as long as it is being read.
 func (l *Log) Live() (Position, Mark) {
 	if pos := Position(l.live.Load()); pos != Pending {
 		return pos, l.liveMark
@@ -77,16 +78,16 @@ func (l *Log) Live() (Position, Mark) {
 
 func (l *Log) isLive() bool { return Position(l.live.Load()) != Pending }
 
-// End returns the position behind the newest frame.
+// End returns the position after the newest frame.
 func (l *Log) End() Position {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.segments[len(l.segments)-1].end()
 }
 
-// Read returns frames from a position on: as many as lie together in memory,
-// none at the end of the log. The result ends between two frames. It must not
-// be changed; it stays valid. The error is ErrGone or nil.
+// Read returns the frames from a position to the end of its segment; none at
+// the end of the log. The result ends between two frames. It must not be
+// changed, and it stays valid. The error is ErrGone or nil.
 func (l *Log) Read(from Position) ([]byte, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -100,8 +101,8 @@ func (l *Log) Read(from Position) ([]byte, error) {
 	return nil, nil
 }
 
-// find returns the segment that a position is in, or behind if it is the end;
-// nil if the log does not hold it any more.
+// find returns the segment that a position is in, the last segment if the
+// position is the end, or nil if the log no longer holds the position.
 func (l *Log) find(at Position) *segment {
 	// Nearly all listeners read from the newest segment.
 	for _, s := range slices.Backward(l.segments) {
@@ -112,21 +113,22 @@ func (l *Log) find(at Position) *segment {
 	return nil
 }
 
-// A Hold keeps the rest of a frame for a listener that has taken a part of it,
-// when the log moves on: nothing else, not even why it is closed, can be sent
-// to it before. It costs no memory as long as the log holds the frame.
+// A Hold keeps a frame in memory after the log has released it, for a listener
+// that has received a part of it: the rest must be sent before anything else,
+// even before the reason for a close. It costs no memory as long as the log
+// holds the frame.
 type Hold struct {
 	log     *Log
 	segment *segment
 }
 
-// Hold returns a hold on the frame that a position is in, which Read has just
-// returned. Release must be called.
+// Hold returns a hold on the frame at a position that Read has just returned.
+// Release must be called.
 func (l *Log) Hold(at Position) *Hold {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := l.find(at)
-	if s == nil { // released between Read and now
+	if s == nil { // the log released it since Read
 		s = &segment{retired: true}
 	}
 	s.holds++
@@ -134,8 +136,9 @@ func (l *Log) Hold(at Position) *Hold {
 	return &Hold{l, s}
 }
 
-// Read returns what is between two positions in the frame. The error is
-// ErrGone if more was held than the log's size and this was the oldest.
+// Read returns the bytes between two positions in the frame. The error is
+// ErrGone if listeners held more bytes than the log's size and these were the
+// oldest.
 func (h *Hold) Read(from, to Position) ([]byte, error) {
 	h.log.mu.RLock()
 	defer h.log.mu.RUnlock()
@@ -146,7 +149,7 @@ func (h *Hold) Read(from, to Position) ([]byte, error) {
 	return s.frames[from-s.start : to-s.start], nil
 }
 
-// Covers reports whether a position lies in what is held.
+// Covers reports whether a position is in the segment that is held.
 func (h *Hold) Covers(at Position) bool {
 	h.log.mu.RLock()
 	defer h.log.mu.RUnlock()
@@ -165,7 +168,7 @@ func (h *Hold) Release() {
 	}
 }
 
-// retire releases a segment of the log, now or when nobody holds it any more.
+// retire releases a segment of the log: now, or when nobody holds it any more.
 func (l *Log) retire(s *segment) {
 	s.retired = true
 	l.retiredBytes += cap(s.frames)
@@ -180,14 +183,14 @@ func (l *Log) retire(s *segment) {
 	}
 }
 
-// forget gives back the memory of a retired segment.
+// forget releases the memory of a retired segment.
 func (l *Log) forget(s *segment) {
 	l.retiredBytes -= cap(s.frames)
 	s.frames = nil
 }
 
-// Held returns how many holds there are, and how many bytes are in memory only
-// for them.
+// Held returns the number of holds, and how many bytes are in memory only for
+// them.
 func (l *Log) Held() (holds, bytes int) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -195,7 +198,7 @@ func (l *Log) Held() (holds, bytes int) {
 }
 
 // append adds one frame, and releases the oldest segments if the log is full.
-// It returns where the log then starts and ends.
+// It returns the new start and end of the log.
 func (l *Log) append(frame []byte) (start, end Position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,7 +211,7 @@ func (l *Log) append(frame []byte) (start, end Position) {
 	l.bytes += len(frame)
 	for l.bytes > l.maxBytes && len(l.segments) > 1 {
 		oldest := l.segments[0]
-		l.segments[0] = nil // the array of segments lives on for a while
+		l.segments[0] = nil // the array still refers to it otherwise
 		l.segments = l.segments[1:]
 		l.bytes -= len(oldest.frames)
 		l.retire(oldest)

@@ -12,19 +12,19 @@ import (
 	"github.com/revq/revq/internal/worker"
 )
 
-// samples are what Check has a program handle. Each is a text that programs
-// have been seen to get wrong.
+// samples are the texts that Check has a program handle. They are texts that
+// programs tend to handle wrongly.
 var samples = []struct{ what, text string }{
 	{"a short text", "abcdef"},
 	{"line breaks, quotes and letters beyond ASCII", "first \"line\"\n\tsecond\\line ä 日本 👩‍👩‍👧 \u2028 <&>"},
 	{"64 KiB", strings.Repeat("0123456789abcdef", 4<<10)},
-	{"another one after that", "ghijkl"},
+	{"another one after it", "ghijkl"},
 }
 
-// Check has the program of cfg handle some texts, and calls report with each
-// thing that was tried and what was wrong with it. It returns an error if there
-// was something. An answer that says that the text cannot be handled keeps to
-// the protocol.
+// Check has the program of cfg handle some texts. It calls report with the name
+// of each check and what was wrong, or nil. It returns an error if a check
+// failed. An answer that the text cannot be handled follows the protocol and
+// passes.
 func Check(ctx context.Context, cfg Config, log *slog.Logger, report func(what string, wrong error)) error {
 	cfg.Concurrency = 1
 	h := New(cfg, log)
@@ -60,7 +60,7 @@ func Check(ctx context.Context, cfg Config, log *slog.Logger, report func(what s
 	return nil
 }
 
-// holds reports whether there is a conversation that goes on.
+// holds reports whether a conversation continues.
 func (p *pool) holds() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -14,28 +14,29 @@ import (
 )
 
 const (
-	// helloTimeout is how long a program may take to say hello. One that has
-	// much to load says hello before that.
+	// helloTimeout is how long a program may take to say hello. A program that
+	// has much to load says hello first.
 	helloTimeout = 10 * time.Second
 
-	// directWrite is the longest line that a pipe or a socket takes at once
-	// when it is empty. Longer ones are written while the answer is read.
+	// directWrite is the maximum length of a line that an empty pipe or socket
+	// is sure to take at once. Longer ones are written while the answer is
+	// read.
 	directWrite = 4 << 10
 )
 
 // statusDelay is how long to wait for the exit status of a process whose output
-// has ended, until it is killed.
+// has ended. Then the process is killed.
 const statusDelay = 200 * time.Millisecond
 
-// A stream is a connection with a program: to a process or over a socket.
+// A stream is a connection with a program: pipes to a process, or a socket.
 type stream interface {
 	io.ReadWriteCloser
 	SetDeadline(time.Time) error
-	SyscallConn() (syscall.RawConn, error) // of what is read
+	SyscallConn() (syscall.RawConn, error) // of the side that is read
 }
 
 // A conversation is with a program that handles one task after the other. One
-// goroutine at a time uses it. It is over after the first error.
+// goroutine at a time uses it. It ends at the first error.
 type conversation struct {
 	stream  stream
 	in      *lines
@@ -44,9 +45,9 @@ type conversation struct {
 	// voice is the program's standard error; nil if it goes elsewhere.
 	voice *voice
 
-	// end ends the other side, after a grace if it is to end by itself, and
-	// returns how it ended: an exit status or what it was that could not be
-	// reached.
+	// end ends the conversation and returns how the other side ended, such as
+	// its exit status. A process may end by itself within the grace; then it
+	// is killed.
 	end func(grace time.Duration) string
 }
 
@@ -56,14 +57,15 @@ func newConversation(s stream, cfg *Config) *conversation {
 
 var past = time.Unix(1, 0)
 
-// during calls do, which has until the deadline. The end of ctx ends it, too.
-// It returns false if the conversation is not to go on.
+// during calls do, which must finish before the deadline. The end of ctx cuts
+// it short, too. during returns false if the conversation must not continue.
 func (c *conversation) during(ctx context.Context, deadline time.Time, do func() *worker.Error) (*worker.Error, bool) {
 	c.stream.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { c.stream.SetDeadline(past) })
 	err := do()
 	if !stop() {
-		// The deadline may yet change, in the middle of what comes next.
+		// The function above may still set the deadline later, in the middle
+		// of the next exchange.
 		if err != nil {
 			err = verdict(worker.Stopped, "the attempt was cut short")
 		}
@@ -72,7 +74,7 @@ func (c *conversation) during(ctx context.Context, deadline time.Time, do func()
 	return err, true
 }
 
-// hello greets the program, and waits for its greeting.
+// hello sends our hello to the program, and waits for the program's.
 func (c *conversation) hello(ctx context.Context, deadline time.Time) *worker.Error {
 	err, goesOn := c.during(ctx, deadline, func() *worker.Error {
 		if err := c.send([]byte(helloLine)); err != nil {
@@ -97,8 +99,8 @@ func (c *conversation) hello(ctx context.Context, deadline time.Time) *worker.Er
 	return err
 }
 
-// fresh reports whether the program is there and says nothing, as it should
-// between tasks.
+// fresh reports whether the program still runs and has written nothing, as it
+// should between tasks.
 func (c *conversation) fresh() bool {
 	if c.in.r.Buffered() > 0 {
 		return false
@@ -118,7 +120,7 @@ func (c *conversation) ask(ctx context.Context, j job, cfg *Config) (text string
 		c.voice.begin(j.id)
 	}
 	c.handled++
-	keeps := true // to the protocol
+	keeps := true // the program follows the protocol
 	err, goesOn = c.during(ctx, j.deadline, func() *worker.Error {
 		var wrong *worker.Error
 		text, wrong, keeps = c.exchange(j, cfg)
@@ -163,9 +165,9 @@ func (c *conversation) exchange(j job, cfg *Config) (text string, err *worker.Er
 	}
 }
 
-// send writes a line. A long one is written while the program may already
-// answer, so that neither waits for the other; what is wrong is then seen by
-// who reads. So is that nobody reads the line any more, since a program says
+// send writes a line. It writes a long line in a goroutine while the answer is
+// read, so that neither side waits for the other. Whoever reads then gets the
+// error. So is that nobody reads the line any more, since a program says
 // more by what it wrote last, and by how it ended.
 func (c *conversation) send(line []byte) error {
 	if len(line) <= directWrite {

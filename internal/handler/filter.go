@@ -32,7 +32,8 @@ func newFilter(cfg Config, log *slog.Logger) *filter {
 	return &filter{cfg: cfg, program: cfg.program(), env: environment(), stderr: newStderr(log), slots: make(slots, cfg.Concurrency)}
 }
 
-// environment returns what programs get of ours. The rest may hold secrets.
+// environment returns the variables of ours that programs get. The others may
+// hold secrets.
 func environment() []string {
 	var env []string
 	for _, name := range []string{"PATH", "LANG", "TZ"} {
@@ -70,8 +71,8 @@ func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
 		"REVQ_DEADLINE="+strconv.FormatInt(j.deadline.Unix(), 10),
 	)
 	out, said := &output{most: f.cfg.MaxOutput, full: make(chan struct{})}, &voice{to: f.stderr, id: j.id}
-	// All three are copied at the same time, so that a program may write before
-	// it has read, or read nothing at all.
+	// All three are copied at the same time: a program may write before it has
+	// read its input, or never read it.
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(j.text), out, said
 
 	timeout := max(0, time.Until(j.deadline)) // the other side of a socket may give any
@@ -93,8 +94,9 @@ func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
 	return e.output, nil
 }
 
-// await waits for the end of p, and kills it and all of its group when
-// something is against it. It returns the first such reason.
+// await waits for the end of p. It kills p and its whole group when the time is
+// over, the output is too large, or ctx ends, and returns the first such
+// reason.
 func (f *filter) await(ctx context.Context, p *proc.Process, timeout <-chan time.Time, full <-chan struct{}) cut {
 	done, reason := ctx.Done(), notCut
 	for {
@@ -135,7 +137,7 @@ func oneIf(b bool) string {
 type output struct {
 	most int
 	text strings.Builder
-	full chan struct{} // is closed when there is more
+	full chan struct{} // is closed when the limit is exceeded
 	over bool
 }
 

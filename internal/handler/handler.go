@@ -1,10 +1,10 @@
 // Package handler has programs handle tasks: one process for each task (a
 // filter), processes that handle one task after the other (persistent), or
 // programs in units of their own, over a Unix socket. README.md describes the
-// exit statuses and the protocol for those who write such programs.
+// exit statuses and the protocol for authors of such programs.
 //
-// outcome.go and protocol.go decide what an ending or a line means, and do
-// nothing else. The other files run processes and move bytes.
+// outcome.go and protocol.go only decide what the end of a process or a line
+// means. The other files run processes and move bytes.
 package handler
 
 import (
@@ -27,27 +27,28 @@ type Config struct {
 	// Program is the program and its arguments. No shell is involved.
 	Program []string
 
-	// Exec is the program where there are no arguments, as from the environment.
+	// Exec is a program without arguments, such as from the environment.
 	Exec string
 
-	// Mode is filter, persistent, or unix: and the path of a socket. Default
-	// filter.
+	// Mode is filter, persistent, or unix: followed by the path of a socket.
+	// Default filter.
 	Mode string
 
-	// Timeout is how long an attempt may take until it has failed and its
-	// process group is killed. Default 5 min, far from the half hour after
-	// which RabbitMQ takes a task back.
+	// Timeout is how long an attempt may take. After that it has failed, and
+	// its process group is killed. Default 5 min, much less than the half hour
+	// after which RabbitMQ takes a task back.
 	Timeout time.Duration
 
-	// MaxOutput is the longest result in bytes. Default 1 MiB: listeners get
-	// it as one message, and several are in memory at once in each process.
+	// MaxOutput is the maximum length of a result in bytes. Default 1 MiB:
+	// listeners get a result as one message, and each process holds several of
+	// them in memory at once.
 	MaxOutput int
 
-	// Recycle is how many tasks a persistent process handles until another one
-	// takes its place. Default 0: any number.
+	// Recycle is how many tasks a persistent process handles before another
+	// one replaces it. Default 0: any number.
 	Recycle int
 
-	// Queue is the name of the queue, which programs are told. Default
+	// Queue is the name of the queue that programs are told. Default
 	// reverse_text.
 	Queue string
 
@@ -55,7 +56,7 @@ type Config struct {
 	Concurrency int
 }
 
-// The modes. What follows a socket's prefix is its path.
+// The modes. The path of a socket follows the prefix.
 const (
 	filterMode     = "filter"
 	persistentMode = "persistent"
@@ -64,12 +65,12 @@ const (
 	modePattern = filterMode + "|" + persistentMode + "|" + socketPrefix + ".+"
 )
 
-// DefaultConfig returns the configuration used unless something else is given.
+// DefaultConfig returns the default configuration.
 func DefaultConfig() Config {
 	return Config{Mode: filterMode, Timeout: 5 * time.Minute, MaxOutput: 1 << 20, Queue: "reverse_text", Concurrency: 1}
 }
 
-// Settings declares what an operator can set of c, which holds the defaults.
+// Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
 	mode := setting.String("handler", "`MODE` of the program: filter (a process for each task), persistent (a process for many), or unix:PATH (a program in a unit of its own)", &c.Mode, checkMode)
 	mode.Pattern = modePattern
@@ -122,8 +123,8 @@ func (c *Config) program() []string {
 // Longest returns the longest time that handling one task can take.
 func (c *Config) Longest() time.Duration { return c.Timeout }
 
-// Missing returns why the program cannot be started at present, as far as that
-// can be seen from outside. It may be there later.
+// Missing returns an error if the program does not exist or is not executable.
+// It may appear later.
 func (c *Config) Missing() error {
 	if program := c.program(); len(program) > 0 {
 		_, err := exec.LookPath(program[0])
@@ -136,13 +137,13 @@ func (c *Config) Missing() error {
 type Handler interface {
 	worker.Handler
 
-	// Close ends all processes and returns when they are gone. No task is
-	// being handled any more.
+	// Close ends all processes and returns when they are gone. It is called
+	// when no task is being handled any more.
 	Close()
 }
 
-// New returns the Handler that cfg asks for. What programs write to their
-// standard error goes to log.
+// New returns the Handler for cfg. It logs what programs write to their
+// standard error.
 func New(cfg Config, log *slog.Logger) Handler {
 	switch path, socket := strings.CutPrefix(cfg.Mode, socketPrefix); {
 	case socket:
@@ -154,7 +155,7 @@ func New(cfg Config, log *slog.Logger) Handler {
 	}
 }
 
-// A job is a task as programs are told of it.
+// A job is what programs are told about a task.
 type job struct {
 	id, queue, text string
 	attempt         int64
@@ -166,8 +167,8 @@ func (c *Config) job(t task.Task) job {
 	return job{id: t.ID, queue: c.Queue, text: t.Text, attempt: t.Attempt, last: t.Last, deadline: time.Now().Add(c.Timeout)}
 }
 
-// slots bound what runs at once. A worker keeps to the same number, but for
-// tasks of a session that has just ended.
+// slots bound how many tasks run at once. A worker handles no more than that,
+// except when tasks of a session that has just ended are still running.
 type slots chan struct{}
 
 func (s slots) take(ctx context.Context) error {

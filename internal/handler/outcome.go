@@ -12,7 +12,7 @@ import (
 	"github.com/revq/revq/internal/worker"
 )
 
-// A cut is why a process was killed by us.
+// A cut is the reason why we killed a process.
 type cut int
 
 const (
@@ -22,7 +22,7 @@ const (
 	stopped      // the worker stops, or its session with the broker ended
 )
 
-// An ending is what is known of a filter's process at its end.
+// An ending says how a filter's process ended.
 type ending struct {
 	start  error // it could not be started; the rest is empty then
 	cut    cut
@@ -31,19 +31,19 @@ type ending struct {
 	output string         // at most one byte more than maxOutput
 }
 
-// limits are what an ending is held to.
+// limits are the limits that an ending is checked against.
 type limits struct {
 	timeout   time.Duration
 	maxOutput int
 }
 
-// shortages are errors of a start that tell of the machine and not of the
-// program: there are too many processes or files, or too little memory, or the
-// program is just being written.
+// shortages are start errors that are not the program's fault: there are too
+// many processes or files, or too little memory, or the program file is being
+// written.
 var shortages = []error{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE, syscall.ETXTBSY}
 
-// decide returns what came of an attempt: nil if the output is its result. The
-// table in README.md says the same.
+// decide returns the outcome of an attempt: nil if the output is its result.
+// The table in README.md says the same.
 func decide(e ending, l limits) *worker.Error {
 	switch {
 	case e.start != nil && slices.ContainsFunc(shortages, func(s error) bool { return errors.Is(e.start, s) }):
@@ -67,12 +67,12 @@ func decide(e ending, l limits) *worker.Error {
 	return nil
 }
 
-// ofStatus returns what an exit status other than 0 stands for.
+// ofStatus returns the outcome for an exit status other than 0.
 func ofStatus(status int) worker.Outcome {
 	switch status {
-	case 75, 111: // EX_TEMPFAIL of sysexits.h; of qmail, which others follow
+	case 75, 111: // EX_TEMPFAIL of sysexits.h; qmail's, which other programs use too
 		return worker.Later
-	case 65, 100: // EX_DATAERR; of qmail
+	case 65, 100: // EX_DATAERR; qmail's
 		return worker.Never
 	case 126, 127: // of shells: not executable, not found
 		return worker.Misconfigured
@@ -84,7 +84,7 @@ func verdict(o worker.Outcome, format string, args ...any) *worker.Error {
 	return &worker.Error{Outcome: o, Err: fmt.Errorf(format, args...)}
 }
 
-// saying adds what a program said at last.
+// saying adds the last standard error of a program.
 func saying(e *worker.Error, said string) *worker.Error {
 	if e != nil {
 		e.Said = strings.ToValidUTF8(strings.TrimSpace(said), "\uFFFD")

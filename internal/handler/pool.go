@@ -18,14 +18,14 @@ import (
 	"github.com/revq/revq/internal/worker"
 )
 
-// neverEnded is how a process ended that had to be killed.
+// neverEnded says how a process ended that had to be killed.
 const neverEnded = "it did not end by itself"
 
 // endGrace is how long a process may take to end once its input has ended.
 const endGrace = 2 * time.Second
 
-// A pool has conversations with programs, one for each slot. They begin when
-// they are needed.
+// A pool has conversations with programs, at most one for each slot. It begins
+// them when they are needed.
 type pool struct {
 	cfg   Config
 	open  func(ctx context.Context, j job) (*conversation, *worker.Error)
@@ -60,8 +60,8 @@ func (p *pool) Handle(ctx context.Context, t task.Task) (string, error) {
 			err = saying(err, c.voice.end())
 		}
 	case p.cfg.Recycle > 0 && c.handled >= p.cfg.Recycle:
-		// The result need not wait for the end of the process. The slot does,
-		// so that no more processes are there than slots.
+		// The result does not wait for the end of the process, but the slot
+		// does, so that there are no more processes than slots.
 		release = func() {}
 		p.ending.Go(func() {
 			c.end(endGrace)
@@ -93,7 +93,7 @@ func (p *pool) take(ctx context.Context, j job) (*conversation, *worker.Error) {
 		if c.fresh() {
 			return c, nil
 		}
-		c.end(0) // it ended, or said what nobody asked for
+		c.end(0) // it ended, or wrote something without a task
 	}
 	c, err := p.open(ctx, j)
 	if err != nil {
@@ -128,7 +128,7 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// readable reports whether something can be read from fd, or its end.
+// readable reports whether data or the end can be read from fd.
 func readable(fd uintptr) bool {
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)

@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// persistentProgram keeps to the protocol, but for what kind says. A text that
-// begins with "!" has it do what follows.
+// persistentProgram follows the protocol, except as kind says. A text that
+// begins with "!" makes it do what follows.
 func persistentProgram(kind, dir string) {
 	pid := strconv.Itoa(os.Getpid())
 	os.WriteFile(filepath.Join(dir, pid), nil, 0o600)
@@ -110,7 +110,7 @@ func persistentProgram(kind, dir string) {
 	}
 }
 
-// A rig has a handler of which all processes have to be gone in the end.
+// A rig has a handler whose processes must all be gone at the end.
 type rig struct {
 	t   *testing.T
 	dir string // has a file for each process, named by its id
@@ -437,7 +437,7 @@ func TestPersistent(t *testing.T) {
 		{"empty result", "", 0, []exchange{{`!{"id":ID,"text":""}`, worker.Failed, "empty"}, ok}, 1},
 		{"a stray line", "", 0, []exchange{{"!debug: begin", worker.Failed, `"debug: begin\n"`}, ok}, 2},
 		{"a stray line after the answer", "", 0, []exchange{{"!stray after", worker.Done, "x"}, ok}, 2},
-		{"an empty line", "", 0, []exchange{{"!", worker.Failed, "no JSON object"}, ok}, 2},
+		{"an empty line", "", 0, []exchange{{"!", worker.Failed, "not a JSON object"}, ok}, 2},
 		{"the wrong id", "", 0, []exchange{{`!{"id":"another","text":"x"}`, worker.Failed, `"another"`}, ok}, 2},
 		{"no id", "", 0, []exchange{{`!{"text":"x"}`, worker.Failed, `"id"`}, ok}, 2},
 		{"two things at once", "", 0, []exchange{{`!{"id":ID,"text":"x","error":"y"}`, worker.Failed, "one of"}, ok}, 2},
@@ -590,7 +590,7 @@ func TestSocket(t *testing.T) {
 	r.expect("f", worker.Done, "f task-1 2")
 }
 
-// A connection that ends takes the program along that runs for it.
+// The end of a connection kills the program that runs for it.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -618,7 +618,8 @@ func TestServeEnds(t *testing.T) {
 	(&rig{t: t, dir: dir}).checkGone()
 }
 
-// What is no protocol ends the connection, and says what it was.
+// A line that does not follow the protocol ends the connection, and the error
+// shows it.
 func TestServeRefuses(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{

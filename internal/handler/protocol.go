@@ -15,16 +15,16 @@ import (
 	"github.com/revq/revq/internal/worker"
 )
 
-// version is the protocol's, which both sides say first.
+// version is the version of the protocol, which each side's hello has.
 const version = 1
 
 const helloLine = `{"revq":1}` + "\n"
 
-// maxLineFor returns how long a line may be that holds up to n bytes of text: JSON
-// may write each of them as six, and the rest needs little.
+// maxLineFor returns the maximum length of a line with up to n bytes of text:
+// JSON may write each of them as six, and the rest needs little.
 func maxLineFor(n int) int { return 6*n + 16<<10 }
 
-// A request is a task on its way to a program.
+// A request is a task in the form that programs read.
 type request struct {
 	ID       string  `json:"id"`
 	Queue    string  `json:"queue"`
@@ -39,7 +39,7 @@ func appendLine(v any) []byte {
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
-		panic(err) // nothing that is encoded here can fail
+		panic(err) // cannot happen with the values that are encoded here
 	}
 	return b.Bytes()
 }
@@ -67,7 +67,7 @@ func parseJob(line []byte) (job, error) {
 	return job{r.ID, r.Queue, r.Text, r.Attempt, r.Last, time.UnixMilli(ms)}, nil
 }
 
-// A reply is what a program answers: one of its kinds.
+// A reply is a line of a program, of one of the kinds below.
 type reply struct {
 	kind  replyKind
 	id    string
@@ -84,7 +84,7 @@ const (
 	isProgress
 )
 
-// What a reply of the kind isError says about another attempt.
+// retries has the values of "retry" in a reply of the kind isError.
 var retries = map[string]worker.Outcome{"yes": worker.Failed, "later": worker.Later, "no": worker.Never}
 
 func retryOf(o worker.Outcome) string {
@@ -97,7 +97,7 @@ func retryOf(o worker.Outcome) string {
 	return "yes"
 }
 
-// encodeReply returns the answer for a task: the result, or what is wrong.
+// encodeReply returns the answer for a task: the result or the error.
 func encodeReply(id, text string, wrong *worker.Error) []byte {
 	if wrong == nil {
 		return appendLine(struct {
@@ -116,9 +116,9 @@ func encodeReply(id, text string, wrong *worker.Error) []byte {
 	}{id, said, retryOf(wrong.Outcome)})
 }
 
-// parseReply reads a line of a program. It returns an error unless it is one of
-// those that the protocol knows. Members that it does not know are ignored:
-// later versions may have more.
+// parseReply reads a line of a program. It returns an error if the line does
+// not follow the protocol. It ignores unknown members: later versions may have
+// more.
 func parseReply(line []byte) (reply, error) {
 	var r struct {
 		Revq     *int            `json:"revq"`
@@ -139,7 +139,7 @@ func parseReply(line []byte) (reply, error) {
 	}
 	switch {
 	case kinds != 1:
-		return reply{}, errors.New(`it has to have one of the members "text", "error" and "progress"`)
+		return reply{}, errors.New(`it must have one of the members "text", "error" and "progress"`)
 	case r.Retry != nil && r.Error == nil:
 		return reply{}, errors.New(`"retry" belongs to "error"`)
 	case r.Revq != nil && *r.Revq != version:
@@ -157,23 +157,23 @@ func parseReply(line []byte) (reply, error) {
 	if r.Retry != nil {
 		var known bool
 		if retry, known = retries[*r.Retry]; !known {
-			return reply{}, fmt.Errorf(`"retry" is %.20q, and has to be "yes", "later" or "no"`, *r.Retry)
+			return reply{}, fmt.Errorf(`"retry" is %.20q, and must be "yes", "later" or "no"`, *r.Retry)
 		}
 	}
 	return reply{kind: isError, id: *r.ID, text: *r.Error, retry: retry}, nil
 }
 
-// unmarshal is json.Unmarshal of an object, which it takes only in UTF-8.
+// unmarshal is json.Unmarshal for objects in valid UTF-8.
 func unmarshal(line []byte, into any) error {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 || line[0] != '{' {
-		return errors.New("it is no JSON object")
+		return errors.New("it is not a JSON object")
 	}
 	if !utf8.Valid(line) {
 		return errors.New("it is not UTF-8")
 	}
 	if err := json.Unmarshal(line, into); err != nil {
-		return fmt.Errorf("it is not as the protocol has it: %w", err)
+		return fmt.Errorf("it does not follow the protocol: %w", err)
 	}
 	return nil
 }
@@ -212,7 +212,7 @@ func (l *lines) next() ([]byte, error) {
 	}
 	line = l.long
 	if cap(l.long) > 1<<20 {
-		l.long = nil // not for ever
+		l.long = nil // do not keep the memory
 	}
 	return line, err
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// Serve has a filter speak the protocol: it reads tasks from in, runs the
+// Serve speaks the protocol for a filter: it reads tasks from in, runs the
 // program of cfg for each, and writes the answers to out, until in or ctx ends.
-// It is for units that are reached over a socket.
+// It is for units that workers connect to over a socket.
 func Serve(ctx context.Context, cfg Config, in io.Reader, out io.Writer, log *slog.Logger) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if _, err := io.WriteString(out, helloLine); err != nil {
 		return fmt.Errorf("say hello to the worker: %w", err)
 	}
-	// The next line is read while a task is being handled: if the input ends,
-	// nobody waits for the answer any more.
+	// The next line is read while a task is being handled, to notice the end
+	// of the input: then nobody waits for the answer any more.
 	jobs := make(chan job)
 	go func() { cancel(readJobs(ctx, in, jobs)) }()
 	f := newFilter(cfg, log)
@@ -43,7 +43,7 @@ func Serve(ctx context.Context, cfg Config, in io.Reader, out io.Writer, log *sl
 	return nil
 }
 
-// readJobs sends the tasks that come from in, and returns why there are no
+// readJobs sends the tasks that it reads from in, and returns why there are no
 // more.
 func readJobs(ctx context.Context, in io.Reader, jobs chan<- job) error {
 	l := newLines(in, maxLineFor(task.MaxText))

@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// maxSaid is how much of what a program said last goes into a dead letter.
+	// maxSaid is how many bytes of the end of a program's standard error go
+	// into a dead letter.
 	maxSaid = 2 << 10
 
-	// maxLine is the longest line of standard error that is logged; the rest
-	// of it is left out.
+	// maxLine is how many bytes of a line of standard error are logged.
 	maxLine = 1 << 10
 
-	// lineRate and lineBurst bound how many lines a second are logged, for all
-	// processes together: a journal drops what comes too fast from a service,
-	// its own messages included.
+	// lineRate and lineBurst bound how many lines a second are logged for all
+	// processes together: a journal drops messages of a service that logs too
+	// fast, and among them would be the worker's own.
 	lineRate  = 50
 	lineBurst = 200
 )
@@ -32,7 +32,7 @@ type stderr struct {
 	mu      sync.Mutex
 	left    float64 // lines that may be logged now
 	filled  time.Time
-	dropped int // lines since the last one that was logged
+	dropped int // lines that were dropped since the last one that was logged
 }
 
 func newStderr(log *slog.Logger) *stderr {
@@ -66,13 +66,13 @@ type voice struct {
 	to *stderr
 
 	mu   sync.Mutex
-	id   string // of the task that it is at
+	id   string // of the task that it handles
 	line []byte // the beginning of the line that is being written, at most maxLine
 	cut  bool   // the line is longer
-	tail []byte // the end of what it said about this task, at most twice maxSaid
+	tail []byte // the end of what it wrote for this task, at most twice maxSaid
 }
 
-// Write takes in what the process writes.
+// Write takes what the process writes.
 func (v *voice) Write(b []byte) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -94,7 +94,7 @@ func (v *voice) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush logs the line. v.mu is locked.
+// flush logs the line. v.mu must be held.
 func (v *voice) flush() {
 	text := strings.ToValidUTF8(strings.TrimSuffix(string(v.line), "\r"), "\uFFFD")
 	if v.cut {
@@ -106,14 +106,15 @@ func (v *voice) flush() {
 	}
 }
 
-// begin makes what comes from now on belong to a task.
+// begin assigns what is written from now on to a task.
 func (v *voice) begin(id string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.id, v.tail = id, v.tail[:0]
 }
 
-// end logs what is left, and returns the last that was said about the task.
+// end logs the rest of a line, and returns the end of what was written for the
+// task.
 func (v *voice) end() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()

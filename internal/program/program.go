@@ -1,6 +1,6 @@
-// Package program puts the daemons together: it alone knows who talks to whom.
-// Each cmd/revq-*/main.go runs one of its programs, and `revq settings` lists
-// what can be set about them.
+// Package program puts the daemons together: only it knows which parts talk to
+// each other. Each cmd/revq-*/main.go runs one of its programs, and `revq
+// settings` lists their settings.
 package program
 
 import (
@@ -54,7 +54,7 @@ func Socket() daemon.Program {
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			broker.MaxResult = min(log.LongestResult(), task.MaxText)
 			results, reader := feed.New(log), rabbit.NewReader(broker, log.Backlog, d.Log)
-			// Each that catches up has a connection to the broker.
+			// Each listener that catches up has a connection to the broker.
 			cfg.MaxListeners = front.Connections(d.Log, "max-listeners", cfg.MaxListeners, 1, cfg.MaxResuming)
 			server := socket.New(cfg, results, reader, d.Log)
 			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
@@ -114,14 +114,14 @@ EXAMPLES:
 	}
 }
 
-// Set is what can be set about one program.
+// A Set is the settings of one program.
 type Set struct {
-	Program  string // as it is run, such as "revq setup"
+	Program  string // the command line, such as "revq setup"
 	Role     string // in unit files and NixOS options, such as "setup"
 	Settings []setting.Setting
 }
 
-// Sets returns what can be set about the daemons and revq setup, with the
+// Sets returns the settings of the daemons and of revq setup, with the
 // defaults.
 func Sets() []Set {
 	setup := rabbit.DefaultConfig("revq setup")

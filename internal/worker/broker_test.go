@@ -53,7 +53,8 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// A task that no attempt can handle goes to the dead letters, and the worker lives.
+// A task that no attempt can handle becomes a dead letter, and the worker
+// continues.
 func TestFailures(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]func() (string, error){
@@ -231,7 +232,7 @@ func TestResultDuringAnAlarm(t *testing.T) {
 		return nil
 	})
 	if w.Busy() == 0 {
-		t.Error("no task is in hand")
+		t.Error("no task is running")
 	}
 	rabbittest.ClearAlarm(t, node)
 	seen := map[string]bool{}
@@ -240,7 +241,7 @@ func TestResultDuringAnAlarm(t *testing.T) {
 	}
 	r.eventually("acknowledged", func() error {
 		if n := w.Busy(); n > 0 {
-			return fmt.Errorf("%d tasks are in hand", n)
+			return fmt.Errorf("%d tasks are running", n)
 		}
 		return nil
 	})

@@ -10,45 +10,45 @@ import (
 
 // Config sets how a worker takes tasks. DefaultConfig gives a usable one.
 type Config struct {
-	// Concurrency is how many tasks are in hand at once, and so how many the
-	// broker sends ahead (the prefetch): none waits in a worker while another
-	// one is free. Default 10.
+	// Concurrency is how many tasks the worker handles at once. It is also the
+	// prefetch, so no task waits in a worker while another worker is free.
+	// Default 10.
 	Concurrency int
 
-	// MaxText is the longest text handled, in bytes; a task with a longer one
-	// goes to the dead letters. The API has a limit of its own, but any AMQP
-	// client may publish a task, and as the result its text takes up to eighteen
-	// times its size in each socket server. Default 1 MiB: sixteen times what
-	// the API takes by default, and little beside what each process may have.
+	// MaxText is the maximum length of a text in bytes; a task with a longer
+	// one becomes a dead letter. The API has its own limit, but any AMQP
+	// client may publish a task, and a result takes up to eighteen times its
+	// size in each socket server. Default 1 MiB: sixteen times the default
+	// limit of the API, and little compared with the memory of each process.
 	MaxText int
 
-	// ConsumerTimeout is what the broker has as consumer_timeout: the time
-	// after which it takes an unacknowledged task back and closes the channel
-	// that held it. Default 30 min, as the broker's.
+	// ConsumerTimeout is the broker's consumer_timeout: the time after which
+	// it takes back an unacknowledged task and closes the channel that held
+	// it. Default 30 min, like the broker's.
 	ConsumerTimeout time.Duration
 
-	// DeliveryLimit is that of the queue: how often a task may come back
-	// before the broker makes it a dead letter. Handlers are told which
+	// DeliveryLimit is the queue's: how many failed attempts may be retried
+	// before the broker makes the task a dead letter. Handlers are told which
 	// attempt is the last one.
 	DeliveryLimit int64
 
-	// Drain has tasks that are being handled when the worker is told to stop
-	// finish within DrainTimeout. Default false: they go back at once, which
-	// makes for quick restarts.
+	// Drain lets running tasks finish within DrainTimeout when the worker is
+	// told to stop. Default false: they return to the queue at once, which
+	// makes restarts quick.
 	Drain        bool
 	DrainTimeout time.Duration
 }
 
-// maxConcurrency keeps a worker's unacknowledged tasks well below what one
-// channel carries (65,535).
+// maxConcurrency keeps the number of a worker's unacknowledged tasks well below
+// the maximum of a channel, 65,535.
 const maxConcurrency = 10_000
 
-// DefaultConfig returns the configuration used unless something else is given.
+// DefaultConfig returns the default configuration.
 func DefaultConfig() Config {
 	return Config{Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, DeliveryLimit: 5}
 }
 
-// Settings declares what an operator can set of c, which holds the defaults.
+// Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
 	return []setting.Setting{
 		setting.In("job", setting.Count("concurrency", "tasks", "`TASKS` at once, in each worker", &c.Concurrency, 1, maxConcurrency))[0],
@@ -61,12 +61,13 @@ func (c *Config) Settings() []setting.Setting {
 	}
 }
 
-// Check returns an error if a task that takes longest to handle, which the flag
-// bounds, could meet the broker's consumer timeout. Half of it is left for publishing the result to
-// a broker that is slow or away, and because the broker looks only now and then.
+// Check returns an error if a task that takes the longest time to handle, which
+// flag bounds, could reach the broker's consumer timeout. Half of that timeout
+// is left for publishing the result to a slow or unavailable broker, and
+// because the broker checks only from time to time.
 func (c *Config) Check(longest time.Duration, flag string) error {
 	if most := c.ConsumerTimeout / 2; longest > most {
-		return fmt.Errorf("a task may take %v, too near to the broker's consumer timeout of %v: lower %s to %v or less, or raise consumer_timeout at the broker and --consumer-timeout here",
+		return fmt.Errorf("a task may take %v, too close to the broker's consumer timeout of %v: lower %s to %v or less, or raise consumer_timeout at the broker and --consumer-timeout here",
 			longest, c.ConsumerTimeout, flag, most)
 	}
 	return nil

@@ -5,7 +5,8 @@ import (
 	"errors"
 )
 
-// An Outcome is what came of an attempt, and so what is done with the task.
+// An Outcome says how an attempt ended, and so what the worker does with the
+// task.
 type Outcome int
 
 // The outcomes. Done and Stopped are never those of an Error.
@@ -13,27 +14,27 @@ const (
 	Done          Outcome = iota
 	Failed                // counts as an attempt; the task is tried again
 	Never                 // no attempt can succeed: the task becomes a dead letter
-	Later                 // not the task's fault: tried again, not counted
-	Misconfigured         // the handler cannot be started or reached: as Later, and tasks wait until it can
-	Stopped               // the attempt was cut short: the task goes back
+	Later                 // not the task's fault: the task is tried again, and the attempt is not counted
+	Misconfigured         // the handler cannot be started or reached: like Later, and tasks wait until it can
+	Stopped               // the attempt was cut short: the task returns to the queue
 )
 
-// An Error is the error of a Handler that says what came of the attempt. Any
-// other error stands for Failed.
+// An Error is an error of a Handler with the outcome of the attempt. Any other
+// error means Failed.
 type Error struct {
 	Outcome Outcome
 	Err     error
 
 	// Said is the end of what the handler wrote to its standard error. It goes
-	// into the dead letter, and is not part of the message: it was logged when
-	// it came.
+	// into the dead letter. It is not part of the message, since it was logged
+	// when it was written.
 	Said string
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// outcomeOf returns what err, returned for an attempt with ctx, stands for.
+// outcomeOf returns the outcome of an attempt with ctx that returned err.
 func outcomeOf(ctx context.Context, err error) Outcome {
 	if err == nil {
 		return Done
@@ -47,7 +48,7 @@ func outcomeOf(ctx context.Context, err error) Outcome {
 	return Failed
 }
 
-// reason returns what a dead letter says of err.
+// reason returns the text that a dead letter has for err.
 func reason(err error) string {
 	if e, ok := errors.AsType[*Error](err); ok && e.Said != "" {
 		return err.Error() + "\n" + e.Said

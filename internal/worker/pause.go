@@ -10,19 +10,19 @@ import (
 )
 
 const (
-	// laterInRow is how many attempts in a row have to end with Later until
-	// tasks wait: one of them may be about its own task only.
+	// laterInRow is how many attempts in a row must end with Later before
+	// tasks wait: a single one may concern only its own task.
 	laterInRow = 3
 
 	// pauseMin and pauseMax bound a pause. It doubles while the handler stays
-	// out of order; half of it is random, so that many workers do not ask a
-	// database that comes back all at once. Work begins again at most pauseMax
-	// after it could.
+	// out of order. Half of it is random, so that many workers do not all
+	// query a database at once that has come back. Work resumes at most
+	// pauseMax after the handler works again.
 	pauseMin = time.Second
 	pauseMax = 30 * time.Second
 
 	// maxHold is how long a task may wait in a worker whose handler is out of
-	// order before it goes back to the queue, where other workers may take it.
+	// order. Then it returns to the queue, where other workers may take it.
 	maxHold = time.Minute
 )
 
@@ -31,24 +31,24 @@ type phase int
 
 const (
 	working phase = iota // they are
-	paused               // none is, until a time
-	probing              // one is, to see whether the handler works again
+	paused               // none is, until a given time
+	probing              // one is, to find out whether the handler works again
 )
 
 // A pauser decides when tasks wait because the handler is out of order. It
 // holds no lock and reads no clock.
 type pauser struct {
 	phase phase
-	round int           // counts the pauses: an attempt from before a pause says nothing about its end
-	inRow int           // attempts that ended with Later, without another one between them
+	round int           // counts the pauses: an attempt that began before a pause cannot end it
+	inRow int           // attempts in a row that ended with Later
 	wait  time.Duration // of this pause, without jitter; 0 before the first one
 	until time.Time     // the end of this pause
 	why   error         // the reason for this pause
 }
 
-// admit says whether a task may be attempted. Otherwise it is asked again
-// after wait or, with a wait of 0, when the phase has changed. The round is
-// handed to ended.
+// admit says whether a task may be attempted. If not, the caller asks again
+// after wait or, if wait is 0, when the phase has changed. The caller passes
+// the round to ended.
 func (p *pauser) admit(now time.Time) (round int, wait time.Duration, ok bool) {
 	switch {
 	case p.phase == working:
@@ -62,8 +62,8 @@ func (p *pauser) admit(now time.Time) (round int, wait time.Duration, ok bool) {
 	return p.round, 0, true
 }
 
-// ended takes in what came of an attempt that was admitted in round. The
-// jitter is from 0 to 1. It returns true if the phase has changed.
+// ended takes the outcome of an attempt that was admitted in round. The jitter
+// is from 0 to 1. ended returns true if the phase has changed.
 func (p *pauser) ended(round int, o Outcome, why error, now time.Time, jitter float64) bool {
 	if round != p.round {
 		return false
@@ -84,13 +84,13 @@ func (p *pauser) ended(round int, o Outcome, why error, now time.Time, jitter fl
 		if p.phase == probing {
 			p.phase, p.until = paused, now // the next one may try
 		}
-	default: // the handler works, whatever it said of the task
+	default: // the handler works, whatever the outcome
 		p.phase, p.inRow, p.wait, p.why = working, 0, 0, nil
 	}
 	return p.phase != before
 }
 
-// A gate has goroutines wait as a pauser says.
+// A gate makes goroutines wait as a pauser decides.
 type gate struct {
 	mu      sync.Mutex
 	p       pauser
@@ -99,7 +99,7 @@ type gate struct {
 
 func newGate() *gate { return &gate{changed: make(chan struct{})} }
 
-// errHeld means that a task has waited in this worker for long enough.
+// errHeld means that a task has waited in this worker until its limit.
 var errHeld = errors.New("the task has waited too long")
 
 // enter waits until a task may be attempted. It returns errHeld at the time
@@ -135,8 +135,9 @@ func (g *gate) enter(ctx context.Context, held time.Time) (round int, err error)
 	}
 }
 
-// rest waits for about the time wait or until ctx ends, unless tasks wait in
-// enter. It returns false if the task is to go back at the time held instead.
+// rest waits for about the time wait, or until ctx ends. It returns at once if
+// tasks wait in enter, or if the wait would last beyond the time held; then it
+// returns false, and the task returns to the queue.
 func (g *gate) rest(ctx context.Context, wait time.Duration, held time.Time) bool {
 	wait = wait/2 + rand.N(wait/2)
 	if time.Until(held) < wait {
@@ -157,8 +158,8 @@ func (g *gate) rest(ctx context.Context, wait time.Duration, held time.Time) boo
 	return true
 }
 
-// ended takes in what came of an attempt. It returns what is worth logging: the
-// phase, if it has changed to paused or from probing to working, and the pause.
+// ended takes the outcome of an attempt. It returns the phase, the rest of the
+// pause, and whether the phase has changed, for the log.
 func (g *gate) ended(round int, o Outcome, why error) (is phase, wait time.Duration, changed bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -176,9 +177,9 @@ func (g *gate) err() error {
 	defer g.mu.Unlock()
 	switch g.p.phase {
 	case paused:
-		return fmt.Errorf("the handler is out of order, next try in %v: %w", time.Until(g.p.until).Round(time.Second), g.p.why)
+		return fmt.Errorf("the handler is out of order, next attempt in %v: %w", time.Until(g.p.until).Round(time.Second), g.p.why)
 	case probing:
-		return fmt.Errorf("the handler is out of order and tried with one task: %w", g.p.why)
+		return fmt.Errorf("the handler is out of order and is being tried with one task: %w", g.p.why)
 	}
 	return nil
 }

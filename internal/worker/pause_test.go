@@ -90,7 +90,7 @@ func TestPauserBounds(t *testing.T) {
 	}
 }
 
-// A broker takes in what a worker does with tasks.
+// A broker records what a worker does with tasks.
 type broker struct {
 	refuses error // the answer to everything that is published
 
@@ -281,8 +281,8 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// A task that is put off alone waits by itself, and goes back before the broker
-// could take it for lost. Others go on.
+// A single task that ends with Later waits by itself and returns to the queue
+// before the consumer timeout. Others are not held up.
 func TestOneTaskLater(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

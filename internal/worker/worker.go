@@ -14,11 +14,11 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// A Handler does the job.
+// A Handler handles tasks.
 type Handler interface {
 	// Handle returns the processed text of t. An error means that this attempt
-	// failed, unless it is an Error that says something else. It returns at
-	// once when ctx ends.
+	// failed, unless it is an Error with another outcome. Handle must return
+	// at once when ctx ends.
 	Handle(ctx context.Context, t task.Task) (string, error)
 }
 
@@ -39,16 +39,16 @@ type Publisher interface {
 // A Delivery is a task on loan. Exactly one of Ack, Reject, Refuse and Requeue
 // ends the loan.
 type Delivery interface {
-	Task() (task.Task, error) // the error says why it cannot be handled, ever
+	Task() (task.Task, error) // the error says why the task can never be handled
 	Attempt() int64           // counts the deliveries of this task, from 1
 	Ack() error               // it is done
 	Reject() error            // this attempt failed
 	Refuse() error            // no attempt can succeed
-	Requeue() error           // it was not attempted to the end
+	Requeue() error           // the attempt was not finished
 }
 
-// The waits between attempts to publish a result. Nothing is lost meanwhile:
-// the task stays unacknowledged.
+// The bounds of the waits between attempts to publish a result. Nothing is lost
+// meanwhile: the task stays unacknowledged.
 const (
 	publishRetryMin = 100 * time.Millisecond
 	publishRetryMax = 5 * time.Second
@@ -65,26 +65,26 @@ type Worker struct {
 	gate *gate
 }
 
-// New returns a Worker that has tasks handled by h and sends what comes of it
-// to results.
+// New returns a Worker that has h handle tasks and publishes to results.
 func New(cfg Config, h Handler, results Publisher, log *slog.Logger) *Worker {
 	return &Worker{cfg: cfg, handler: h, results: results, log: log, gate: newGate()}
 }
 
-// Busy returns how many tasks are in hand.
+// Busy returns how many tasks are running.
 func (w *Worker) Busy() int { return int(w.busy.Load()) }
 
 // Status says in a few words how much there is to do.
 func (w *Worker) Status() string {
-	return fmt.Sprintf("%d of %d tasks in hand", w.Busy(), w.cfg.Concurrency)
+	return fmt.Sprintf("%d of %d tasks running", w.Busy(), w.cfg.Concurrency)
 }
 
 // Ready returns why no tasks are attempted at present; nil if they are.
 func (w *Worker) Ready() error { return w.gate.err() }
 
-// Handle sees one delivery to its end. ctx ends when the worker is to stop,
-// with the cause context.Canceled, or when the delivery has become void because
-// its session ended: then a task that is not handled yet goes back at once.
+// Handle handles one delivery and ends its loan. ctx ends with the cause
+// context.Canceled when the worker is told to stop, or with another cause when
+// the session of the delivery has ended. A task that is not handled yet then
+// returns to the queue at once.
 func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
@@ -103,29 +103,29 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	for wait := pauseMin; ; wait = min(2*wait, pauseMax) {
 		var round int
 		err := context.Cause(ctx)
-		if err == nil || !w.cfg.Drain { // what has not begun when a worker drains is not begun
+		if err == nil || !w.cfg.Drain { // a worker that drains begins no more tasks
 			round, err = w.gate.enter(ctx, held)
 		}
 		switch {
 		case errors.Is(err, errHeld):
-			w.giveBack(t, d)
+			w.republish(t, d)
 			return
 		case err != nil:
-			w.settled(t, d, "give back", d.Requeue())
+			w.settled(t, d, "return", d.Requeue())
 			return
 		}
 		if again := w.try(ctx, t, d, round); !again {
 			return
 		}
 		if !w.gate.rest(ctx, wait, held) {
-			w.giveBack(t, d)
+			w.republish(t, d)
 			return
 		}
 	}
 }
 
-// try makes one attempt. It returns true if the task is to be attempted again,
-// and has otherwise ended the loan.
+// try makes one attempt. It returns true if the task must be attempted again.
+// Otherwise it has ended the loan.
 func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) (again bool) {
 	handling, cancel := w.handlingContext(ctx)
 	defer cancel()
@@ -134,10 +134,10 @@ func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) (a
 	w.note(round, outcome, err)
 	switch {
 	case outcome == Later || outcome == Misconfigured:
-		w.about(t, d).Info("a task is put off", "error", err)
+		w.about(t, d).Info("a task will be tried again later", "error", err)
 		return true
 	case outcome == Stopped:
-		w.settled(t, d, "give back", d.Requeue())
+		w.settled(t, d, "return", d.Requeue())
 	case outcome == Never:
 		w.bury(t, d, err)
 	case outcome == Failed:
@@ -146,13 +146,13 @@ func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) (a
 	case w.publish(handling, t, d, text):
 		w.settled(t, d, "acknowledge", d.Ack())
 	default:
-		w.settled(t, d, "give back", d.Requeue())
+		w.settled(t, d, "return", d.Requeue())
 	}
 	return false
 }
 
-// handlingContext returns the context for an attempt. It ends with ctx or, if
-// the worker drains, the DrainTimeout after it was told to stop.
+// handlingContext returns the context for an attempt. It ends with ctx. If the
+// worker drains, a stop ends it only after the DrainTimeout.
 func (w *Worker) handlingContext(ctx context.Context) (context.Context, func()) {
 	if !w.cfg.Drain {
 		return ctx, func() {}
@@ -181,7 +181,8 @@ func (w *Worker) handlingContext(ctx context.Context) (context.Context, func()) 
 
 var errDrained = errors.New("the worker was told to stop, and the time for running tasks is over")
 
-// note takes in what came of an attempt, and logs if tasks wait because of it.
+// note passes the outcome of an attempt to the gate, and logs when tasks begin
+// or cease to wait.
 func (w *Worker) note(round int, o Outcome, err error) {
 	switch is, wait, changed := w.gate.ended(round, o, err); {
 	case changed && is == paused && o != Stopped:
@@ -191,30 +192,32 @@ func (w *Worker) note(round int, o Outcome, err error) {
 	}
 }
 
-// bury makes t a dead letter. The broker can do that, too, but does not say why.
+// bury makes t a dead letter with the reason. The broker could make it one,
+// too, but without the reason.
 func (w *Worker) bury(t task.Task, d Delivery, why error) {
-	w.about(t, d).Error("a task was given up: the handler says that no attempt can succeed", "error", why)
+	w.about(t, d).Error("a task becomes a dead letter: the handler says that no attempt can succeed", "error", why)
 	if err := <-w.results.PublishDead(t, reason(why)); err != nil {
-		w.about(t, d).Warn("could not publish a dead letter; the broker makes it one, without the reason", "error", err)
+		w.about(t, d).Warn("could not publish a dead letter; the broker will make it one without the reason", "error", err)
 		w.settled(t, d, "refuse", d.Refuse())
 		return
 	}
 	w.settled(t, d, "acknowledge", d.Ack())
 }
 
-// giveBack sends a task to the end of the queue that the handler could not
-// take. It is published again rather than returned: before RabbitMQ 4.3, a
-// return counts as a failed attempt, and some of them make a dead letter.
-func (w *Worker) giveBack(t task.Task, d Delivery) {
+// republish sends a task that the handler could not take to the end of the
+// queue. It publishes the task again rather than return it: before RabbitMQ
+// 4.3, a return counts as a failed attempt, and a few of those make a dead
+// letter.
+func (w *Worker) republish(t task.Task, d Delivery) {
 	if err := <-w.results.PublishTask(t); err != nil {
 		w.about(t, d).Warn("could not publish a task again; it is returned instead", "error", err)
-		w.settled(t, d, "give back", d.Requeue())
+		w.settled(t, d, "return", d.Requeue())
 		return
 	}
 	w.settled(t, d, "acknowledge", d.Ack())
 }
 
-// attempt calls the handler; a panic in it is an error like any other.
+// attempt calls the handler. A panic in it is an error like any other.
 func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -224,9 +227,9 @@ func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err err
 	return w.handler.Handle(ctx, t)
 }
 
-// publish sends the result of t until the broker has confirmed it, or ctx ends.
-// An attempt under way when ctx ends is waited for: the work is done, and the
-// publisher answers soon.
+// publish publishes the result of t, again and again until the broker has
+// confirmed it or ctx ends. When ctx ends, publish still waits for the answer
+// to a result in flight: the work is done, and the publisher answers soon.
 func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text string) bool {
 	r := task.Result{ID: t.ID, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now()}
 	for wait := publishRetryMin; ; wait = min(2*wait, publishRetryMax) {
@@ -243,16 +246,16 @@ func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text stri
 	}
 }
 
-// settled looks at how the loan of a task ended. An error means that the session
-// has ended, and then the broker gives the task to another worker by itself. If
-// its result is out already, the listeners' servers drop the second one.
+// settled logs an error at the end of a loan. It means that the session has
+// ended: the broker then delivers the task again. If its result has been
+// published already, the socket servers drop the second one.
 func (w *Worker) settled(t task.Task, d Delivery, what string, err error) {
 	if err != nil {
 		w.about(t, d).Warn("could not settle a task; the broker will deliver it again", "action", what, "error", err)
 	}
 }
 
-// about returns the log for what is worth telling of a task. Of most there is nothing.
+// about returns a log for messages about a task. Most tasks need none.
 func (w *Worker) about(t task.Task, d Delivery) *slog.Logger {
 	return w.log.With("task", t.ID, "attempt", d.Attempt())
 }
