@@ -16,7 +16,7 @@ import (
 
 	"github.com/fasthttp/websocket"
 
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Characters that a terminal would obey, or show as another line.
@@ -39,7 +39,7 @@ func hostile(t *testing.T) (api, socket string) {
 			t.Error(err)
 		}
 		if body.Text == "refuse" {
-			w.Header().Set("Content-Type", problem.ContentType)
+			w.Header().Set("Content-Type", wire.ProblemType)
 			w.WriteHeader(http.StatusBadRequest)
 			json.NewEncoder(w).Encode(map[string]any{"status": 400, "detail": evil})
 			return
@@ -75,7 +75,7 @@ func hostile(t *testing.T) (api, socket string) {
 		}
 	})
 	mux.HandleFunc("GET /refused/listen_results", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", problem.ContentType)
+		w.Header().Set("Content-Type", wire.ProblemType)
 		w.WriteHeader(http.StatusForbidden)
 		json.NewEncoder(w).Encode(map[string]any{"status": 403, "detail": evil})
 	})

@@ -11,10 +11,10 @@ import (
 
 	"github.com/revq/revq/internal/client"
 	"github.com/revq/revq/internal/command"
-	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/wire"
 )
 
-const defaultSocket = "ws://localhost:8083/listen_results"
+const defaultSocket = "ws://localhost:8083" + wire.ListenPath
 
 func listen() *cli.Command {
 	var (
@@ -73,7 +73,7 @@ EXAMPLES:
 				return err
 			}
 			if after != "" {
-				mark, err := feed.ParseMark(after)
+				mark, err := wire.ParseMark(after)
 				if err != nil {
 					return command.UsageError(fmt.Errorf("--after: %w", err))
 				}
@@ -99,18 +99,18 @@ EXAMPLES:
 			}
 			l.Received = func(m client.Message) error {
 				switch m.Type {
-				case feed.TypeGap:
+				case wire.TypeGap:
 					note(stderr, "results are missing here: %s", m.Text)
-				case feed.TypeLost:
+				case wire.TypeLost:
 					note(stderr, "the result of %q cannot be sent: %s", m.ID, m.Text)
 				}
-				if m.Type != feed.TypeResult && !json {
+				if m.Type != wire.TypeResult && !json {
 					return nil
 				}
 				if err := write(m); err != nil {
 					return err
 				}
-				if m.Type == feed.TypeResult {
+				if m.Type == wire.TypeResult {
 					received++
 				}
 				if received == count && count > 0 {

@@ -21,11 +21,11 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack/stacktest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // An interrupted send prints what became of each text, and a command that
@@ -224,7 +224,7 @@ func TestSendTells(t *testing.T) {
 				fmt.Fprintf(&answer, `{"status":%d,"detail":"reason %[1]d"%s}`+"\n", s, id)
 				if len(lines) == 1 {
 					if s != http.StatusAccepted {
-						w.Header().Set("Content-Type", problem.ContentType)
+						w.Header().Set("Content-Type", wire.ProblemType)
 					}
 					w.WriteHeader(s)
 				}

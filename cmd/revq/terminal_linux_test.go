@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/wire"
 )
 
 // TestProgress runs with a terminal as stderr. Only there does revq show the
@@ -146,7 +146,7 @@ func fakeAPI(t *testing.T) string {
 		body, _ := io.ReadAll(r.Body)
 		lines := strings.Split(strings.TrimSpace(string(body)), "\n")
 		if bad := strings.Contains(lines[0], `"bad"`); len(lines) == 1 && bad {
-			w.Header().Set("Content-Type", problem.ContentType)
+			w.Header().Set("Content-Type", wire.ProblemType)
 		} else if len(lines) == 1 {
 			w.WriteHeader(http.StatusAccepted)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/stack"
+	"github.com/revq/revq/internal/wire"
 )
 
 // findServer looks for RabbitMQ. Tests have it find none.
@@ -69,7 +70,7 @@ EXAMPLES:
 
 // printNext prints the commands to try next.
 func printNext(cmd *cli.Command, port int) {
-	api, socket := fmt.Sprintf("http://localhost:%d", port), fmt.Sprintf("ws://localhost:%d/listen_results", port+2)
+	api, socket := fmt.Sprintf("http://localhost:%d", port), fmt.Sprintf("ws://localhost:%d%s", port+2, wire.ListenPath)
 	sendFlags, listenFlags := "", ""
 	if api != defaultAPI {
 		sendFlags, listenFlags = " --url "+api, " --url "+socket
@@ -82,9 +83,9 @@ revq is up. In other terminals, type:
 
 or, without revq send:
 
-    curl -d text=abcdef http://localhost:%d/queue_reverse_text
+    curl -d text=abcdef http://localhost:%d%s
 
 Ctrl-C stops everything.
 
-`, listenFlags, sendFlags, port+1)
+`, listenFlags, sendFlags, port+1, wire.QueuePath)
 }

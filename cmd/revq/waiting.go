@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/client"
-	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/wire"
 )
 
 // connectTimeout bounds how long --wait tries to reach the socket server.
@@ -98,7 +98,7 @@ func (w *waiting) close() { w.stop() }
 func (w *waiting) received(m client.Message) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if result, ok := w.expected[m.ID]; ok && (m.Type == feed.TypeResult || m.Type == feed.TypeLost) {
+	if result, ok := w.expected[m.ID]; ok && (m.Type == wire.TypeResult || m.Type == wire.TypeLost) {
 		select {
 		case result <- m:
 		default: // it has the result already
@@ -128,7 +128,7 @@ func (w *waiting) result(ctx context.Context, id string) (string, error) {
 	w.mu.Unlock()
 	select {
 	case m := <-result:
-		if m.Type == feed.TypeLost {
+		if m.Type == wire.TypeLost {
 			return "", fmt.Errorf("its result cannot be sent: %s", m.Text)
 		}
 		return m.Text, nil

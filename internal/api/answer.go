@@ -8,10 +8,11 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/wire"
 )
 
 // headerTaskID is what fasthttp takes without converting.
-var headerTaskID = []byte("Revq-Task-Id")
+var headerTaskID = []byte(wire.TaskIDHeader)
 
 // answerAccepted says that the broker has confirmed the task id.
 func answerAccepted(ctx *fasthttp.RequestCtx, id string) {

@@ -6,7 +6,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/wire"
 )
 
 // maxLines is the most lines in a batch. It bounds the answer, which for short
@@ -42,14 +43,14 @@ type line struct {
 	id        string
 	confirmed <-chan error // nil if there is a problem already, or for a repetition
 	outcome   *outcome     // nil if nobody may ask for it
-	problem   *problem.Problem
+	problem   *front.Problem
 }
 
 // queueBatch publishes each line of an NDJSON body.
-func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
+func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *front.Problem {
 	body := ctx.PostBody()
 	if lines := bytes.Count(bytes.TrimSuffix(body, []byte("\n")), []byte("\n")) + 1; lines > maxLines {
-		return problem.New(fasthttp.StatusRequestEntityTooLarge,
+		return front.NewProblem(fasthttp.StatusRequestEntityTooLarge,
 			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
 	}
 	b := batch{s: s, ctx: ctx}
@@ -73,7 +74,7 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *problem.Problem {
 	ctx.SetStatusCode(b.status)
 	ctx.SetContentType(typeNDJSON)
 	if b.retry {
-		ctx.Response.Header.Set("Retry-After", problem.RetryAfter)
+		ctx.Response.Header.Set("Retry-After", wire.RetryAfter)
 	}
 	return nil
 }
@@ -150,5 +151,5 @@ func (b *batch) answerOldest() {
 	default:
 		b.status = fasthttp.StatusMultiStatus
 	}
-	b.retry = b.retry || problem.Retryable(status)
+	b.retry = b.retry || wire.Retryable(status)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 func TestBatch(t *testing.T) {
@@ -35,7 +36,7 @@ func TestBatch(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			s := setup(t, &broker{publish: tc.publish})
-			r := s.do(t, "POST", queuePath, tc.body, "Content-Type", typeNDJSON)
+			r := s.do(t, "POST", wire.QueuePath, tc.body, "Content-Type", typeNDJSON)
 			if r.StatusCode != tc.status || r.Header.Get("Content-Type") != typeNDJSON {
 				t.Fatalf("%d %s: %s", r.StatusCode, r.Header.Get("Content-Type"), r.body)
 			}
@@ -69,10 +70,10 @@ func TestBatch(t *testing.T) {
 func TestBatchRefusedWhole(t *testing.T) {
 	t.Parallel()
 	s := setup(t, &broker{})
-	s.do(t, "POST", queuePath, " \n\r\n", "Content-Type", typeNDJSON).check(t, 400, "the batch is empty")
-	s.do(t, "POST", queuePath, "", "Content-Type", typeNDJSON).check(t, 400, "the batch is empty")
-	s.do(t, "POST", queuePath, strings.Repeat("\n", maxLines+1), "Content-Type", typeNDJSON).check(t, 413, "10000 lines")
-	s.do(t, "POST", queuePath, `{"text":"a"}`, "Content-Type", typeNDJSON, "Idempotency-Key", "k").
+	s.do(t, "POST", wire.QueuePath, " \n\r\n", "Content-Type", typeNDJSON).check(t, 400, "the batch is empty")
+	s.do(t, "POST", wire.QueuePath, "", "Content-Type", typeNDJSON).check(t, 400, "the batch is empty")
+	s.do(t, "POST", wire.QueuePath, strings.Repeat("\n", maxLines+1), "Content-Type", typeNDJSON).check(t, 413, "10000 lines")
+	s.do(t, "POST", wire.QueuePath, `{"text":"a"}`, "Content-Type", typeNDJSON, "Idempotency-Key", "k").
 		check(t, 400, "its own")
 }
 
@@ -86,7 +87,7 @@ func TestBatchLines(t *testing.T) {
 		status int
 	}{{maxLines, "", 202}, {maxLines, "\n", 202}, {maxLines, "\r\n", 202}, {maxLines + 1, "", 413}, {maxLines + 1, "\n", 413}} {
 		body := strings.Repeat("{\"text\":\"a\"}\n", tc.lines-1) + `{"text":"a"}` + tc.end
-		if r := s.do(t, "POST", queuePath, body, "Content-Type", typeNDJSON); r.StatusCode != tc.status {
+		if r := s.do(t, "POST", wire.QueuePath, body, "Content-Type", typeNDJSON); r.StatusCode != tc.status {
 			t.Errorf("%d lines that end with %q: %d, want %d", tc.lines, tc.end, r.StatusCode, tc.status)
 		}
 	}
@@ -100,7 +101,7 @@ func TestBatchPublishesARepetitionOnce(t *testing.T) {
 		published <- tk.ID + tk.Text
 		return decided(nil)
 	}}, func(c *Config) { c.MaxInFlight = 1 })
-	s.do(t, "POST", queuePath, strings.Repeat("{\"text\":\"a\",\"id\":\"1\"}\n", 3)+"{\"text\":\"a\"}\n{\"text\":\"a\"}", "Content-Type", typeNDJSON)
+	s.do(t, "POST", wire.QueuePath, strings.Repeat("{\"text\":\"a\",\"id\":\"1\"}\n", 3)+"{\"text\":\"a\"}\n{\"text\":\"a\"}", "Content-Type", typeNDJSON)
 	if len(published) != 3 || <-published != "1a" {
 		t.Errorf("%d texts were published, want one under the id and two without", len(published))
 	}
@@ -140,7 +141,7 @@ func TestBatchLargerThanMaxInFlight(t *testing.T) {
 		most = max(most, s.InFlight())
 		return decided(nil)
 	}}, func(c *Config) { c.MaxInFlight = places })
-	r := s.do(t, "POST", queuePath, strings.Repeat("{\"text\":\"a\"}\n", lines), "Content-Type", typeNDJSON)
+	r := s.do(t, "POST", wire.QueuePath, strings.Repeat("{\"text\":\"a\"}\n", lines), "Content-Type", typeNDJSON)
 	if r.StatusCode != http.StatusAccepted || strings.Count(r.body, "202") < lines {
 		t.Errorf("%d %s", r.StatusCode, r.body)
 	}
@@ -160,7 +161,7 @@ func TestBatchWithoutPlaces(t *testing.T) {
 	w := s.dial(t)
 	w.send(t, post(typePlain, "abc"))
 	<-published
-	r := s.do(t, "POST", queuePath, "{\"text\":\"a\"}\n{\"text\":\"b\"}", "Content-Type", typeNDJSON)
+	r := s.do(t, "POST", wire.QueuePath, "{\"text\":\"a\"}\n{\"text\":\"b\"}", "Content-Type", typeNDJSON)
 	if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || strings.Count(r.body, "texts are waiting") != 2 {
 		t.Errorf("%d %s", r.StatusCode, r.body)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/valyala/fasthttp/fasthttputil"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 var discard = slog.New(slog.DiscardHandler)
@@ -20,7 +21,7 @@ var discard = slog.New(slog.DiscardHandler)
 func request(contentType, body string) *fasthttp.RequestCtx {
 	ctx := &fasthttp.RequestCtx{}
 	ctx.Request.Header.SetMethod("POST")
-	ctx.Request.SetRequestURI(queuePath)
+	ctx.Request.SetRequestURI(wire.QueuePath)
 	ctx.Request.Header.SetContentType(contentType)
 	ctx.Request.SetBodyString(body)
 	return ctx

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // checkTask fails if what a parser took may not be published.
@@ -22,7 +23,7 @@ func checkTask(t *testing.T, sub submission) {
 	if err := task.CheckText(tk.Text, s.cfg.MaxText); err != nil {
 		t.Errorf("%q: %v", tk.Text, err)
 	}
-	if err := task.CheckID(tk.ID); err != nil {
+	if err := wire.CheckID(tk.ID); err != nil {
 		t.Errorf("%q: %v", tk.ID, err)
 	}
 }
@@ -77,7 +78,7 @@ func FuzzJSON(f *testing.F) {
 			return
 		}
 		delete(want, "text")
-		if id := want["id"]; id != nil && task.CheckID(*id) == nil {
+		if id := want["id"]; id != nil && wire.CheckID(*id) == nil {
 			delete(want, "id")
 		}
 		if len(want) == 0 && !strings.Contains(p.Detail, "more than once") && !strings.Contains(p.Detail, "surrogate") {
@@ -119,7 +120,7 @@ func FuzzBody(f *testing.F) {
 		}
 		for _, tk := range b.tasks {
 			checkTask(t, submission{tk.Text, tk.ID})
-			if task.CheckText(tk.Text, task.DefaultMaxText) != nil || task.CheckID(tk.ID) != nil {
+			if task.CheckText(tk.Text, task.DefaultMaxText) != nil || wire.CheckID(tk.ID) != nil {
 				t.Errorf("published %+v", tk)
 			}
 		}

@@ -8,8 +8,8 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"github.com/revq/revq/internal/problem"
-	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/wire"
 )
 
 // parseJSON reads {"text": "...", "id": "..."}, where "id" may be missing.
@@ -18,7 +18,7 @@ import (
 // U+FFFD of a lone surrogate: a text would be accepted that nobody sent.
 // Members that are not known are refused, since ignoring one (a misspelt "id")
 // drops what the client asked for.
-func parseJSON(data []byte) (submission, *problem.Problem) {
+func parseJSON(data []byte) (submission, *front.Problem) {
 	var sub submission
 	d := decoder{data: data}
 	if !d.take('{') {
@@ -63,8 +63,8 @@ func parseJSON(data []byte) (submission, *problem.Problem) {
 		return sub, badRequest(fmt.Sprintf("there is more after the JSON object, at byte %d: send one object", d.pos))
 	case !hasText:
 		return sub, badRequest(`"text" is missing: send {"text": "abcdef"}`)
-	case hasID && task.CheckID(sub.id) != nil:
-		return sub, badRequest(`"id": ` + task.ErrBadID.Error())
+	case hasID && wire.CheckID(sub.id) != nil:
+		return sub, badRequest(`"id": ` + wire.ErrBadID.Error())
 	}
 	return sub, nil
 }
@@ -90,7 +90,7 @@ type decoder struct {
 	pos  int
 }
 
-func (d *decoder) problem(err error) *problem.Problem {
+func (d *decoder) problem(err error) *front.Problem {
 	return badRequest(fmt.Sprintf("%v at byte %d", err, d.pos))
 }
 

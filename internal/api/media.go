@@ -8,7 +8,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A media is a kind of body that is taken.
@@ -63,7 +63,7 @@ func mediaOf(contentType []byte) media {
 // checkHead returns a problem if the headers announce what cannot be taken. A
 // body without a type is not guessed at: a form and a plain text can look the
 // same and mean different texts.
-func checkHead(h *fasthttp.RequestHeader) *problem.Problem {
+func checkHead(h *fasthttp.RequestHeader) *front.Problem {
 	m := mediaOf(h.ContentType())
 	switch {
 	case len(h.ContentEncoding()) > 0 && !strings.EqualFold(string(h.ContentEncoding()), "identity"):
@@ -76,24 +76,24 @@ func checkHead(h *fasthttp.RequestHeader) *problem.Problem {
 	return checkKeys(h, m)
 }
 
-func unsupportedMedia(detail string) *problem.Problem {
-	return problem.New(fasthttp.StatusUnsupportedMediaType, detail).
+func unsupportedMedia(detail string) *front.Problem {
+	return front.NewProblem(fasthttp.StatusUnsupportedMediaType, detail).
 		With("Accept-Post", acceptPost).With("Accept-Encoding", "identity")
 }
 
 // checkKeys returns a problem if there is an Idempotency-Key that cannot be
 // that of the body.
-func checkKeys(h *fasthttp.RequestHeader, m media) *problem.Problem {
-	if len(h.Peek(idempotencyKey)) == 0 {
+func checkKeys(h *fasthttp.RequestHeader, m media) *front.Problem {
+	if len(h.Peek(wire.KeyHeader)) == 0 {
 		return nil // nor is there one in a trailer
 	}
-	keys := front.HeaderLines(h, idempotencyKey)
+	keys := front.HeaderLines(h, wire.KeyHeader)
 	for i, key := range keys {
 		if m == ndjson {
-			return badRequest(idempotencyKey + ` is for one text: give each line of a batch its own "id"`)
+			return badRequest(wire.KeyHeader + ` is for one text: give each line of a batch its own "id"`)
 		}
 		if i > 0 && !bytes.Equal(key, keys[0]) {
-			return badRequest("there are " + idempotencyKey + " headers that differ: send one")
+			return badRequest("there are " + wire.KeyHeader + " headers that differ: send one")
 		}
 	}
 	return nil
@@ -102,10 +102,10 @@ func checkKeys(h *fasthttp.RequestHeader, m media) *problem.Problem {
 // keyOf returns the Idempotency-Key among a request's headers. One in the
 // trailer of its body is none.
 func keyOf(h *fasthttp.RequestHeader) []byte {
-	if len(h.Peek(idempotencyKey)) == 0 {
+	if len(h.Peek(wire.KeyHeader)) == 0 {
 		return nil
 	}
-	keys := front.HeaderLines(h, idempotencyKey)
+	keys := front.HeaderLines(h, wire.KeyHeader)
 	if len(keys) == 0 {
 		return nil
 	}

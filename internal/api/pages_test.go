@@ -6,6 +6,7 @@ import (
 
 	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // What a page can have a browser send queues nothing unless the page is known. (The cases that package front tells
@@ -42,7 +43,7 @@ func TestPages(t *testing.T) {
 			t.Parallel()
 			b := &broker{}
 			s := setup(t, b, func(c *Config) { c.Pages = tc.pages })
-			r := s.do(t, "POST", queuePath, tc.body, append(tc.headers, "Content-Type", tc.media)...)
+			r := s.do(t, "POST", wire.QueuePath, tc.body, append(tc.headers, "Content-Type", tc.media)...)
 			if r.StatusCode != tc.status || len(b.tasks) > 0 != (tc.status == 202) {
 				t.Errorf("%d %q, want %d; %d tasks were published", r.StatusCode, r.body, tc.status, len(b.tasks))
 			}
@@ -58,8 +59,8 @@ func TestPagesReadWhatIsWrong(t *testing.T) {
 	for _, r := range []reply{
 		s.do(t, "GET", "/readyz", "", "Origin", page),
 		s.do(t, "GET", "/", "", "Origin", page),
-		s.do(t, "GET", queuePath, "", "Origin", page),
-		s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm, "Origin", page),
+		s.do(t, "GET", wire.QueuePath, "", "Origin", page),
+		s.do(t, "POST", wire.QueuePath, "text=abc", "Content-Type", typeForm, "Origin", page),
 	} {
 		if r.StatusCode < 400 {
 			t.Errorf("status %d", r.StatusCode)
@@ -91,7 +92,7 @@ func TestPreflight(t *testing.T) {
 	t.Parallel()
 	s := setup(t, &broker{})
 	ask := []string{"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "content-type,idempotency-key"}
-	r := s.do(t, "OPTIONS", queuePath, "", append(ask, "Origin", "http://127.0.0.1:3000")...)
+	r := s.do(t, "OPTIONS", wire.QueuePath, "", append(ask, "Origin", "http://127.0.0.1:3000")...)
 	if r.StatusCode != 204 {
 		t.Errorf("status %d", r.StatusCode)
 	}
@@ -106,10 +107,10 @@ func TestPreflight(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	r = s.do(t, "OPTIONS", queuePath, "", append(ask, "Origin", "https://evil.example")...)
+	r = s.do(t, "OPTIONS", wire.QueuePath, "", append(ask, "Origin", "https://evil.example")...)
 	r.check(t, 403, "--allow-origin https://evil.example")
 	checkReadable(t, r, "")
-	r = s.do(t, "OPTIONS", queuePath, "")
+	r = s.do(t, "OPTIONS", wire.QueuePath, "")
 	if got := r.Header.Get("Access-Control-Allow-Methods"); r.StatusCode != 204 || got != "" {
 		t.Errorf("to a program: %d, Access-Control-Allow-Methods %q", r.StatusCode, got)
 	}

@@ -6,8 +6,8 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/revq/revq/internal/problem"
-	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A submission is what a client sent, copied out of fasthttp's buffers.
@@ -17,7 +17,7 @@ type submission struct {
 }
 
 // parse reads a body of one text.
-func parse(m media, body []byte) (submission, *problem.Problem) {
+func parse(m media, body []byte) (submission, *front.Problem) {
 	switch m {
 	case form:
 		return parseForm(body)
@@ -30,7 +30,7 @@ func parse(m media, body []byte) (submission, *problem.Problem) {
 
 // parseForm takes the field "text" of a form and ignores any other, such as
 // the name of the button that sent it.
-func parseForm(body []byte) (submission, *problem.Problem) {
+func parseForm(body []byte) (submission, *front.Problem) {
 	var sub submission
 	found := false
 	for pair := range bytes.SplitSeq(body, []byte("&")) {
@@ -62,10 +62,8 @@ func isText(name []byte) bool {
 	return err == nil && s == "text"
 }
 
-const idempotencyKey = "Idempotency-Key"
-
 // takeKey sets the id from an Idempotency-Key header, if there is one.
-func (sub *submission) takeKey(header []byte) *problem.Problem {
+func (sub *submission) takeKey(header []byte) *front.Problem {
 	if len(header) == 0 {
 		return nil
 	}
@@ -74,14 +72,14 @@ func (sub *submission) takeKey(header []byte) *problem.Problem {
 	if len(key) >= 2 && key[0] == '"' && key[len(key)-1] == '"' {
 		key = key[1 : len(key)-1]
 		if strings.ContainsAny(key, `"\`) {
-			return badRequest(idempotencyKey + `: a quoted key holds no quotes and no backslashes`)
+			return badRequest(wire.KeyHeader + `: a quoted key holds no quotes and no backslashes`)
 		}
 	}
-	if err := task.CheckID(key); err != nil {
-		return badRequest(idempotencyKey + ": " + err.Error())
+	if err := wire.CheckID(key); err != nil {
+		return badRequest(wire.KeyHeader + ": " + err.Error())
 	}
 	if sub.id != "" && sub.id != key {
-		return badRequest(idempotencyKey + ` and "id" differ: send one of them`)
+		return badRequest(wire.KeyHeader + ` and "id" differ: send one of them`)
 	}
 	sub.id = key
 	return nil

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 const utf16JSON = "application/json; charset=utf-16"
@@ -40,7 +41,7 @@ func TestAccepts(t *testing.T) {
 			b := &broker{}
 			s := setup(t, b)
 			before := time.Now()
-			r := s.do(t, "POST", queuePath, tc.body, "Content-Type", tc.contentType)
+			r := s.do(t, "POST", wire.QueuePath, tc.body, "Content-Type", tc.contentType)
 			if r.StatusCode != http.StatusAccepted || r.body != "Got it" {
 				t.Fatalf("%d %s", r.StatusCode, r.body)
 			}
@@ -51,7 +52,7 @@ func TestAccepts(t *testing.T) {
 			if got.Text != tc.text {
 				t.Errorf("published %.100q, want %.100q", got.Text, tc.text)
 			}
-			if err := task.CheckID(got.ID); err != nil || r.Header.Get("Revq-Task-Id") != got.ID {
+			if err := wire.CheckID(got.ID); err != nil || r.Header.Get("Revq-Task-Id") != got.ID {
 				t.Errorf("id %q, answered %q", got.ID, r.Header.Get("Revq-Task-Id"))
 			}
 			if got.Accepted.Before(before) || got.Accepted.After(time.Now()) {
@@ -65,7 +66,7 @@ func TestAcceptedAsJSON(t *testing.T) {
 	t.Parallel()
 	b := &broker{}
 	s := setup(t, b)
-	r := s.do(t, "POST", queuePath, `{"text":"a","id":"x\"\\y"}`, "Content-Type", typeJSON, "Accept", typeJSON)
+	r := s.do(t, "POST", wire.QueuePath, `{"text":"a","id":"x\"\\y"}`, "Content-Type", typeJSON, "Accept", typeJSON)
 	if want := `{"status":"accepted","message":"Got it","id":"x\"\\y"}`; r.StatusCode != 202 || r.body != want {
 		t.Errorf("%d %s, want %s", r.StatusCode, r.body, want)
 	}
@@ -107,7 +108,7 @@ func TestIDs(t *testing.T) {
 		{"both, the same", `"k"`, `{"id":"k","text":"a"}`, "k"},
 		{"both, different", "k1", `{"text":"a","id":"k2"}`, `and "id" differ`},
 		{"header with a space", "a b", `{"text":"a"}`, "Idempotency-Key: a task id is"},
-		{"header too long", strings.Repeat("k", task.MaxIDLength+1), `{"text":"a"}`, "Idempotency-Key: a task id is"},
+		{"header too long", strings.Repeat("k", wire.MaxIDLength+1), `{"text":"a"}`, "Idempotency-Key: a task id is"},
 		{"only quotes", `""`, `{"text":"a"}`, "Idempotency-Key: a task id is"},
 		{"quotes in quotes", `"a"b"`, `{"text":"a"}`, "no quotes and"},
 		{"member empty", "", `{"text":"a","id":""}`, `"id": a task id is`},
@@ -121,7 +122,7 @@ func TestIDs(t *testing.T) {
 			if tc.key != "" {
 				header = append(header, "Idempotency-Key", tc.key)
 			}
-			r := s.do(t, "POST", queuePath, tc.body, header...)
+			r := s.do(t, "POST", wire.QueuePath, tc.body, header...)
 			if strings.Contains(tc.want, " ") {
 				r.check(t, 400, tc.want)
 			} else if got := b.only(t).ID; r.StatusCode != 202 || got != tc.want {
@@ -191,7 +192,7 @@ func TestRefuses(t *testing.T) {
 			if tc.contentType != "" {
 				header = []string{"Content-Type", tc.contentType}
 			}
-			r := s.do(t, "POST", queuePath, tc.body, header...)
+			r := s.do(t, "POST", wire.QueuePath, tc.body, header...)
 			r.check(t, tc.status, tc.detail)
 			if got := r.Header.Get("Accept-Post") != ""; got != (tc.status == 415) {
 				t.Errorf("Accept-Post is there: %t", got)
@@ -206,9 +207,9 @@ func TestRefuses(t *testing.T) {
 func TestContentEncoding(t *testing.T) {
 	t.Parallel()
 	s := setup(t, &broker{})
-	r := s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm, "Content-Encoding", "gzip")
+	r := s.do(t, "POST", wire.QueuePath, "text=abc", "Content-Type", typeForm, "Content-Encoding", "gzip")
 	r.check(t, 415, "without Content-Encoding")
-	r = s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm, "Content-Encoding", "Identity")
+	r = s.do(t, "POST", wire.QueuePath, "text=abc", "Content-Type", typeForm, "Content-Encoding", "Identity")
 	if r.StatusCode != 202 {
 		t.Errorf("identity: status %d", r.StatusCode)
 	}
@@ -267,7 +268,7 @@ func TestUnconfirmedIs503AndNamesTheTask(t *testing.T) {
 	t.Parallel()
 	b := &broker{publish: func(task.Task) <-chan error { return decided(errDown) }}
 	s := setup(t, b)
-	r := s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm)
+	r := s.do(t, "POST", wire.QueuePath, "text=abc", "Content-Type", typeForm)
 	r.check(t, 503, "the broker is not connected: send the text again with this id")
 	id := b.only(t).ID
 	if p := checkProblem(t, r.body, 503, ""); p.ID != id || r.Header.Get("Revq-Task-Id") != id {
@@ -291,7 +292,7 @@ func TestAnswersOnlyAfterConfirm(t *testing.T) {
 	if n := w.r.Buffered(); n > 0 {
 		t.Errorf("%d bytes of answer before the confirmation", n)
 	}
-	s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm).check(t, 429, "1 texts are waiting")
+	s.do(t, "POST", wire.QueuePath, "text=abc", "Content-Type", typeForm).check(t, 429, "1 texts are waiting")
 	confirm <- nil
 	if r := w.reply(t); r.StatusCode != 202 {
 		t.Errorf("status %d after the confirmation", r.StatusCode)
@@ -301,8 +302,8 @@ func TestAnswersOnlyAfterConfirm(t *testing.T) {
 func TestPanicIs500(t *testing.T) {
 	t.Parallel()
 	s := setup(t, &broker{publish: func(task.Task) <-chan error { panic("a bug") }})
-	s.do(t, "POST", queuePath, "text=abc", "Content-Type", typeForm).check(t, 500, "a bug in revq")
-	s.do(t, "POST", queuePath, `{"text":"a"}`, "Content-Type", typeNDJSON).check(t, 500, "a bug in revq")
+	s.do(t, "POST", wire.QueuePath, "text=abc", "Content-Type", typeForm).check(t, 500, "a bug in revq")
+	s.do(t, "POST", wire.QueuePath, `{"text":"a"}`, "Content-Type", typeNDJSON).check(t, 500, "a bug in revq")
 	if n := s.InFlight(); n != 0 {
 		t.Errorf("%d tasks stay in flight", n)
 	}
@@ -311,7 +312,7 @@ func TestPanicIs500(t *testing.T) {
 // post is a POST of a text as it goes over the wire.
 func post(contentType, body string) string {
 	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
-		queuePath, contentType, len(body), body)
+		wire.QueuePath, contentType, len(body), body)
 }
 
 func TestFormIsWhatBrowsersSend(t *testing.T) {

@@ -24,8 +24,8 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Publisher hands tasks to the broker.
@@ -40,8 +40,6 @@ type Publisher interface {
 	// reason is shown to the client.
 	Ready() error
 }
-
-const queuePath = "/queue_reverse_text"
 
 // defaultLastCall is how long Shutdown leaves idle connections open. Meanwhile
 // new connections wait, so it is kept short.
@@ -63,10 +61,10 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 	s.front = front.New(front.App{
 		Config: cfg.Config,
 		Routes: []front.Route{{
-			Path: queuePath, Methods: []string{fasthttp.MethodPost},
+			Path: wire.QueuePath, Methods: []string{fasthttp.MethodPost},
 			Check: checkHead, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
 		}},
-		Elsewhere: "texts go to POST " + queuePath,
+		Elsewhere: "texts go to POST " + wire.QueuePath,
 		Ready:     p.Ready,
 		BodyLimit: func(h *fasthttp.RequestHeader) int { return s.bodyLimit(mediaOf(h.ContentType())) },
 		TooLarge: fmt.Sprintf("the body is too big: a text may have %d bytes, a batch (%s) %d in all",
@@ -111,7 +109,7 @@ func (s *Server) acquire() bool {
 func (s *Server) release(n int) { s.inFlight.Add(-int64(n)) }
 
 // queue publishes the text or texts of a POST.
-func (s *Server) queue(ctx *fasthttp.RequestCtx) *problem.Problem {
+func (s *Server) queue(ctx *fasthttp.RequestCtx) *front.Problem {
 	media := mediaOf(ctx.Request.Header.ContentType())
 	if media == ndjson {
 		return s.queueBatch(ctx)
@@ -139,7 +137,7 @@ func (s *Server) queue(ctx *fasthttp.RequestCtx) *problem.Problem {
 }
 
 // newTask makes a task of sub if it keeps the limits.
-func (s *Server) newTask(sub submission, now time.Time) (task.Task, *problem.Problem) {
+func (s *Server) newTask(sub submission, now time.Time) (task.Task, *front.Problem) {
 	if err := task.CheckText(sub.text, s.cfg.MaxText); err != nil {
 		return task.Task{}, badText(err)
 	}

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // broker is a Publisher that confirms at once unless told otherwise. (That
@@ -136,14 +136,14 @@ func (r reply) check(t *testing.T, status int, detail string) {
 		t.Errorf("Content-Type %q", got)
 	}
 	checkProblem(t, r.body, status, detail)
-	if got := r.Header.Get("Retry-After") != ""; got != problem.Retryable(status) {
+	if got := r.Header.Get("Retry-After") != ""; got != wire.Retryable(status) {
 		t.Errorf("Retry-After is there: %t", got)
 	}
 }
 
-func checkProblem(t *testing.T, text string, status int, detail string) problem.Problem {
+func checkProblem(t *testing.T, text string, status int, detail string) wire.Problem {
 	t.Helper()
-	var p problem.Problem
+	var p wire.Problem
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		t.Fatalf("%v in %s", err, text)
 	}
@@ -153,13 +153,13 @@ func checkProblem(t *testing.T, text string, status int, detail string) problem.
 	return p
 }
 
-// wire is a connection on which requests are written byte by byte.
-type wire struct {
+// rawConn is a connection on which requests are written byte by byte.
+type rawConn struct {
 	net.Conn
 	r *bufio.Reader
 }
 
-func (s *site) dial(t *testing.T) *wire {
+func (s *site) dial(t *testing.T) *rawConn {
 	t.Helper()
 	c, err := net.Dial("tcp", s.addr)
 	if err != nil {
@@ -169,17 +169,17 @@ func (s *site) dial(t *testing.T) *wire {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	return &wire{c, bufio.NewReader(c)}
+	return &rawConn{c, bufio.NewReader(c)}
 }
 
-func (w *wire) send(t *testing.T, raw string) {
+func (w *rawConn) send(t *testing.T, raw string) {
 	t.Helper()
 	if _, err := io.WriteString(w, raw); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *wire) reply(t *testing.T) reply {
+func (w *rawConn) reply(t *testing.T) reply {
 	t.Helper()
 	resp, err := http.ReadResponse(w.r, nil)
 	if err != nil {
@@ -189,7 +189,7 @@ func (w *wire) reply(t *testing.T) reply {
 }
 
 // closed fails unless the server has closed the connection in order.
-func (w *wire) closed(t *testing.T) {
+func (w *rawConn) closed(t *testing.T) {
 	t.Helper()
 	if rest, err := io.ReadAll(w.r); err != nil || len(rest) > 0 {
 		t.Errorf("after the answer: %q, %v; want a closed connection", rest, err)

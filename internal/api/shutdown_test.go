@@ -25,7 +25,7 @@ func TestShutdownAnswersWhatIsInHand(t *testing.T) {
 	s := setup(t, b)
 	s.lastCall = time.Second // for the request below to cross in time on a busy machine
 	busy, idle, next := s.dial(t), s.dial(t), s.dial(t)
-	for _, w := range []*wire{idle, next} {
+	for _, w := range []*rawConn{idle, next} {
 		w.send(t, get)
 		w.reply(t)
 	}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/bench/load"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Config says what to measure. DefaultConfig returns one that can be used as it
@@ -88,7 +89,7 @@ const (
 func DefaultConfig() Config {
 	return Config{
 		API:    []string{"http://localhost:8081"},
-		Socket: "ws://localhost:8083/listen_results",
+		Socket: "ws://localhost:8083" + wire.ListenPath,
 
 		Duration: 10 * time.Second,
 		Warmup:   time.Second,

@@ -18,6 +18,7 @@ import (
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/stack"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A Rig is a private broker with which daemons can be run.
@@ -109,7 +110,7 @@ func (r *Rig) Start(ctx context.Context, layout Layout) (*System, error) {
 	}
 	s := &System{done: make(chan struct{})}
 	for i := range layout.SocketSites {
-		s.Socket = append(s.Socket, fmt.Sprintf("ws://127.0.0.1:%d/listen_results", port+layout.APISites+i))
+		s.Socket = append(s.Socket, fmt.Sprintf("ws://127.0.0.1:%d%s", port+layout.APISites+i, wire.ListenPath))
 	}
 	for i := range layout.APISites {
 		s.API = append(s.API, fmt.Sprintf("http://127.0.0.1:%d", port+i))

@@ -16,13 +16,9 @@ import (
 
 	"github.com/fasthttp/websocket"
 
-	"github.com/revq/revq/internal/feed"
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/visible"
+	"github.com/revq/revq/internal/wire"
 )
-
-// ListenPath is where results are listened to.
-const ListenPath = "/listen_results"
 
 const (
 	handshakeTimeout = 10 * time.Second
@@ -47,7 +43,7 @@ var ErrRefused = errors.New("the server refuses")
 // nil are not.
 type Listener struct {
 	// URLs are those of the system's socket sites, as
-	// ws://localhost:8083; ListenPath is added to a path that does not end with
+	// ws://localhost:8083; wire.ListenPath is added to a path that does not end with
 	// it. When a connection is lost, or cannot be made, the next one is tried:
 	// offsets are the same at all sites.
 	URLs []string
@@ -57,7 +53,7 @@ type Listener struct {
 
 	// After is where to begin; nil for what comes from now on. It moves on
 	// with what is received.
-	After *feed.Mark
+	After *wire.Mark
 
 	// Silence is how long nothing may come, neither a message nor a ping,
 	// before the connection is given up. Default 90 s.
@@ -78,7 +74,7 @@ type Listener struct {
 
 // A Message is what came from the server.
 type Message struct {
-	feed.Message
+	wire.Message
 
 	// Raw is the message as it came, a JSON object in one line.
 	Raw []byte
@@ -92,7 +88,7 @@ func (l *Listener) Run(ctx context.Context) error {
 		return fmt.Errorf("%w: there is none", ErrBadURL)
 	}
 	for _, u := range l.URLs {
-		if _, err := parseURL(u, ListenPath, "ws", "wss"); err != nil {
+		if _, err := parseURL(u, wire.ListenPath, "ws", "wss"); err != nil {
 			return err
 		}
 	}
@@ -175,25 +171,25 @@ func (e *lostError) Unwrap() error { return e.err }
 
 // moveOn records how far the listener has come. A greeting tells where one that
 // had no place yet has begun. After a gap comes all that is kept.
-func (l *Listener) moveOn(m feed.Message) {
+func (l *Listener) moveOn(m wire.Message) {
 	switch {
-	case m.Type == feed.TypeResult, m.Type == feed.TypeLost, m.Type == feed.TypeGreeting && l.After == nil:
-		l.After = &feed.Mark{Offset: m.Offset, ID: m.ID}
-	case m.Type == feed.TypeGap:
-		l.After = &feed.Mark{Offset: -1}
+	case m.Type == wire.TypeResult, m.Type == wire.TypeLost, m.Type == wire.TypeGreeting && l.After == nil:
+		l.After = &wire.Mark{Offset: m.Offset, ID: m.ID}
+	case m.Type == wire.TypeGap:
+		l.After = &wire.Mark{Offset: -1}
 	}
 }
 
 // address returns the URL to connect to.
 func (l *Listener) address() (*url.URL, error) {
-	u, err := parseURL(l.URL(), ListenPath, "ws", "wss")
+	u, err := parseURL(l.URL(), wire.ListenPath, "ws", "wss")
 	if err != nil {
 		return nil, err // Run has let it pass
 	}
 	query := u.Query()
-	query.Set("format", "json")
+	query.Set(wire.FormatParameter, wire.FormatJSON)
 	if l.After != nil {
-		query.Set("after", l.After.String())
+		query.Set(wire.AfterParameter, l.After.String())
 	}
 	u.RawQuery = query.Encode()
 	return u, nil
@@ -231,7 +227,7 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	reason := fmt.Sprintf("%s answers %s, not as revq does: check the URL", address.Host, visible.Line(res.Status))
-	var p problem.Problem
+	var p wire.Problem
 	if body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)); json.Unmarshal(body, &p) == nil && p.Detail != "" {
 		reason = visible.Line(p.Detail)
 	}

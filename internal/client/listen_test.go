@@ -20,6 +20,7 @@ import (
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/socket"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // noHistory stands for a broker that has nothing but what the feed has.
@@ -51,7 +52,7 @@ func serveSocket(t *testing.T, address string, cfg socket.Config, f *feed.Feed) 
 		}
 	})
 	t.Cleanup(stop)
-	return "ws://" + ln.Addr().String() + ListenPath, stop
+	return "ws://" + ln.Addr().String() + wire.ListenPath, stop
 }
 
 // A heard is one call of a Listener's functions.
@@ -106,12 +107,12 @@ func TestListen(t *testing.T) {
 	t.Parallel()
 	f := feed.New(feed.DefaultConfig())
 	url, _ := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), f)
-	base := strings.TrimSuffix(url, ListenPath)
+	base := strings.TrimSuffix(url, wire.ListenPath)
 	offset := int64(0)
 	for name, address := range map[string]string{"with the path": url, "without a path": base, "with a slash": base + "/"} {
 		calls, _, _ := listen(t, &Listener{URLs: []string{address}})
-		if got := next(t, calls, "greeted").message; got != socket.Greeting {
-			t.Errorf("%s: greeted with %q, want %q", name, got, socket.Greeting)
+		if got := next(t, calls, "greeted").message; got != wire.Greeting {
+			t.Errorf("%s: greeted with %q, want %q", name, got, wire.Greeting)
 		}
 		for _, text := range []string{"cba", "", strings.Repeat("x", 1<<20)} {
 			offset++
@@ -121,7 +122,7 @@ func TestListen(t *testing.T) {
 			}
 		}
 	}
-	calls, _, _ := listen(t, &Listener{URLs: []string{base + "?format=text"}, After: &feed.Mark{Offset: offset - 1}})
+	calls, _, _ := listen(t, &Listener{URLs: []string{base + "?format=text"}, After: &wire.Mark{Offset: offset - 1}})
 	next(t, calls, "greeted")
 	next(t, calls, "received") // the last one of all
 }
@@ -192,7 +193,7 @@ func TestListenResumes(t *testing.T) {
 	for i := int64(8); i < 20; i++ {
 		f.Append(i, result(fmt.Sprint(i), fmt.Sprint("text ", i)))
 	}
-	serveSocket(t, strings.TrimSuffix(strings.TrimPrefix(url, "ws://"), ListenPath), socket.DefaultConfig(), f)
+	serveSocket(t, strings.TrimSuffix(strings.TrimPrefix(url, "ws://"), wire.ListenPath), socket.DefaultConfig(), f)
 	for {
 		if call := <-calls; call.what == "greeted" {
 			break

@@ -23,13 +23,10 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/visible"
+	"github.com/revq/revq/internal/wire"
 )
-
-// QueuePath is where texts are posted.
-const QueuePath = "/queue_reverse_text"
 
 const (
 	// maxAnswer bounds what is read of an answer, in bytes.
@@ -197,7 +194,7 @@ func pick(tasks []task.Task, indices []int) []task.Task {
 }
 
 // A Refusal is the API's answer to a text that it did not accept.
-type Refusal struct{ problem.Problem }
+type Refusal struct{ wire.Problem }
 
 func (r *Refusal) Error() string { return visible.Line(r.Detail) }
 
@@ -211,13 +208,13 @@ func retryable(err error) bool {
 // mayPass reports whether a refusal may be over soon: what revq says so of,
 // and what a proxy answers while revq is restarted.
 func mayPass(status int) bool {
-	return problem.Retryable(status) || status == http.StatusBadGateway || status == http.StatusGatewayTimeout
+	return wire.Retryable(status) || status == http.StatusBadGateway || status == http.StatusGatewayTimeout
 }
 
 // post makes one attempt. It returns a result for each task, and how long the
 // API asks to wait.
 func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, after time.Duration, err error) {
-	endpoint, err := parseURL(s.URL, QueuePath, "http", "https")
+	endpoint, err := parseURL(s.URL, wire.QueuePath, "http", "https")
 	if err != nil {
 		return nil, 0, err
 	}
@@ -249,7 +246,7 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 	switch {
 	case err != nil:
 		return nil, after, s.noAnswer(ctx)
-	case res.Header.Get("Content-Type") == problem.ContentType:
+	case res.Header.Get("Content-Type") == wire.ProblemType:
 		if r := refusal(answer); r != nil {
 			return all(len(tasks), r), after, nil
 		}
@@ -261,11 +258,11 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 		}
 	}
 	if mayPass(res.StatusCode) {
-		p := problem.New(res.StatusCode, fmt.Sprintf("%s answers %s", url, res.Status))
+		p := wire.NewProblem(res.StatusCode, fmt.Sprintf("%s answers %s", url, res.Status))
 		if res.StatusCode != http.StatusTooManyRequests {
 			p.ID = unnamed
 		}
-		return all(len(tasks), &Refusal{*p}), after, nil
+		return all(len(tasks), &Refusal{p}), after, nil
 	}
 	if res.StatusCode == http.StatusBadRequest && s.wantsTLS(ctx, req.URL) { // as Go's server answers
 		return nil, 0, errSpeaksTLS(req.URL)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // The API knows that the broker is short of memory though nobody posts, and
@@ -23,14 +24,14 @@ func TestMemoryAlarmWithoutPosts(t *testing.T) {
 		}
 	}
 	ready := func(site string, status int) func() bool {
-		return func() bool { return get(t, site, "/readyz").status == status }
+		return func() bool { return get(t, site, wire.ReadyPath).status == status }
 	}
 	watermark("0.00001")
 	for _, site := range s.apiSites {
 		took := await(t, "the alarm is known", ready(site, http.StatusServiceUnavailable))
 		t.Logf("%s is not ready after %v", site, took)
 	}
-	if a := get(t, s.apiSites[0], "/readyz"); !strings.Contains(a.body, "short of memory") {
+	if a := get(t, s.apiSites[0], wire.ReadyPath); !strings.Contains(a.body, "short of memory") {
 		t.Errorf("/readyz says %s", a.body)
 	}
 	for range 100 { // over each connection to the broker

@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/e2e/boot"
-	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A crowd is a number of clients of a booted host that post until they are
@@ -131,7 +131,7 @@ func (p *poster) post(body string) (err error) {
 		return err
 	}
 	if _, err := fmt.Fprintf(p.conn, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		queuePath, p.site, len(body), body); err != nil {
+		wire.QueuePath, p.site, len(body), body); err != nil {
 		return err
 	}
 	res, err := http.ReadResponse(p.r, nil)
@@ -163,16 +163,16 @@ func startEar(t *testing.T, h *boot.Host) *ear {
 	t.Helper()
 	e := &ear{times: make(map[string]int)}
 	h.Lines(t, func(line string) {
-		var m feed.Message
+		var m wire.Message
 		err := json.Unmarshal([]byte(line), &m)
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		switch {
 		case err != nil:
 			e.other = append(e.other, fmt.Sprintf("%s: %v", line, err))
-		case m.Type == feed.TypeResult:
+		case m.Type == wire.TypeResult:
 			e.times[m.ID]++
-		case m.Type != feed.TypeGreeting:
+		case m.Type != wire.TypeGreeting:
 			e.other = append(e.other, line)
 		}
 	}, "systemd-run", "--quiet", "--pipe", "--collect", "--unit=ear", "revq", "listen", "--json", "--after", "-1")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/e2e/boot"
+	"github.com/revq/revq/internal/wire"
 )
 
 var bootRelease = flag.String("boot.release", "", "release of Debian that TestBoot boots, such as trixie; this machine's own system by default")
@@ -488,7 +489,7 @@ func (b *bootTest) memory(t *testing.T) {
 		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%s", queuePath, 1<<20, body); err != nil {
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%s", wire.QueuePath, 1<<20, body); err != nil {
 			break // it was killed
 		}
 	}
@@ -627,7 +628,7 @@ func (b *bootTest) stop(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer half.Close()
-	if _, err := io.WriteString(half, "POST "+queuePath+" HTTP/1.1\r\nHost: x\r\n"); err != nil {
+	if _, err := io.WriteString(half, "POST "+wire.QueuePath+" HTTP/1.1\r\nHost: x\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()

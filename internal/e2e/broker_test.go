@@ -11,6 +11,7 @@ import (
 
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // recovery is the time limit after which everything works again, from when the
@@ -69,7 +70,7 @@ func TestBrokerAway(t *testing.T) {
 		resume := s.suspendBroker(t)
 		s.checkUnavailable(t)
 		await(t, "/readyz of the API answers 503", func() bool {
-			return get(t, s.apiSites[0], "/readyz").status == http.StatusServiceUnavailable
+			return get(t, s.apiSites[0], wire.ReadyPath).status == http.StatusServiceUnavailable
 		})
 		resume()
 		s.checkRecovered(t, time.Now(), listeners, "resumed")

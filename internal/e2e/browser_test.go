@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/proc"
+	"github.com/revq/revq/internal/wire"
 )
 
 // page listens as any web page can, and reports everything that it receives, in
@@ -91,7 +91,7 @@ func TestBrowser(t *testing.T) {
 		}
 	}
 
-	if m := parse(t, await("events", "greeting").Data); m.Text != greeting {
+	if m := parse(t, await("events", "greeting").Data); m.Text != wire.Greeting {
 		t.Errorf("the page was greeted with %q", m.Text)
 	}
 	if !slices.ContainsFunc(seen, func(r report) bool { return r.Source == "socket" }) {
@@ -131,7 +131,7 @@ func TestBrowser(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(t, s.apiSites[0], "anew", "abcdef") // the worker declares the stream, which was deleted
-	if m := parse(t, await("events", "gap").Data); m.Type != feed.TypeGap || m.Text == "" {
+	if m := parse(t, await("events", "gap").Data); m.Type != wire.TypeGap || m.Text == "" {
 		t.Errorf("gap %+v", m)
 	}
 	awaitResult("anew")

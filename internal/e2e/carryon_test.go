@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // openPage opens a page with a script in Chromium, and returns what it
@@ -86,7 +86,7 @@ func TestEventSourceWaitsForAPlace(t *testing.T) {
 const events = new EventSource("http://%s/listen_results")
 events.addEventListener("unavailable", e => report("events", "unavailable", e.data))
 events.addEventListener("greeting", e => report("events", "greeting", e.data))`, s.socketSite))
-	var p problem.Problem
+	var p wire.Problem
 	if got := awaitReport(t, reports, "unavailable"); json.Unmarshal([]byte(got.Data), &p) != nil || p.Status != http.StatusServiceUnavailable {
 		t.Errorf("the page was told %q", got.Data)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 var (
@@ -341,7 +342,7 @@ func (u *unit) start() {
 	u.r.t.Helper()
 	u.daemon = u.r.startDaemon(u.r.t, u.name, u.socket, u.args...)
 	if u.site != "" {
-		get(u.r.t, u.site, "/healthz") // which waits in the socket
+		get(u.r.t, u.site, wire.HealthPath) // which waits in the socket
 		return
 	}
 	u.daemon.WaitStates(u.r.t, 1)

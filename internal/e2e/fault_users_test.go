@@ -17,10 +17,10 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/client"
-	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 func reversed(text string) string { return reverse.Reverse(text) }
@@ -105,13 +105,13 @@ func (p *posters) postPlainly(http *http.Client, site, name string, number int) 
 	if number%2 == 0 {
 		contentType, body = "application/json", submission(fmt.Sprintf("%s-%d", name, number), text)
 	}
-	res, err := http.Post("http://"+site+queuePath, contentType, strings.NewReader(body))
+	res, err := http.Post("http://"+site+wire.QueuePath, contentType, strings.NewReader(body))
 	if err != nil {
 		return
 	}
 	res.Body.Close()
 	if res.StatusCode == 202 {
-		p.accept(res.Header.Get("Revq-Task-Id"), text)
+		p.accept(res.Header.Get(wire.TaskIDHeader), text)
 	}
 }
 
@@ -164,7 +164,7 @@ type follower struct {
 	name string
 
 	mu          sync.Mutex
-	got         map[string]feed.Message // by id
+	got         map[string]wire.Message // by id
 	twice, gaps []string
 	connections int
 	events      []string
@@ -173,7 +173,7 @@ type follower struct {
 
 // follow starts listener i, and waits until it has been greeted.
 func (r *trial) follow(i int) *follower {
-	f := &follower{name: fmt.Sprintf("listener %d", i), got: make(map[string]feed.Message)}
+	f := &follower{name: fmt.Sprintf("listener %d", i), got: make(map[string]wire.Message)}
 	var urls []string
 	for n := range r.sockets {
 		urls = append(urls, "ws://"+r.sockets[(i+n)%len(r.sockets)].site)
@@ -182,7 +182,7 @@ func (r *trial) follow(i int) *follower {
 	isGreeted := sync.OnceFunc(func() { close(greeted) })
 	l := &client.Listener{
 		URLs:    urls,
-		After:   &feed.Mark{Offset: -1}, // from the beginning: it may be cut off before the first result
+		After:   &wire.Mark{Offset: -1}, // from the beginning: it may be cut off before the first result
 		Silence: 4 * time.Second,        // four pings
 	}
 	l.Greeted = func(client.Message) error {
@@ -230,8 +230,8 @@ func (f *follower) event(format string, args ...any) {
 	f.events = append(f.events, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-func (f *follower) receive(m feed.Message) {
-	if m.Type != feed.TypeResult {
+func (f *follower) receive(m wire.Message) {
+	if m.Type != wire.TypeResult {
 		f.gaps = append(f.gaps, m.Text)
 		f.event("told of a gap behind %d: %s", m.Offset, m.Text)
 		return

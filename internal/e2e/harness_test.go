@@ -18,10 +18,9 @@ import (
 	"github.com/fasthttp/websocket"
 
 	"github.com/revq/revq/internal/daemon/daemontest"
-	"github.com/revq/revq/internal/feed"
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker/workertest"
 )
 
@@ -34,9 +33,6 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	queuePath = "/queue_reverse_text"
-	greeting  = "Salut, let's wait some text..."
-
 	// patience is the time limit for what must happen. What must happen quickly
 	// is measured.
 	patience = 30 * time.Second
@@ -120,7 +116,7 @@ func (s *system) awaitReadyz(t *testing.T, status int) {
 	t.Helper()
 	for _, addr := range append([]string{s.socketSite}, s.apiSites...) {
 		await(t, fmt.Sprintf("/readyz of %s answers %d", addr, status), func() bool {
-			return get(t, addr, "/readyz").status == status
+			return get(t, addr, wire.ReadyPath).status == status
 		})
 	}
 }
@@ -176,7 +172,7 @@ func get(t *testing.T, addr, path string) answer {
 
 func post(t *testing.T, addr, contentType, body string) answer {
 	t.Helper()
-	return request(t, http.MethodPost, addr, queuePath, contentType, body)
+	return request(t, http.MethodPost, addr, wire.QueuePath, contentType, body)
 }
 
 func request(t *testing.T, method, addr, path, contentType, body string) answer {
@@ -219,11 +215,11 @@ func submission(id, text string) string {
 
 // checkProblem returns an error unless a is a problem with a status.
 func checkProblem(a answer, status int) error {
-	var p problem.Problem
+	var p wire.Problem
 	if err := json.Unmarshal([]byte(a.body), &p); err != nil {
 		return fmt.Errorf("answer %d %q: %w", a.status, a.body, err)
 	}
-	if a.status != status || p.Status != status || p.Detail == "" || a.header.Get("Content-Type") != problem.ContentType {
+	if a.status != status || p.Status != status || p.Detail == "" || a.header.Get("Content-Type") != wire.ProblemType {
 		return fmt.Errorf("answer %d %q of type %q, want a problem with status %d", a.status, a.body, a.header.Get("Content-Type"), status)
 	}
 	return nil
@@ -248,7 +244,7 @@ func checkUnavailable(t *testing.T, addr string) error {
 type listener struct {
 	conn     *websocket.Conn
 	format   string
-	greeted  feed.Message // with JSON
+	greeted  wire.Message // with JSON
 	messages chan string
 	err      error // of reading; set before messages is closed
 }
@@ -273,7 +269,7 @@ func (s *system) connect(t *testing.T, format, after string) *listener {
 	t.Helper()
 	ctx, cancel := timeout(t)
 	defer cancel()
-	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+"/listen_results?format="+format+"&after="+after, nil)
+	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+wire.ListenPath+"?format="+format+"&after="+after, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,24 +297,24 @@ func (l *listener) greet(t *testing.T) {
 		l.greeted = parse(t, first)
 		first = l.greeted.Text
 	}
-	if first != greeting {
-		t.Fatalf("greeted with %q, want %q", first, greeting)
+	if first != wire.Greeting {
+		t.Fatalf("greeted with %q, want %q", first, wire.Greeting)
 	}
 }
 
 // events connects as a browser's EventSource does, with after as its last event
 // id if that is not empty. It returns a function that waits for the next event.
-func (s *system) events(t *testing.T, after string) func() (name string, m feed.Message) {
+func (s *system) events(t *testing.T, after string) func() (name string, m wire.Message) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.socketSite+"/listen_results", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.socketSite+wire.ListenPath, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Accept", "text/event-stream")
 	if after != "" {
-		req.Header.Set("Last-Event-ID", after)
+		req.Header.Set(wire.LastEventIDHeader, after)
 	}
 	res, err := httpClient.Do(req)
 	if err != nil {
@@ -326,7 +322,7 @@ func (s *system) events(t *testing.T, after string) func() (name string, m feed.
 	}
 	t.Cleanup(func() { res.Body.Close() })
 	lines := bufio.NewScanner(res.Body)
-	return func() (name string, m feed.Message) {
+	return func() (name string, m wire.Message) {
 		t.Helper()
 		for lines.Scan() {
 			switch field, value, _ := strings.Cut(lines.Text(), ": "); field {
@@ -381,7 +377,7 @@ func (l *listener) closeCode(t *testing.T) int {
 }
 
 // nextResult returns the next result at a listener with JSON.
-func (l *listener) nextResult(t *testing.T) feed.Message {
+func (l *listener) nextResult(t *testing.T) wire.Message {
 	t.Helper()
 	m := parse(t, l.next(t))
 	if m.Type != "result" {
@@ -392,9 +388,9 @@ func (l *listener) nextResult(t *testing.T) feed.Message {
 
 // collect receives results until it has one for each of the ids. It fails the
 // test if a result comes twice or is of another id, or if offsets do not grow.
-func (l *listener) collect(t *testing.T, ids []string) []feed.Message {
+func (l *listener) collect(t *testing.T, ids []string) []wire.Message {
 	t.Helper()
-	var got []feed.Message
+	var got []wire.Message
 	open := make(map[string]bool, len(ids))
 	for _, id := range ids {
 		open[id] = true
@@ -426,9 +422,9 @@ func timeout(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(t.Context(), patience)
 }
 
-func parse(t *testing.T, message string) feed.Message {
+func parse(t *testing.T, message string) wire.Message {
 	t.Helper()
-	var m feed.Message
+	var m wire.Message
 	if err := json.Unmarshal([]byte(message), &m); err != nil {
 		t.Fatalf("message %q: %v", message, err)
 	}

@@ -12,9 +12,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/daemon/daemontest"
-	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // What an AMQP client publishes, however long, costs a socket server no more
@@ -63,7 +63,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	const results = 5
 	for range results { // by a program that may write results
 		publish("results", "long-result", strings.Repeat("<", long))
-		if m := parse(t, l.next(t)); m.Type != feed.TypeLost || m.ID != "long-result" || !strings.Contains(m.Text, "too long") {
+		if m := parse(t, l.next(t)); m.Type != wire.TypeLost || m.ID != "long-result" || !strings.Contains(m.Text, "too long") {
 			t.Fatalf("got %+v, want that the result is lost", m)
 		}
 	}
@@ -74,7 +74,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	for range 3 { // who resumes from the stream is told, too
 		again := s.listenAfter(t, "json", "-1")
 		for range results {
-			if m := parse(t, again.next(t)); m.Type != feed.TypeLost {
+			if m := parse(t, again.next(t)); m.Type != wire.TypeLost {
 				t.Fatalf("got a %s, want that a result is lost", m.Type)
 			}
 		}

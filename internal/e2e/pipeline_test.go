@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // From the POST to the listeners, in every format, at every site.
@@ -35,7 +36,7 @@ func TestPipeline(t *testing.T) {
 			if a.status != http.StatusAccepted || a.body != "Got it" {
 				t.Errorf("%s: %d %q, want 202 %q", tt.contentType, a.status, a.body, "Got it")
 			}
-			ids = append(ids, a.header.Get("Revq-Task-Id"))
+			ids = append(ids, a.header.Get(wire.TaskIDHeader))
 		}
 		first, third := "first-"+site, "third-"+site
 		a := post(t, site, "application/x-ndjson", submission(first, "abcdef")+"\n"+`{"txt":"abcdef"}`+"\n"+submission(third, "abcdef")+"\n")
@@ -95,21 +96,21 @@ func TestRefusals(t *testing.T) {
 		method, path, contentType, body string
 		status                          int
 	}{
-		{"empty form field", s.apiSites[0], "POST", queuePath, form, "text=", 400},
-		{"empty body", s.apiSites[1], "POST", queuePath, plain, "", 400},
-		{"no text in the form", s.apiSites[0], "POST", queuePath, form, "txt=abc", 400},
-		{"no JSON", s.apiSites[0], "POST", queuePath, "application/json", "abc", 400},
-		{"bad UTF-8", s.apiSites[0], "POST", queuePath, plain, "abc\xff", 400},
-		{"bad UTF-8 in a form", s.apiSites[0], "POST", queuePath, form, "text=%ff", 400},
-		{"1 MiB", s.apiSites[0], "POST", queuePath, plain, strings.Repeat("x", 1<<20), 413},
-		{"1 MiB in a form", s.apiSites[1], "POST", queuePath, form, "text=" + strings.Repeat("x", 1<<20), 413},
-		{"GET", s.apiSites[0], "GET", queuePath, "", "", 405},
-		{"wrong type", s.apiSites[0], "POST", queuePath, "image/png", "abc", 415},
+		{"empty form field", s.apiSites[0], "POST", wire.QueuePath, form, "text=", 400},
+		{"empty body", s.apiSites[1], "POST", wire.QueuePath, plain, "", 400},
+		{"no text in the form", s.apiSites[0], "POST", wire.QueuePath, form, "txt=abc", 400},
+		{"no JSON", s.apiSites[0], "POST", wire.QueuePath, "application/json", "abc", 400},
+		{"bad UTF-8", s.apiSites[0], "POST", wire.QueuePath, plain, "abc\xff", 400},
+		{"bad UTF-8 in a form", s.apiSites[0], "POST", wire.QueuePath, form, "text=%ff", 400},
+		{"1 MiB", s.apiSites[0], "POST", wire.QueuePath, plain, strings.Repeat("x", 1<<20), 413},
+		{"1 MiB in a form", s.apiSites[1], "POST", wire.QueuePath, form, "text=" + strings.Repeat("x", 1<<20), 413},
+		{"GET", s.apiSites[0], "GET", wire.QueuePath, "", "", 405},
+		{"wrong type", s.apiSites[0], "POST", wire.QueuePath, "image/png", "abc", 415},
 		{"wrong path", s.apiSites[0], "POST", "/queue", plain, "abc", 404},
 		{"wrong path for a listener", s.socketSite, "GET", "/listen", "", "", 404},
-		{"a listener without a websocket", s.socketSite, "GET", "/listen_results", "", "", 426},
+		{"a listener without a websocket", s.socketSite, "GET", wire.ListenPath, "", "", 426},
 		{"a listener that posts", s.socketSite, "POST", "/listen_results", plain, "abc", 405},
-		{"unknown format", s.socketSite, "GET", "/listen_results?format=xml", "", "", 400},
+		{"unknown format", s.socketSite, "GET", wire.ListenPath + "?format=xml", "", "", 400},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -129,19 +130,19 @@ func TestOneIDOneResult(t *testing.T) {
 	s.startWorker(t, "--pause", "0s")
 	const id = "order-42"
 	for i := range 4 {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.apiSites[i%2]+queuePath, strings.NewReader("text=abcdef"))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.apiSites[i%2]+wire.QueuePath, strings.NewReader("text=abcdef"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req.Header.Set("Idempotency-Key", id)
+		req.Header.Set(wire.KeyHeader, id)
 		res, err := httpClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		res.Body.Close()
-		if res.StatusCode != http.StatusAccepted || res.Header.Get("Revq-Task-Id") != id {
-			t.Errorf("%s with id %q, want 202 with %q", res.Status, res.Header.Get("Revq-Task-Id"), id)
+		if res.StatusCode != http.StatusAccepted || res.Header.Get(wire.TaskIDHeader) != id {
+			t.Errorf("%s with id %q, want 202 with %q", res.Status, res.Header.Get(wire.TaskIDHeader), id)
 		}
 		send(t, s.apiSites[i%2], id, "abcdef")
 	}

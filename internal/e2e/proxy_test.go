@@ -21,9 +21,9 @@ import (
 
 	"github.com/fasthttp/websocket"
 
-	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack"
+	"github.com/revq/revq/internal/wire"
 )
 
 // publicName is what the examples of PROXY.md call revq.
@@ -189,7 +189,7 @@ func (p *proxy) ownOrigin() []string {
 
 func (p *proxy) post(t *testing.T, id, text string) *http.Response {
 	t.Helper()
-	return p.request(t, http.MethodPost, queuePath, text, append(p.ownOrigin(), "Content-Type", "text/plain", "Idempotency-Key", id)...)
+	return p.request(t, http.MethodPost, wire.QueuePath, text, append(p.ownOrigin(), "Content-Type", "text/plain", wire.KeyHeader, id)...)
 }
 
 func (p *proxy) send(t *testing.T, id, text string) {
@@ -202,7 +202,7 @@ func (p *proxy) send(t *testing.T, id, text string) {
 
 func (p *proxy) events(t *testing.T, after string) *http.Response {
 	t.Helper()
-	return p.request(t, http.MethodGet, "/listen_results", "", append(noOrigin, "Accept", "text/event-stream", "Last-Event-ID", after)...)
+	return p.request(t, http.MethodGet, wire.ListenPath, "", append(noOrigin, "Accept", "text/event-stream", wire.LastEventIDHeader, after)...)
 }
 
 // websocket connects as a page does, with a mark if it is not empty.
@@ -214,7 +214,7 @@ func (p *proxy) websocket(t *testing.T, after string) (*websocket.Conn, *http.Re
 			return (&tls.Dialer{Config: p.tls}).DialContext(ctx, network, p.addr)
 		},
 	}
-	conn, res, err := d.DialContext(t.Context(), "wss://"+p.name+"/listen_results?format=json&after="+after,
+	conn, res, err := d.DialContext(t.Context(), "wss://"+p.name+wire.ListenPath+"?format=json&after="+after,
 		http.Header{"Origin": {"https://" + p.name}})
 	if err == nil {
 		t.Cleanup(func() { conn.Close() })
@@ -273,10 +273,10 @@ func TestProxies(t *testing.T) {
 			}
 			awaitEvent(t, bufio.NewScanner(p.events(t, mark).Body), language+"-2")
 
-			if res := p.request(t, http.MethodPost, queuePath, "text=x", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"); res.StatusCode != http.StatusForbidden {
+			if res := p.request(t, http.MethodPost, wire.QueuePath, "text=x", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"); res.StatusCode != http.StatusForbidden {
 				t.Errorf("a foreign page gets %s", res.Status)
 			}
-			if res := p.request(t, http.MethodPost, "//"+queuePath, "text=x"); res.StatusCode == http.StatusAccepted {
+			if res := p.request(t, http.MethodPost, "//"+wire.QueuePath, "text=x"); res.StatusCode == http.StatusAccepted {
 				t.Error("another path is taken")
 			}
 		})
@@ -286,7 +286,7 @@ func TestProxies(t *testing.T) {
 // awaitResult reads until the result of a task comes.
 func awaitResult(conn *websocket.Conn, id string) error {
 	for {
-		var m feed.Message
+		var m wire.Message
 		if err := conn.ReadJSON(&m); err != nil {
 			return err
 		}

@@ -23,10 +23,10 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/daemon/daemontest"
-	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 var cutSeed = flag.Uint64("cut.seed", 0, "seed of TestListenerCutOffAtRandom; 0 for one by the clock")
@@ -102,11 +102,11 @@ func TestListenerCutOffAtRandom(t *testing.T) {
 	}
 	var got []string
 	for lines := bufio.NewScanner(stdout); lines.Scan(); {
-		var m feed.Message
+		var m wire.Message
 		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
 			t.Errorf("line %q: %v", lines.Text(), err)
 		}
-		if m.Type != feed.TypeGreeting {
+		if m.Type != wire.TypeGreeting {
 			got = append(got, fmt.Sprint(m.Type, " ", m.Offset, " ", m.ID))
 			printed.Add(1)
 		}
@@ -154,7 +154,7 @@ func (s *system) publisher(t *testing.T) func(text string) <-chan error {
 }
 
 // streamed waits until the stream has n results and returns them in order, without repetitions.
-func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []feed.Message) {
+func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []wire.Message) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -162,7 +162,7 @@ func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []feed.Messag
 	err := reader.History(ctx, 0, 0, func(offset int64, r task.Result) error {
 		if !seen[r.ID] {
 			seen[r.ID] = true
-			results = append(results, feed.Message{Offset: offset, ID: r.ID})
+			results = append(results, wire.Message{Offset: offset, ID: r.ID})
 		}
 		if len(results) == n {
 			return all
@@ -311,23 +311,23 @@ func TestGapsAtTheBroker(t *testing.T) {
 			text.greet(t)
 			gap, first := parse(t, json.next(t)), parse(t, json.next(t))
 			t.Logf("told of the gap after %v", time.Since(began))
-			if gap.Type != feed.TypeGap || !strings.Contains(gap.Text, tt.reason) || first.Type != feed.TypeResult {
+			if gap.Type != wire.TypeGap || !strings.Contains(gap.Text, tt.reason) || first.Type != wire.TypeResult {
 				t.Errorf("JSON: %+v and %+v, want a gap, %s, and a result", gap, first, tt.reason)
 			}
-			if code := text.closeCode(t); code != feed.CloseGap || !strings.Contains(text.err.Error(), tt.reason) {
+			if code := text.closeCode(t); code != wire.CloseGap || !strings.Contains(text.err.Error(), tt.reason) {
 				t.Errorf("text: %v, want close 4000, %s", text.err, tt.reason)
 			}
-			if name, m := events(); name != feed.TypeGreeting {
+			if name, m := events(); name != wire.TypeGreeting {
 				t.Errorf("events: %s %+v, want the greeting", name, m)
 			}
-			if name, m := events(); name != feed.TypeGap || m != gap {
+			if name, m := events(); name != wire.TypeGap || m != gap {
 				t.Errorf("events: %s %+v, want %+v", name, m, gap)
 			}
 			if name, m := events(); name != "" || m != first {
 				t.Errorf("events: %s %+v, want %+v", name, m, first)
 			}
 			out, said := s.revq(t, "listen", "--url", "ws://"+s.socketSite, "--after", tt.after, "--count", "1")
-			if want := "revq: results are missing here: " + gap.Text + "\n"; said != want || out != greeting+"\n"+first.Text+"\n" {
+			if want := "revq: results are missing here: " + gap.Text + "\n"; said != want || out != wire.Greeting+"\n"+first.Text+"\n" {
 				t.Errorf("revq listen printed %q and said %q, want %q", out, said, want)
 			}
 			// Most of the results are in messages of the same size, of which the broker keeps an eighth.
@@ -347,18 +347,18 @@ func TestGapsAtTheBroker(t *testing.T) {
 		}
 		await(t, "the publisher has declared the stream again", func() bool { return <-publish("the first") == nil })
 		gap, first := parse(t, json.next(t)), parse(t, json.next(t))
-		if gap.Type != feed.TypeGap || gap.Offset < newest || first.Type != feed.TypeResult {
+		if gap.Type != wire.TypeGap || gap.Offset < newest || first.Type != wire.TypeResult {
 			t.Errorf("JSON: %+v and %+v, want a gap and the new result", gap, first)
 		}
-		if code := text.closeCode(t); code != feed.CloseGap {
+		if code := text.closeCode(t); code != wire.CloseGap {
 			t.Errorf("text: %v, want close 4000", text.err)
 		}
-		if name, m := events(); name != feed.TypeGap || m != gap {
+		if name, m := events(); name != wire.TypeGap || m != gap {
 			t.Errorf("events: %s %+v, want %+v", name, m, gap)
 		}
 		// Offsets from before say nothing any more.
 		again := s.listenAfter(t, "json", fmt.Sprintf("%d/%s", newest, id))
-		if m := parse(t, again.next(t)); m.Type != feed.TypeGap {
+		if m := parse(t, again.next(t)); m.Type != wire.TypeGap {
 			t.Errorf("resumed behind a result of the old stream with %+v, want a gap", m)
 		}
 	})
@@ -389,7 +389,7 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 	greetings := func(t *testing.T, s *system) map[string]string {
 		events, json := s.events(t, ""), s.connect(t, "json", "")
 		name, m := events()
-		if name != feed.TypeGreeting {
+		if name != wire.TypeGreeting {
 			t.Errorf("the first event is %s %+v", name, m)
 		}
 		greeting := parse(t, json.next(t))
@@ -397,7 +397,7 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 			t.Errorf("greeted with %+v and %+v, want the same mark with an id", greeting, m)
 		}
 		json.conn.Close()
-		return map[string]string{"events": feed.Mark{Offset: m.Offset, ID: m.ID}.String(), "JSON": feed.Mark{Offset: greeting.Offset, ID: greeting.ID}.String()}
+		return map[string]string{"events": wire.Mark{Offset: m.Offset, ID: m.ID}.String(), "JSON": wire.Mark{Offset: greeting.Offset, ID: greeting.ID}.String()}
 	}
 
 	t.Run("of an empty stream", func(t *testing.T) {
@@ -458,7 +458,7 @@ func TestMarkAheadOfTheEnd(t *testing.T) {
 		began := time.Now()
 		events := s.events(t, "150000/nowhere")
 		events() // the greeting
-		if name, m := events(); name != feed.TypeGap {
+		if name, m := events(); name != wire.TypeGap {
 			t.Errorf("event %s %+v, want a gap", name, m)
 		}
 		took := time.Since(began)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A worker that is told to stop returns its task to the queue at once, and
@@ -90,7 +91,7 @@ func (s *system) startLoad(t *testing.T, n int) *load {
 	l := &load{cancel: cancel}
 	t.Cleanup(func() { l.stop() })
 	for i := range n {
-		url := "http://" + s.apiSites[i%len(s.apiSites)] + queuePath
+		url := "http://" + s.apiSites[i%len(s.apiSites)] + wire.QueuePath
 		client := &http.Client{Transport: &http.Transport{}, Timeout: patience}
 		l.running.Go(func() {
 			defer client.CloseIdleConnections()
@@ -157,7 +158,7 @@ func TestSocketRestarts(t *testing.T) {
 	}
 	took := s.socket.Terminate(t)
 	for i, l := range listeners {
-		if code := l.closeCode(t); code != 1012 {
+		if code := l.closeCode(t); code != wire.CloseRestart {
 			t.Errorf("listener %d was closed with %d, want 1012", i, code)
 		}
 	}

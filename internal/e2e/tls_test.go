@@ -14,6 +14,7 @@ import (
 
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // certify writes a certificate for 127.0.0.1 and its key to files, as systemd
@@ -64,7 +65,7 @@ func TestTLS(t *testing.T) {
 		}
 	}
 	out, said := s.revq(t, "listen", "--ca", cert, "--url", "wss://"+s.socketSite, "--after", "-1", "--count", "4")
-	if lines := strings.Fields(strings.TrimPrefix(out, greeting)); len(lines) != 4 {
+	if lines := strings.Fields(strings.TrimPrefix(out, wire.Greeting)); len(lines) != 4 {
 		t.Errorf("revq listen printed %q and said %q, want all four results", out, said)
 	}
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // residentBytes returns how much memory a process has at present.
@@ -70,7 +71,7 @@ func TestStalledUploads(t *testing.T) {
 				length = "Transfer-Encoding: chunked"
 				rest = append(fmt.Appendf(nil, "%x\r\n", len(whole)), rest...)
 			}
-			fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n%s\r\n\r\n", queuePath, length)
+			fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n%s\r\n\r\n", wire.QueuePath, length)
 			_, _ = c.Write(rest) // fails for those that are refused
 		})
 	}

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/revq/revq/internal/wire"
 )
 
 // messageOverhead is room for everything in an encoded Message except its id
@@ -15,7 +17,7 @@ const messageOverhead = 192
 // allocates for each result. A time with a year of five digits cannot be
 // written in RFC 3339 and is left out: any client that enqueues a task can set
 // such a time.
-func appendJSON(dst []byte, m Message) []byte {
+func appendJSON(dst []byte, m wire.Message) []byte {
 	dst = appendString(append(dst, `{"type":`...), m.Type)
 	dst = strconv.AppendInt(append(dst, `,"offset":`...), m.Offset, 10)
 	if m.ID != "" {

@@ -8,10 +8,11 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // checkEncoding fails unless m is encoded as encoding/json does it.
-func checkEncoding(t *testing.T, m Message) {
+func checkEncoding(t *testing.T, m wire.Message) {
 	t.Helper()
 	want, err := json.Marshal(m)
 	if err != nil {
@@ -29,13 +30,13 @@ func TestMessagesAreEncodedAsByEncodingJSON(t *testing.T) {
 	}
 	every.WriteString("\ufffd\uffff𝄞\U0010ffff\xff\xc3a\xed\xa0\x80\xe2\x80")
 	second := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for _, m := range []Message{
+	for _, m := range []wire.Message{
 		{},
-		{Type: TypeGreeting, Offset: -1, Text: "hello"},
-		{Type: TypeGap, Offset: 3, ID: "a", Text: "the stream is new"},
-		{Type: TypeResult, Offset: math.MaxInt64, ID: `<a&"\>`, Text: every.String(), Accepted: second, Done: second.Add(time.Nanosecond)},
-		{Type: TypeResult, Offset: math.MinInt64, ID: "a", Text: strings.Repeat("äx", 1000), Done: second.Add(120 * time.Millisecond)},
-		{Type: TypeResult, Accepted: time.UnixMicro(0).UTC(), Done: second.In(time.FixedZone("", -5400))},
+		{Type: wire.TypeGreeting, Offset: -1, Text: "hello"},
+		{Type: wire.TypeGap, Offset: 3, ID: "a", Text: "the stream is new"},
+		{Type: wire.TypeResult, Offset: math.MaxInt64, ID: `<a&"\>`, Text: every.String(), Accepted: second, Done: second.Add(time.Nanosecond)},
+		{Type: wire.TypeResult, Offset: math.MinInt64, ID: "a", Text: strings.Repeat("äx", 1000), Done: second.Add(120 * time.Millisecond)},
+		{Type: wire.TypeResult, Accepted: time.UnixMicro(0).UTC(), Done: second.In(time.FixedZone("", -5400))},
 	} {
 		checkEncoding(t, m)
 	}
@@ -53,6 +54,6 @@ func FuzzEncode(f *testing.F) {
 	f.Add("result", int64(7), "a", "fe\"dc<b>a\u2028", int64(0), int64(1_767_323_045_678_000))
 	f.Add("gap", int64(-1), "", "\xff\xe2\x80\x00\x7f𝄞", int64(-1), int64(120_000_000))
 	f.Fuzz(func(t *testing.T, kind string, offset int64, id, text string, accepted, done int64) {
-		checkEncoding(t, Message{kind, offset, id, text, time.Unix(0, accepted).UTC(), time.Unix(0, done).UTC()})
+		checkEncoding(t, wire.Message{Type: kind, Offset: offset, ID: id, Text: text, Accepted: time.Unix(0, accepted).UTC(), Done: time.Unix(0, done).UTC()})
 	})
 }

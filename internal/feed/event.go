@@ -3,26 +3,26 @@ package feed
 import (
 	"strconv"
 
-	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // eventOverhead is room for everything in an event except its data: 20 digits
 // of an offset, an id, and the names of the fields.
-const eventOverhead = task.MaxIDLength + 64
+const eventOverhead = wire.MaxIDLength + 64
 
 // appendEvent appends m as one server-sent event (HTML Standard, section 9.2)
 // in an HTTP chunk of its own. data is the encoding of m. A browser's
 // EventSource sends the mark as Last-Event-ID when it reconnects.
-func appendEvent(dst []byte, m Message, data []byte) []byte {
+func appendEvent(dst []byte, m wire.Message, data []byte) []byte {
 	head := make([]byte, 0, eventOverhead)
-	if m.Type != TypeResult { // an event without a type is a message to EventSource
+	if m.Type != wire.TypeResult { // an event without a type is a message to EventSource
 		head = append(append(append(head, "event: "...), m.Type...), '\n')
 	}
-	mark := Mark{m.Offset, m.ID}
-	if m.Type == TypeGap {
-		mark = Mark{Offset: -1} // everything that is kept follows
+	mark := wire.Mark{Offset: m.Offset, ID: m.ID}
+	if m.Type == wire.TypeGap {
+		mark = wire.Mark{Offset: -1} // everything that is kept follows
 	}
-	head = append(mark.append(append(head, "id: "...)), '\n')
+	head = append(mark.Append(append(head, "id: "...)), '\n')
 	head = append(head, "data: "...)
 	const end = "\n\n"
 	// Line breaks in JSON are escaped, so the data is one line.

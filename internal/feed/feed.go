@@ -12,13 +12,11 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Config sizes a feed. DefaultConfig gives a usable one.
@@ -58,85 +56,20 @@ type Format int
 // The formats. Each has a log of its own.
 const (
 	Text   Format = iota // websocket text frames that hold the processed text
-	JSON                 // websocket text frames that hold a Message
-	Events               // server-sent events whose data is a Message, in HTTP chunks
+	JSON                 // websocket text frames that hold a wire.Message
+	Events               // server-sent events whose data is a wire.Message, in HTTP chunks
 	formats
 )
 
 // ParseFormat returns the websocket format called name; "" is Text.
 func ParseFormat(name string) (Format, error) {
 	switch name {
-	case "", "text":
+	case "", wire.FormatText:
 		return Text, nil
-	case "json":
+	case wire.FormatJSON:
 		return JSON, nil
 	}
 	return 0, fmt.Errorf("there is no format %q: use text or json", name)
-}
-
-// The types of a Message.
-const (
-	TypeGreeting = "greeting" // the first one
-	TypeResult   = "result"
-	TypeGap      = "gap"  // results are missing here
-	TypeLost     = "lost" // the result at the offset cannot be sent
-)
-
-// A Message is what listeners get in the JSON format, one object in a frame.
-type Message struct {
-	// Type is one of those above. More may be added: skip unknown types.
-	Type string `json:"type"`
-
-	// Offset is the result's position in the stream of results. It is the same
-	// at every site, and grows from one result to the next, though not always
-	// by one. The listener stands after the offset of a greeting or a gap; -1
-	// is the beginning.
-	Offset int64 `json:"offset"`
-
-	// ID is the id of the task whose result is at the offset. If there is a
-	// mark message, it is the id of that.
-	ID string `json:"id,omitzero"`
-
-	// Text is the processed text, or the greeting, or the reason for a gap or
-	// a lost result.
-	Text string `json:"text"`
-
-	// Accepted and Done are when the API accepted the task and when a worker
-	// finished it, with microseconds. Accepted is left out if another client
-	// than the API enqueued the task.
-	Accepted time.Time `json:"accepted,omitzero"`
-	Done     time.Time `json:"done,omitzero"`
-}
-
-// A Mark is a place in the stream of results: after the result, or the mark
-// message, at Offset.
-type Mark struct {
-	Offset int64
-
-	// ID is the id of the task whose result is at Offset, or the id of the
-	// mark message there; "" if it is not known. It shows when a stream was
-	// deleted and re-created: another id is at Offset then.
-	ID string
-}
-
-// ParseMark reads a mark in the form that listeners send: OFFSET or OFFSET/ID.
-func ParseMark(text string) (Mark, error) {
-	number, id, _ := strings.Cut(text, "/")
-	offset, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || offset < -1 || id != "" && task.CheckID(id) != nil {
-		return Mark{}, fmt.Errorf("%.100q is no place in the results: give the offset of the last one received, or OFFSET/ID", text)
-	}
-	return Mark{offset, id}, nil
-}
-
-func (m Mark) String() string { return string(m.append(nil)) }
-
-func (m Mark) append(dst []byte) []byte {
-	dst = strconv.AppendInt(dst, m.Offset, 10)
-	if m.ID != "" {
-		dst = append(append(dst, '/'), m.ID...)
-	}
-	return dst
 }
 
 // A record says where a result or a mark message is in the logs.
@@ -151,9 +84,9 @@ type Feed struct {
 	logs [formats]*Log
 
 	mu      sync.Mutex
-	last    Mark     // the newest
-	records []record // of results and mark messages, the oldest first
-	gone    int      // the first records whose results a log no longer holds
+	last    wire.Mark // the newest
+	records []record  // of results and mark messages, the oldest first
+	gone    int       // the first records whose results a log no longer holds
 	seen    *Window
 	wakes   []func()
 	data    []byte // scratch: of the newest message
@@ -163,7 +96,7 @@ type Feed struct {
 // New returns an empty feed. What is appended before GoLive is the backlog:
 // only listeners that resume get it.
 func New(cfg Config) *Feed {
-	f := &Feed{last: Mark{Offset: -1}, seen: NewWindow(cfg.Window)}
+	f := &Feed{last: wire.Mark{Offset: -1}, seen: NewWindow(cfg.Window)}
 	for i := range f.logs {
 		f.logs[i] = newLog(Format(i), cfg.MaxBytes)
 	}
@@ -210,7 +143,7 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	if r.Lost == "" && !f.seen.add(id.with(r.Of)) {
 		return
 	}
-	f.last = Mark{offset, r.ID}
+	f.last = wire.Mark{Offset: offset, ID: r.ID}
 	rec := record{offset: offset, id: id}
 	m := resultMessage(offset, r)
 	f.data = appendJSON(f.data[:0], m)
@@ -240,7 +173,7 @@ func small(scratch []byte) []byte {
 func (f *Feed) AppendMark(offset int64, id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.last = Mark{offset, id}
+	f.last = wire.Mark{Offset: offset, ID: id}
 	rec := record{offset: offset, id: digestOf(id)}
 	for format, l := range f.logs {
 		rec.ends[format] = l.End()
@@ -267,7 +200,7 @@ func (f *Feed) AppendGap(reason string) {
 	}
 	// Offsets from before may mean other results from now on.
 	f.records, f.gone = nil, 0
-	f.last = Mark{Offset: -1}
+	f.last = wire.Mark{Offset: -1}
 	f.wake()
 }
 
@@ -307,7 +240,7 @@ const (
 )
 
 // Find returns the position after a mark in the log of one format.
-func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
+func (f *Feed) Find(format Format, m wire.Mark) (Position, Verdict) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := f.logs[format]
@@ -334,7 +267,7 @@ func (f *Feed) Find(format Format, m Mark) (Position, Verdict) {
 
 // Last returns the mark of the newest result or mark message. Its offset is -1
 // if there is none.
-func (f *Feed) Last() Mark {
+func (f *Feed) Last() wire.Mark {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.last
@@ -344,18 +277,18 @@ func (f *Feed) Last() Mark {
 // which it gets everything that is appended from now on. The mark's offset is
 // -1 at the beginning of the stream, and while the position is Pending, since
 // it is not known then.
-func (f *Feed) Join(format Format) (Position, Mark) {
+func (f *Feed) Join(format Format) (Position, wire.Mark) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.logs[format].isLive() {
-		return Pending, Mark{Offset: -1}
+		return Pending, wire.Mark{Offset: -1}
 	}
 	return f.logs[format].End(), f.last
 }
 
 // AppendGreeting appends the first frame of a listener that stands after m.
-func AppendGreeting(dst []byte, format Format, m Mark, text string) []byte {
-	greeting := Message{Type: TypeGreeting, Offset: m.Offset, ID: m.ID, Text: text}
+func AppendGreeting(dst []byte, format Format, m wire.Mark, text string) []byte {
+	greeting := wire.Message{Type: wire.TypeGreeting, Offset: m.Offset, ID: m.ID, Text: text}
 	return appendOne(dst, format, greeting)
 }
 
@@ -364,29 +297,25 @@ func AppendResult(dst []byte, format Format, offset int64, r task.Result) []byte
 	return appendOne(dst, format, resultMessage(offset, r))
 }
 
-func resultMessage(offset int64, r task.Result) Message {
+func resultMessage(offset int64, r task.Result) wire.Message {
 	if r.Lost != "" {
-		return Message{Type: TypeLost, Offset: offset, ID: r.ID, Text: r.Lost}
+		return wire.Message{Type: wire.TypeLost, Offset: offset, ID: r.ID, Text: r.Lost}
 	}
-	return Message{Type: TypeResult, Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC()}
+	return wire.Message{Type: wire.TypeResult, Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC()}
 }
-
-// CloseGap is the status of the close frame that reports a gap in the Text
-// format (RFC 6455, section 7.4.2: for applications).
-const CloseGap = 4000
 
 // AppendGap appends the frame that says that results after m are missing. In
 // the Text format only the end of the connection can say so.
-func AppendGap(dst []byte, format Format, m Mark, reason string) []byte {
+func AppendGap(dst []byte, format Format, m wire.Mark, reason string) []byte {
 	if format == Text {
-		return AppendClose(dst, CloseGap, "results are missing: "+reason)
+		return AppendClose(dst, wire.CloseGap, "results are missing: "+reason)
 	}
-	gap := Message{Type: TypeGap, Offset: m.Offset, ID: m.ID, Text: reason}
+	gap := wire.Message{Type: wire.TypeGap, Offset: m.Offset, ID: m.ID, Text: reason}
 	return appendOne(dst, format, gap)
 }
 
 // appendOne appends m as a frame of one format.
-func appendOne(dst []byte, format Format, m Message) []byte {
+func appendOne(dst []byte, format Format, m wire.Message) []byte {
 	var data []byte
 	if format != Text {
 		data = appendJSON(make([]byte, 0, messageOverhead+len(m.ID)+len(m.Text)), m)
@@ -396,13 +325,13 @@ func appendOne(dst []byte, format Format, m Message) []byte {
 
 // appendMessage appends m as a frame; data is its encoding in JSON. In the Text
 // format it appends nothing for a lost result, since frames hold only results.
-func appendMessage(dst []byte, format Format, m Message, data []byte) []byte {
+func appendMessage(dst []byte, format Format, m wire.Message, data []byte) []byte {
 	switch {
 	case format == Events:
 		return appendEvent(dst, m, data)
 	case format == JSON:
 		return AppendFrame(dst, OpText, data)
-	case m.Type == TypeLost:
+	case m.Type == wire.TypeLost:
 		return dst
 	default:
 		return AppendFrame(dst, OpText, []byte(m.Text))

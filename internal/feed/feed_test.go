@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 func TestAppendFramesInEveryFormat(t *testing.T) {
@@ -25,11 +26,11 @@ func TestAppendFramesInEveryFormat(t *testing.T) {
 	if err != nil || len(frame) < 4 || frame[0] != 0x81 || frame[1] != 126 {
 		t.Fatalf("JSON log = %q, %v; want one text frame with a 16 bit length", frame, err)
 	}
-	var m Message
+	var m wire.Message
 	if err := json.Unmarshal(frame[4:], &m); err != nil {
 		t.Fatal(err)
 	}
-	want := Message{Type: "result", Offset: 7, ID: "a", Text: "fe\"dc<b>a", Accepted: accepted, Done: accepted.Add(time.Second)}
+	want := wire.Message{Type: "result", Offset: 7, ID: "a", Text: "fe\"dc<b>a", Accepted: accepted, Done: accepted.Add(time.Second)}
 	if m != want {
 		t.Errorf("JSON message = %+v, want %+v", m, want)
 	}
@@ -95,7 +96,7 @@ func TestLostResults(t *testing.T) {
 			got = []byte(after)
 		}
 	}
-	if pos, verdict := f.Find(Text, Mark{Offset: 1}); verdict != Here || pos != 0 {
+	if pos, verdict := f.Find(Text, wire.Mark{Offset: 1}); verdict != Here || pos != 0 {
 		t.Errorf("the place after a lost result is %d, %v", pos, verdict)
 	}
 }
@@ -105,7 +106,7 @@ func TestLostResults(t *testing.T) {
 func TestLongestResult(t *testing.T) {
 	cfg := Config{MaxBytes: 1 << 20, Window: 10}
 	f := New(cfg)
-	id := strings.Repeat("x", task.MaxIDLength)
+	id := strings.Repeat("x", wire.MaxIDLength)
 	now := time.Now()
 	f.Append(math.MaxInt64-1, task.Result{ID: id, Text: strings.Repeat("\x01", cfg.LongestResult()), Accepted: now, Done: now})
 	for format := range formats {
@@ -132,7 +133,7 @@ func TestJoinBeginsBehindTheNewest(t *testing.T) {
 	f.Append(4, task.Result{ID: "a", Text: "a"})
 	f.GoLive()
 	from, m := f.Join(Text)
-	if want := (Mark{4, "a"}); m != want {
+	if want := (wire.Mark{Offset: 4, ID: "a"}); m != want {
 		t.Errorf("mark %v, want %v", m, want)
 	}
 	if live, at := f.Log(Text).Live(); from != live || at != m {
@@ -155,7 +156,7 @@ func TestMarks(t *testing.T) {
 	f.AppendMark(100, "first")
 	f.GoLive()
 	from, m := f.Join(Text)
-	if want := (Mark{100, "first"}); m != want {
+	if want := (wire.Mark{Offset: 100, ID: "first"}); m != want {
 		t.Errorf("an empty feed stands at %v, want %v", m, want)
 	}
 	f.Append(200, task.Result{ID: "a", Text: "a"})
@@ -164,19 +165,19 @@ func TestMarks(t *testing.T) {
 	f.AppendMark(500, "third")
 	const a, b = "\x81\x01a", "\x81\x01b"
 	for _, tc := range []struct {
-		mark    Mark
+		mark    wire.Mark
 		verdict Verdict
 		next    string
 	}{
 		{m, Here, a + b},
-		{Mark{200, "a"}, Here, b},
-		{Mark{300, "second"}, Here, b},
-		{Mark{300, ""}, Here, b},
-		{Mark{400, "b"}, Here, ""},
-		{Mark{500, "third"}, Here, ""},
-		{Mark{100, "another"}, Foreign, ""},
-		{Mark{500, "another"}, Foreign, ""},
-		{Mark{600, "fourth"}, Ahead, ""},
+		{wire.Mark{Offset: 200, ID: "a"}, Here, b},
+		{wire.Mark{Offset: 300, ID: "second"}, Here, b},
+		{wire.Mark{Offset: 300, ID: ""}, Here, b},
+		{wire.Mark{Offset: 400, ID: "b"}, Here, ""},
+		{wire.Mark{Offset: 500, ID: "third"}, Here, ""},
+		{wire.Mark{Offset: 100, ID: "another"}, Foreign, ""},
+		{wire.Mark{Offset: 500, ID: "another"}, Foreign, ""},
+		{wire.Mark{Offset: 600, ID: "fourth"}, Ahead, ""},
 	} {
 		pos, verdict := f.Find(Text, tc.mark)
 		if got, _ := f.Log(Text).Read(pos); verdict != tc.verdict || verdict == Here && string(got) != tc.next {
@@ -194,7 +195,7 @@ func TestMarksAreBounded(t *testing.T) {
 	f := New(DefaultConfig())
 	f.GoLive()
 	const n = 10 * marksInARow
-	mark := func(i int) Mark { return Mark{int64(100 * i), fmt.Sprint("mark", i)} }
+	mark := func(i int) wire.Mark { return wire.Mark{Offset: int64(100 * i), ID: fmt.Sprint("mark", i)} }
 	for i := range n {
 		f.AppendMark(mark(i).Offset, mark(i).ID)
 	}
@@ -219,19 +220,19 @@ func TestFind(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name    string
-		mark    Mark
+		mark    wire.Mark
 		verdict Verdict
 		next    int // the number of the next result, if Here
 	}{
-		{"newest", Mark{38, ""}, Here, 20},
-		{"newest, with its id", Mark{38, "id19"}, Here, 20},
-		{"one before", Mark{36, "id18"}, Here, 19},
-		{"between two", Mark{37, ""}, Here, 19},
-		{"between two, with an id", Mark{37, "whatever"}, Older, 0},
-		{"another id", Mark{36, "id17"}, Foreign, 0},
-		{"released", Mark{2, "id1"}, Older, 0},
-		{"the beginning", Mark{-1, ""}, Older, 0},
-		{"not there yet", Mark{39, ""}, Ahead, 0},
+		{"newest", wire.Mark{Offset: 38, ID: ""}, Here, 20},
+		{"newest, with its id", wire.Mark{Offset: 38, ID: "id19"}, Here, 20},
+		{"one before", wire.Mark{Offset: 36, ID: "id18"}, Here, 19},
+		{"between two", wire.Mark{Offset: 37, ID: ""}, Here, 19},
+		{"between two, with an id", wire.Mark{Offset: 37, ID: "whatever"}, Older, 0},
+		{"another id", wire.Mark{Offset: 36, ID: "id17"}, Foreign, 0},
+		{"released", wire.Mark{Offset: 2, ID: "id1"}, Older, 0},
+		{"the beginning", wire.Mark{Offset: -1, ID: ""}, Older, 0},
+		{"not there yet", wire.Mark{Offset: 39, ID: ""}, Ahead, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			pos, verdict := f.Find(JSON, tc.mark)
@@ -260,7 +261,7 @@ func TestFind(t *testing.T) {
 	if n, most := len(f.records), 4*segmentBytes/len(`{"type":"result","offset":100,"id":"short0","text":"x"}`); n > most {
 		t.Errorf("%d records of short texts are kept, want %d at most", n, most)
 	}
-	if _, verdict := New(DefaultConfig()).Find(Text, Mark{Offset: -1}); verdict != Older {
+	if _, verdict := New(DefaultConfig()).Find(Text, wire.Mark{Offset: -1}); verdict != Older {
 		t.Errorf("an empty feed says %v to the beginning, want Older: the stream may know more", verdict)
 	}
 }
@@ -283,30 +284,8 @@ func TestAppendGapTellsEveryFormat(t *testing.T) {
 			t.Errorf("format %d got %q, want %q", format, got, want)
 		}
 	}
-	if _, verdict := f.Find(JSON, Mark{3, "a"}); verdict != Ahead {
+	if _, verdict := f.Find(JSON, wire.Mark{Offset: 3, ID: "a"}); verdict != Ahead {
 		t.Errorf("a mark from before the gap is %v, want Ahead", verdict)
-	}
-}
-
-func TestParseMark(t *testing.T) {
-	for text, want := range map[string]Mark{
-		"42":        {42, ""},
-		"-1":        {-1, ""},
-		"0/a":       {0, "a"},
-		"7/order/1": {7, "order/1"},
-	} {
-		got, err := ParseMark(text)
-		if err != nil || got != want {
-			t.Errorf("ParseMark(%q) = %v, %v; want %v", text, got, err, want)
-		}
-		if got.String() != text {
-			t.Errorf("%v is written %q", got, got.String())
-		}
-	}
-	for _, text := range []string{"", "x", "-2", "1.5", "9223372036854775808", "1/a b", "/a"} {
-		if m, err := ParseMark(text); err == nil {
-			t.Errorf("ParseMark(%q) = %v, want an error", text, m)
-		}
 	}
 }
 
@@ -318,7 +297,7 @@ func TestEventsAreChunksOfServerSentEvents(t *testing.T) {
 	if want = fmt.Sprintf("%x\r\n%s\r\n", len(want), want); string(got) != want {
 		t.Errorf("event %q, want %q", got, want)
 	}
-	greeting := string(AppendGreeting(nil, Events, Mark{Offset: -1}, "hello"))
+	greeting := string(AppendGreeting(nil, Events, wire.Mark{Offset: -1}, "hello"))
 	if want := "event: greeting\nid: -1\ndata: {\"type\":\"greeting\",\"offset\":-1,\"text\":\"hello\"}\n\n"; !strings.Contains(greeting, want) {
 		t.Errorf("greeting %q, want %q", greeting, want)
 	}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/revq/revq/internal/wire"
 )
 
 // A Position is a place in a Log, in bytes since the log began. The positions
@@ -33,7 +35,7 @@ type Log struct {
 	// live is the position after the backlog, Pending until all of it has been
 	// appended. liveMark is the mark there; it is written before live.
 	live     atomic.Int64
-	liveMark Mark
+	liveMark wire.Mark
 
 	mu       sync.RWMutex
 	segments []*segment // the oldest first; frames are added to the last
@@ -69,11 +71,11 @@ func (l *Log) Format() Format { return l.format }
 // Live returns the position and the mark after the backlog, where a listener
 // begins that joined while the backlog was being read. The position is Pending
 // as long as it is being read.
-func (l *Log) Live() (Position, Mark) {
+func (l *Log) Live() (Position, wire.Mark) {
 	if pos := Position(l.live.Load()); pos != Pending {
 		return pos, l.liveMark
 	}
-	return Pending, Mark{Offset: -1}
+	return Pending, wire.Mark{Offset: -1}
 }
 
 func (l *Log) isLive() bool { return Position(l.live.Load()) != Pending }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/setting"
 )
 
@@ -91,10 +90,10 @@ type Route struct {
 
 	// Check returns what is wrong with a request by its headers alone, so that
 	// its body need not be sent; nil if there is nothing to check.
-	Check func(*fasthttp.RequestHeader) *problem.Problem
+	Check func(*fasthttp.RequestHeader) *Problem
 
 	// Handle answers the request, or returns the problem with it.
-	Handle func(*fasthttp.RequestCtx) *problem.Problem
+	Handle func(*fasthttp.RequestCtx) *Problem
 
 	// Options are headers of the answer to OPTIONS, names and values in turn.
 	Options []string

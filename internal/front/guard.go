@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/valyala/fasthttp"
-
-	"github.com/revq/revq/internal/problem"
 )
 
 // A fault is what is wrong with a request as HTTP. It ends the connection:
@@ -18,7 +16,7 @@ type fault struct {
 
 func (f *fault) Error() string { return f.detail }
 
-func (f *fault) problem() *problem.Problem { return problem.New(f.status, f.detail) }
+func (f *fault) problem() *Problem { return NewProblem(f.status, f.detail) }
 
 func malformed(detail string) *fault { return &fault{fasthttp.StatusBadRequest, detail} }
 

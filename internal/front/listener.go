@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/wire"
 )
 
 const (
@@ -148,11 +148,11 @@ func (c *conn) refuse(most int64) {
 		return
 	}
 	_, _ = c.Conn.Read(make([]byte, 512)) // the beginning will do
-	p := problem.New(503, fmt.Sprintf("there are %d connections already: send this again in a second", most))
+	p := NewProblem(503, fmt.Sprintf("there are %d connections already: send this again in a second", most))
 	body := p.JSON()
 	if c.SetDeadline(time.Now().Add(lingerTime)) == nil {
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nRetry-After: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
-			p.Status, p.Title, problem.ContentType, problem.RetryAfter, len(body), body)
+			p.Status, p.Title, wire.ProblemType, wire.RetryAfter, len(body), body)
 	}
 }
 

@@ -14,8 +14,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Pages says which web pages may use a front, and under which names browsers
@@ -336,7 +336,7 @@ func requestOf(ctx *fasthttp.RequestCtx) request {
 
 // isHealth reports whether path is one of those that monitoring services ask
 // for, some of which call themselves browsers. The answers are no secrets.
-func isHealth(path string) bool { return path == healthPath || path == readyPath }
+func isHealth(path string) bool { return path == wire.HealthPath || path == wire.ReadyPath }
 
 // looksLikeBrowser reports whether a GET without Origin and Sec-Fetch-Site may
 // be a browser's. They leave both out of a GET within the same origin where the
@@ -361,9 +361,9 @@ func looksLikeBrowser(h *fasthttp.RequestHeader) bool {
 
 const (
 	// exposedHeaders are those that pages may read besides the usual ones.
-	exposedHeaders = "Revq-Task-Id, Retry-After"
+	exposedHeaders = wire.TaskIDHeader + ", Retry-After"
 	// sentHeaders are those that pages may set besides the usual ones.
-	sentHeaders = "Content-Type, Idempotency-Key, Accept, Last-Event-ID"
+	sentHeaders = "Content-Type, " + wire.KeyHeader + ", Accept, " + wire.LastEventIDHeader
 	// preflightAge is how many seconds a browser may remember what pages may
 	// do. Ten minutes: a page that sends now and then asks once, and a setting
 	// that changes holds soon.
@@ -372,7 +372,7 @@ const (
 
 // Admit returns what is wrong with a request that a page should not have sent.
 // If nothing is, it lets the page read the answer.
-func (g *Gate) Admit(ctx *fasthttp.RequestCtx) *problem.Problem {
+func (g *Gate) Admit(ctx *fasthttp.RequestCtx) *Problem {
 	r := requestOf(ctx)
 	v := g.decide(r)
 	if v.readable {
@@ -380,9 +380,9 @@ func (g *Gate) Admit(ctx *fasthttp.RequestCtx) *problem.Problem {
 	}
 	switch v.status {
 	case fasthttp.StatusForbidden:
-		return problem.New(v.status, foreignDetail(r))
+		return NewProblem(v.status, foreignDetail(r))
 	case fasthttp.StatusMisdirectedRequest:
-		return problem.New(v.status, misnamedDetail(r))
+		return NewProblem(v.status, misnamedDetail(r))
 	}
 	return nil
 }

@@ -7,12 +7,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"github.com/revq/revq/internal/problem"
-)
-
-const (
-	healthPath = "/healthz"
-	readyPath  = "/readyz"
+	"github.com/revq/revq/internal/wire"
 )
 
 // knownMethods are those that RFC 9110 and RFC 5789 define. Others are not
@@ -43,13 +38,13 @@ func newRoutes(app *App) routes {
 func healthRoutes(ready func() error) []Route {
 	methods := []string{fasthttp.MethodGet, fasthttp.MethodHead}
 	return []Route{
-		{Path: healthPath, Methods: methods, Handle: func(ctx *fasthttp.RequestCtx) *problem.Problem {
+		{Path: wire.HealthPath, Methods: methods, Handle: func(ctx *fasthttp.RequestCtx) *Problem {
 			Text(ctx, fasthttp.StatusOK, "ok")
 			return nil
 		}},
-		{Path: readyPath, Methods: methods, Handle: func(ctx *fasthttp.RequestCtx) *problem.Problem {
+		{Path: wire.ReadyPath, Methods: methods, Handle: func(ctx *fasthttp.RequestCtx) *Problem {
 			if err := ready(); err != nil {
-				return problem.New(fasthttp.StatusServiceUnavailable, err.Error())
+				return NewProblem(fasthttp.StatusServiceUnavailable, err.Error())
 			}
 			Text(ctx, fasthttp.StatusOK, "ready")
 			return nil
@@ -59,18 +54,18 @@ func healthRoutes(ready func() error) []Route {
 
 // find returns the route of a request, or what is wrong with it by its headers
 // alone.
-func (r *routes) find(h *fasthttp.RequestHeader) (*route, *problem.Problem) {
+func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 	method := h.Method()
 	known := slices.Contains(knownMethods, string(method))
 	if !known {
-		return nil, problem.New(fasthttp.StatusNotImplemented, "there is no such method: use "+strings.Join(knownMethods[:3], ", "))
+		return nil, NewProblem(fasthttp.StatusNotImplemented, "there is no such method: use "+strings.Join(knownMethods[:3], ", "))
 	}
 	to, ok := r.byPath[string(rawPath(h.RequestURI()))]
 	if !ok {
-		return nil, problem.New(fasthttp.StatusNotFound, r.elsewhere)
+		return nil, NewProblem(fasthttp.StatusNotFound, r.elsewhere)
 	}
 	if !slices.Contains(to.methods, string(method)) {
-		return nil, problem.New(fasthttp.StatusMethodNotAllowed, "use "+strings.Join(to.methods, " or ")).
+		return nil, NewProblem(fasthttp.StatusMethodNotAllowed, "use "+strings.Join(to.methods, " or ")).
 			With("Allow", strings.Join(to.methods, ", "))
 	}
 	if to.Check != nil && string(method) != fasthttp.MethodOptions {

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
-
-	"github.com/revq/revq/internal/problem"
 )
 
 // A Server serves an App on any number of listening sockets.
@@ -120,7 +118,7 @@ func (s *Server) Handle(ctx *fasthttp.RequestCtx) {
 			s.app.Log.Error("request handler panicked", "panic", r, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			s.gate.Expose(ctx)
-			answer(ctx, problem.New(fasthttp.StatusInternalServerError, "this is a bug in revq: its log has the details"))
+			NewProblem(fasthttp.StatusInternalServerError, "this is a bug in revq: its log has the details").answer(ctx)
 		}
 		// Sooner than fasthttp's CloseOnShutdown, which begins after the last call.
 		if s.draining.Load() {
@@ -128,12 +126,12 @@ func (s *Server) Handle(ctx *fasthttp.RequestCtx) {
 		}
 	}()
 	if p := s.serve(ctx); p != nil {
-		answer(ctx, p)
+		p.answer(ctx)
 	}
 }
 
 // serve answers the request or returns the problem with it.
-func (s *Server) serve(ctx *fasthttp.RequestCtx) *problem.Problem {
+func (s *Server) serve(ctx *fasthttp.RequestCtx) *Problem {
 	noStore(ctx)
 	if p := s.gate.Admit(ctx); p != nil {
 		return p
@@ -193,18 +191,18 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 
 // last answers a request whose body, or whose end, is not read, and closes the
 // connection once the client has had the time to read that.
-func (s *Server) last(ctx *fasthttp.RequestCtx, p *problem.Problem) {
+func (s *Server) last(ctx *fasthttp.RequestCtx, p *Problem) {
 	if c, ok := ctx.Conn().(*conn); ok {
 		c.linger.Store(true)
 	}
-	answer(ctx, p)
+	p.answer(ctx)
 }
 
-func (s *Server) tooLarge() *problem.Problem {
-	return problem.New(fasthttp.StatusRequestEntityTooLarge, s.app.TooLarge)
+func (s *Server) tooLarge() *Problem {
+	return NewProblem(fasthttp.StatusRequestEntityTooLarge, s.app.TooLarge)
 }
 
-func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *problem.Problem {
+func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *Problem {
 	if c, ok := ctx.Conn().(*conn); ok && c.guard.wrong != nil {
 		return c.guard.wrong.problem()
 	}
@@ -221,15 +219,15 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *problem.Proble
 		}
 		return s.tooLarge()
 	case errors.As(err, &long):
-		return problem.New(fasthttp.StatusRequestHeaderFieldsTooLarge,
+		return NewProblem(fasthttp.StatusRequestHeaderFieldsTooLarge,
 			fmt.Sprintf("the request line and headers may have %d bytes together (--max-header)", s.app.MaxHeader))
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return problem.New(fasthttp.StatusRequestTimeout,
+		return NewProblem(fasthttp.StatusRequestTimeout,
 			fmt.Sprintf("the whole request must arrive within %v", s.app.ReadTimeout))
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return problem.New(fasthttp.StatusBadRequest, "the connection ended before the request was complete")
+		return NewProblem(fasthttp.StatusBadRequest, "the connection ended before the request was complete")
 	}
-	return problem.New(fasthttp.StatusBadRequest,
+	return NewProblem(fasthttp.StatusBadRequest,
 		"this is not valid HTTP: check the request's path, the values of its headers, and the chunks of its body")
 }
 
@@ -241,11 +239,6 @@ var (
 // noStore keeps answers out of caches: each is about this moment.
 func noStore(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.SetCanonical(headerCacheControl, valueNoStore)
-}
-
-func answer(ctx *fasthttp.RequestCtx, p *problem.Problem) {
-	noStore(ctx)
-	p.Answer(ctx)
 }
 
 // Text answers with a text.

@@ -21,9 +21,9 @@ import (
 	"github.com/revq/revq/internal/api"
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/front"
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/socket"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // patience bounds what a test waits for. An answer that comes only with a
@@ -171,7 +171,7 @@ func (r reply) check(t *testing.T, status int, detail string) {
 	if status < 400 {
 		return
 	}
-	var p problem.Problem
+	var p wire.Problem
 	if err := json.Unmarshal([]byte(r.body), &p); err != nil {
 		t.Fatalf("%v in %q", err, r.body)
 	}

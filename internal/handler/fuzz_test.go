@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker"
 )
 
@@ -50,7 +51,7 @@ func FuzzJob(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if task.CheckID(j.id) != nil || task.CheckText(j.text, task.MaxText) != nil {
+		if wire.CheckID(j.id) != nil || task.CheckText(j.text, task.MaxText) != nil {
 			t.Errorf("%q: %+v", line, j)
 		}
 		again, err := parseJob(encodeJob(j))

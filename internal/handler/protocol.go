@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker"
 )
 
@@ -54,7 +55,7 @@ func parseJob(line []byte) (job, error) {
 	if err := unmarshal(line, &r); err != nil {
 		return job{}, err
 	}
-	if err := task.CheckID(r.ID); err != nil {
+	if err := wire.CheckID(r.ID); err != nil {
 		return job{}, err
 	}
 	if err := task.CheckText(r.Text, task.MaxText); err != nil {

@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A post receives what a bundler publishes, and confirms it when the test says.
@@ -231,8 +232,8 @@ func TestLostResults(t *testing.T) {
 		{"long", places + 1, longer},
 		{"lone-long", 2 * places, longer},
 		{"binary", 3 * places, task.ErrNotUTF8},
-		{"", 4 * places, task.ErrBadID},
-		{"", 5 * places, task.ErrBadID},
+		{"", 4 * places, wire.ErrBadID},
+		{"", 5 * places, wire.ErrBadID},
 	}
 	r.enqueue(resultsKey, garbled,
 		bundled(task.Result{ID: "empty", Done: now}, task.Result{ID: "long", Text: long, Done: now}, result(0)),
@@ -365,7 +366,7 @@ func FuzzEntries(f *testing.F) {
 				t.Errorf("entry %d is at %d", i, e.offset)
 			case e.invalid == nil && (r.Lost != "" || checkResult(r, most) != nil):
 				t.Errorf("a proper result is %+v", r)
-			case e.invalid != nil && (r.Lost == "" || r.Text != "" || r.ID != "" && task.CheckID(r.ID) != nil):
+			case e.invalid != nil && (r.Lost == "" || r.Text != "" || r.ID != "" && wire.CheckID(r.ID) != nil):
 				t.Errorf("one that is none is %+v", r)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // held is a delivery that a handler holds until end.
@@ -195,8 +196,8 @@ func TestForeignMessages(t *testing.T) {
 		{"no id", amqp.Publishing{Body: []byte("text")}, nil},
 		{"not UTF-8", amqp.Publishing{MessageId: "id", Body: []byte{'a', 0xff}}, task.ErrNotUTF8},
 		{"empty", amqp.Publishing{MessageId: "id"}, task.ErrNoText},
-		{"a bad id", amqp.Publishing{MessageId: "with space", Body: []byte("text")}, task.ErrBadID},
-		{"a long id", amqp.Publishing{MessageId: strings.Repeat("a", 255), Body: []byte("text")}, task.ErrBadID},
+		{"a bad id", amqp.Publishing{MessageId: "with space", Body: []byte("text")}, wire.ErrBadID},
+		{"a long id", amqp.Publishing{MessageId: strings.Repeat("a", 255), Body: []byte("text")}, wire.ErrBadID},
 		{"other headers", amqp.Publishing{MessageId: "id", Body: []byte("text"), Headers: amqp.Table{acceptedHeader: "today", deliveryCountHeader: "many"}}, nil},
 	} {
 		r.enqueue(tasksKey, tc.message)
@@ -208,7 +209,7 @@ func TestForeignMessages(t *testing.T) {
 		if got.Text != string(tc.message.Body) || !got.Accepted.IsZero() {
 			t.Errorf("%s: %+v", tc.name, got)
 		}
-		if id := tc.message.MessageId; id != "" && got.ID != id || task.CheckID(got.ID) != nil && tc.want != task.ErrBadID {
+		if id := tc.message.MessageId; id != "" && got.ID != id || wire.CheckID(got.ID) != nil && tc.want != wire.ErrBadID {
 			t.Errorf("%s: the id is %q", tc.name, got.ID)
 		}
 		if h.Attempt() != 1 {

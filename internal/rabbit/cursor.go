@@ -11,6 +11,7 @@ import (
 
 	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 const (
@@ -248,7 +249,7 @@ func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) 
 		return nil, err
 	}
 	if d.Exchange == MarksExchange {
-		return append(entries, entry{offset: firstOf(message), id: d.MessageId, mark: true, invalid: task.CheckID(d.MessageId)}), nil
+		return append(entries, entry{offset: firstOf(message), id: d.MessageId, mark: true, invalid: wire.CheckID(d.MessageId)}), nil
 	}
 	if len(d.Body) > memory.Large {
 		memory.GiveBack() // takes effect once the message has been passed on

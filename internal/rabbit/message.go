@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Headers hold the times of a message in microseconds since 1970: AMQP's
@@ -73,7 +74,7 @@ func decodeTask(d amqp.Delivery) (task.Task, error) {
 	if t.ID == "" {
 		t.ID = task.NewID()
 	}
-	if err := task.CheckID(t.ID); err != nil {
+	if err := wire.CheckID(t.ID); err != nil {
 		return t, err
 	}
 	return t, task.CheckText(t.Text, task.MaxText)
@@ -95,7 +96,7 @@ func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
 }
 
 func checkResult(r task.Result, most int) error {
-	if err := task.CheckID(r.ID); err != nil {
+	if err := wire.CheckID(r.ID); err != nil {
 		return err
 	}
 	if len(r.Text) > most {
@@ -110,7 +111,7 @@ func tooLong(length, most int) error {
 
 // lost returns what listeners get in place of a result that cannot be sent.
 func lost(id string, reason error) task.Result {
-	if task.CheckID(id) != nil {
+	if wire.CheckID(id) != nil {
 		id = "" // listeners cannot get such an id
 	}
 	return task.Result{ID: id, Lost: reason.Error()}

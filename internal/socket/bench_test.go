@@ -20,6 +20,7 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // BenchmarkFanout appends results of 100 bytes as fast as the slowest of the
@@ -155,7 +156,7 @@ func dialBare(b *testing.B, addr string, from [4]byte) int {
 		_, err = unix.Write(fd, []byte(request))
 	}
 	var answer [1024]byte
-	for n := 0; err == nil && !bytes.HasSuffix(answer[:n], []byte(Greeting)); {
+	for n := 0; err == nil && !bytes.HasSuffix(answer[:n], []byte(wire.Greeting)); {
 		var more int
 		if more, err = unix.Read(fd, answer[n:]); more <= 0 && err == nil {
 			err = io.ErrUnexpectedEOF

@@ -11,7 +11,8 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/feed"
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A dialect encodes what a server sends to listeners of one protocol besides
@@ -44,25 +45,15 @@ type farewell struct {
 	reason string
 }
 
-// Status codes of close frames (RFC 6455, section 7.4.1).
-const (
-	closeProtocolError = 1002
-	closeInvalidData   = 1007
-	closePolicy        = 1008
-	closeTooBig        = 1009
-	closeRestart       = 1012
-	closeTryAgain      = 1013
-)
-
 var (
-	byeFellBehind = farewell{closePolicy, "too slow: the next result is no longer in memory; reconnect and resume"}
-	byeTooSlow    = farewell{closePolicy, "received nothing for too long; reconnect and resume"}
-	byeTooMuch    = farewell{closePolicy, "listeners are not expected to send that much"}
-	byeRestart    = farewell{closeRestart, "the server restarts: reconnect and resume"}
-	byeFull       = farewell{closeTryAgain, "too many listeners: try another site, or later"}
-	byeNoBroker   = farewell{closeTryAgain, "the broker is away: try another site, or later"}
-	byeTurnOver   = farewell{closeTryAgain, "others wait to resume: reconnect and resume after your last result"}
-	byeNoHistory  = farewell{closeTryAgain, "cannot resume now: try again"}
+	byeFellBehind = farewell{wire.ClosePolicy, "too slow: the next result is no longer in memory; reconnect and resume"}
+	byeTooSlow    = farewell{wire.ClosePolicy, "received nothing for too long; reconnect and resume"}
+	byeTooMuch    = farewell{wire.ClosePolicy, "listeners are not expected to send that much"}
+	byeRestart    = farewell{wire.CloseRestart, "the server restarts: reconnect and resume"}
+	byeFull       = farewell{wire.CloseTryAgain, "too many listeners: try another site, or later"}
+	byeNoBroker   = farewell{wire.CloseTryAgain, "the broker is away: try another site, or later"}
+	byeTurnOver   = farewell{wire.CloseTryAgain, "others wait to resume: reconnect and resume after your last result"}
+	byeNoHistory  = farewell{wire.CloseTryAgain, "cannot resume now: try again"}
 )
 
 // websocketDialect speaks RFC 6455.
@@ -110,7 +101,7 @@ func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *i
 		}
 	})
 	if wrong == nil && len(l.control) > maxControl {
-		wrong = &farewell{closePolicy, "too many pings whose answers were not read"}
+		wrong = &farewell{wire.ClosePolicy, "too many pings whose answers were not read"}
 	}
 	if wrong != nil {
 		l.deaf = true // what follows cannot be parsed
@@ -131,11 +122,9 @@ func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *i
 // chunks of HTTP/1.1.
 type eventsDialect struct{}
 
-const eventsType = "text/event-stream"
-
 // eventsHeader begins the answer; the log's chunks follow.
 const eventsHeader = "HTTP/1.1 200 OK\r\n" +
-	"Content-Type: " + eventsType + "\r\n" +
+	"Content-Type: " + wire.EventsType + "\r\n" +
 	"Cache-Control: no-store\r\n" +
 	"X-Accel-Buffering: no\r\n" + // nginx: pass events on at once
 	"Transfer-Encoding: chunked\r\n"
@@ -147,8 +136,8 @@ func (eventsDialect) appendPing(dst []byte) []byte {
 // appendBye ends the body; a browser reconnects by itself.
 func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
 	words := []byte(": " + why.reason + "\n\n")
-	if why.code == closeTryAgain {
-		words = unavailable(problem.New(fasthttp.StatusServiceUnavailable, why.reason))
+	if why.code == wire.CloseTryAgain {
+		words = unavailable(front.NewProblem(fasthttp.StatusServiceUnavailable, why.reason))
 	}
 	return feed.AppendChunk(feed.AppendChunk(dst, words), nil)
 }
@@ -166,7 +155,7 @@ const (
 // A browser's EventSource gives up for good on every status but 200. So the
 // server answers 200 for reasons that pass, sends this event, and ends the
 // stream.
-func unavailable(p *problem.Problem) []byte {
+func unavailable(p *front.Problem) []byte {
 	retry := retryAfterLeast + rand.N(retryAfterMost-retryAfterLeast)
 	return fmt.Appendf(nil, "retry: %d\nevent: unavailable\ndata: %s\n\n", retry.Milliseconds(), p.JSON())
 }

@@ -7,7 +7,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"github.com/revq/revq/internal/problem"
+	"github.com/revq/revq/internal/front"
 )
 
 // upgradeAdvice says what a proxy must do to pass on a handshake. nginx needs
@@ -18,13 +18,13 @@ const upgradeAdvice = "a proxy in between must use HTTP/1.1 and pass on the head
 // upgradeRequired is the problem with a request that is not a complete
 // handshake. A server must ignore an Upgrade in HTTP/1.0 (RFC 9110, section
 // 7.8), and cannot upgrade a connection that the client wants closed.
-func upgradeRequired(detail string) *problem.Problem {
-	return problem.New(fasthttp.StatusUpgradeRequired, detail).With("Upgrade", "websocket").With("Connection", "Upgrade")
+func upgradeRequired(detail string) *front.Problem {
+	return front.NewProblem(fasthttp.StatusUpgradeRequired, detail).With("Upgrade", "websocket").With("Connection", "Upgrade")
 }
 
 // checkHandshake returns what is wrong with the handshake of a websocket (RFC
 // 6455, section 4.2.1), or nil.
-func checkHandshake(h *fasthttp.RequestHeader) *problem.Problem {
+func checkHandshake(h *fasthttp.RequestHeader) *front.Problem {
 	// The slice that PeekAll returns is valid only until its next call.
 	upgrades := hasToken(h.PeekAll("Upgrade"), "websocket")
 	connects := hasToken(h.PeekAll("Connection"), "upgrade")
@@ -45,7 +45,7 @@ func checkHandshake(h *fasthttp.RequestHeader) *problem.Problem {
 		return upgradeRequired("this server supports only version 13 of websockets: send Sec-WebSocket-Version: 13").
 			With("Sec-WebSocket-Version", "13")
 	case !isNonce(key):
-		return problem.New(fasthttp.StatusBadRequest, "the header Sec-WebSocket-Key must be 16 bytes in base64")
+		return front.NewProblem(fasthttp.StatusBadRequest, "the header Sec-WebSocket-Key must be 16 bytes in base64")
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/wire"
 )
 
 // An inbound parses what a listener sends (RFC 6455, section 5), in pieces of
@@ -34,17 +35,17 @@ const (
 )
 
 var (
-	errExtension    = &farewell{closeProtocolError, "a frame uses an extension that was not agreed on"}
-	errOpcode       = &farewell{closeProtocolError, "a frame has an unknown opcode"}
-	errUnmasked     = &farewell{closeProtocolError, "a frame is not masked"}
-	errControl      = &farewell{closeProtocolError, "a control frame is fragmented or too long"}
-	errNotMinimal   = &farewell{closeProtocolError, "a frame's length is not in its shortest form"}
-	errLengthSign   = &farewell{closeProtocolError, "a frame's length has the most significant bit set"}
-	errNoMessage    = &farewell{closeProtocolError, "a continuation frame belongs to no message"}
-	errInterleaved  = &farewell{closeProtocolError, "a message begins before the last fragment of another"}
-	errCloseCode    = &farewell{closeProtocolError, "a close frame has a status that must not be sent"}
-	errNotUTF8      = &farewell{closeInvalidData, "a text is not UTF-8"}
-	errMessageLarge = &farewell{closeTooBig, "listeners are not expected to send that much"}
+	errExtension    = &farewell{wire.CloseProtocolError, "a frame uses an extension that was not agreed on"}
+	errOpcode       = &farewell{wire.CloseProtocolError, "a frame has an unknown opcode"}
+	errUnmasked     = &farewell{wire.CloseProtocolError, "a frame is not masked"}
+	errControl      = &farewell{wire.CloseProtocolError, "a control frame is fragmented or too long"}
+	errNotMinimal   = &farewell{wire.CloseProtocolError, "a frame's length is not in its shortest form"}
+	errLengthSign   = &farewell{wire.CloseProtocolError, "a frame's length has the most significant bit set"}
+	errNoMessage    = &farewell{wire.CloseProtocolError, "a continuation frame belongs to no message"}
+	errInterleaved  = &farewell{wire.CloseProtocolError, "a message begins before the last fragment of another"}
+	errCloseCode    = &farewell{wire.CloseProtocolError, "a close frame has a status that must not be sent"}
+	errNotUTF8      = &farewell{wire.CloseInvalidData, "a text is not UTF-8"}
+	errMessageLarge = &farewell{wire.CloseTooBig, "listeners are not expected to send that much"}
 )
 
 // idle reports whether the next byte begins a new message, so that no state

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/wire"
 )
 
 // final is the bit of a frame that ends a message.
@@ -83,50 +84,50 @@ func inboundCases() []inboundCase {
 		{"a text of 125", then(whole(text, long[:125]), lastPing), pinged, 0},
 		{"a text of 126", then(whole(text, long[:126]), lastPing), pinged, 0},
 		{"the longest message", clientFrame(final|text, "", 4096), nil, 0},
-		{"a message too long", clientFrame(final|text, "", 4097), nil, closeTooBig},
-		{"a message far too long", clientFrame(final|text, "", 1<<40), nil, closeTooBig},
-		{"fragments too long in sum", fragments(binary, part, part, part, part, part), nil, closeTooBig},
-		{"a last fragment too long in sum", fragments(text, part, long), nil, closeTooBig},
+		{"a message too long", clientFrame(final|text, "", 4097), nil, wire.CloseTooBig},
+		{"a message far too long", clientFrame(final|text, "", 1<<40), nil, wire.CloseTooBig},
+		{"fragments too long in sum", fragments(binary, part, part, part, part, part), nil, wire.CloseTooBig},
+		{"a last fragment too long in sum", fragments(text, part, long), nil, wire.CloseTooBig},
 		{"fragments as long as a message", then(fragments(text, part, long[:96]), lastPing), pinged, 0},
 		{"messages that are short each", then(whole(text, part), whole(text, part), fragments(text, part, "x"), lastPing), pinged, 0},
-		{"16 bits for 125", []byte{final | text, 0x80 | 126, 0, 125, 0, 0, 0, 0}, nil, closeProtocolError},
-		{"16 bits for 0", []byte{final | binary, 0x80 | 126, 0, 0, 0, 0, 0, 0}, nil, closeProtocolError},
-		{"64 bits for 65535", []byte{final | binary, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0}, nil, closeProtocolError},
-		{"64 bits for 5", []byte{final | binary, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0}, nil, closeProtocolError},
-		{"64 bits with the top one set", []byte{final | binary, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0}, nil, closeProtocolError},
-		{"not masked", []byte{final | text, 1, 'a'}, nil, closeProtocolError},
-		{"empty and not masked", []byte{final | text, 0}, nil, closeProtocolError},
+		{"16 bits for 125", []byte{final | text, 0x80 | 126, 0, 125, 0, 0, 0, 0}, nil, wire.CloseProtocolError},
+		{"16 bits for 0", []byte{final | binary, 0x80 | 126, 0, 0, 0, 0, 0, 0}, nil, wire.CloseProtocolError},
+		{"64 bits for 65535", []byte{final | binary, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0}, nil, wire.CloseProtocolError},
+		{"64 bits for 5", []byte{final | binary, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0}, nil, wire.CloseProtocolError},
+		{"64 bits with the top one set", []byte{final | binary, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0}, nil, wire.CloseProtocolError},
+		{"not masked", []byte{final | text, 1, 'a'}, nil, wire.CloseProtocolError},
+		{"empty and not masked", []byte{final | text, 0}, nil, wire.CloseProtocolError},
 
 		// Pings and pongs.
 		{"a ping", whole(ping, "hi"), []string{"9 hi"}, 0},
 		{"an empty ping", whole(ping, ""), []string{"9 "}, 0},
 		{"a ping of 125", whole(ping, long[:125]), []string{"9 " + long[:125]}, 0},
 		{"a ping that is not UTF-8", whole(ping, "\xfe"), []string{"9 \xfe"}, 0},
-		{"a ping of 126", clientFrame(final|ping, "", 126), nil, closeProtocolError},
+		{"a ping of 126", clientFrame(final|ping, "", 126), nil, wire.CloseProtocolError},
 		{"a pong that nobody asked for", whole(pong, "hi"), []string{"10 hi"}, 0},
-		{"a fragmented ping", clientFrame(ping, "a", -1), nil, closeProtocolError},
-		{"a fragmented pong", clientFrame(pong, "a", -1), nil, closeProtocolError},
-		{"a fragmented close", clientFrame(end, "", -1), nil, closeProtocolError},
+		{"a fragmented ping", clientFrame(ping, "a", -1), nil, wire.CloseProtocolError},
+		{"a fragmented pong", clientFrame(pong, "a", -1), nil, wire.CloseProtocolError},
+		{"a fragmented close", clientFrame(end, "", -1), nil, wire.CloseProtocolError},
 
 		// Fragments.
 		{"a ping between fragments", then(clientFrame(text, "a", -1), whole(ping, "p"), clientFrame(final, "b", -1)), []string{"9 p"}, 0},
 		{"empty fragments", then(fragments(text, "", "", ""), lastPing), pinged, 0},
-		{"a continuation without a message", clientFrame(final, "a", -1), nil, closeProtocolError},
-		{"a first fragment without a message", clientFrame(0, "a", -1), nil, closeProtocolError},
-		{"a continuation after a message", then(whole(text, "a"), clientFrame(final, "b", -1)), nil, closeProtocolError},
-		{"a continuation after the last one", then(fragments(text, "a", "b"), clientFrame(0, "c", -1)), nil, closeProtocolError},
-		{"a message within a message", then(clientFrame(text, "a", -1), whole(text, "b")), nil, closeProtocolError},
-		{"a fragment of another message", then(clientFrame(binary, "a", -1), clientFrame(binary, "b", -1)), nil, closeProtocolError},
-		{"a message within one, after a ping", then(clientFrame(text, "a", -1), whole(ping, "p"), whole(binary, "b")), []string{"9 p"}, closeProtocolError},
+		{"a continuation without a message", clientFrame(final, "a", -1), nil, wire.CloseProtocolError},
+		{"a first fragment without a message", clientFrame(0, "a", -1), nil, wire.CloseProtocolError},
+		{"a continuation after a message", then(whole(text, "a"), clientFrame(final, "b", -1)), nil, wire.CloseProtocolError},
+		{"a continuation after the last one", then(fragments(text, "a", "b"), clientFrame(0, "c", -1)), nil, wire.CloseProtocolError},
+		{"a message within a message", then(clientFrame(text, "a", -1), whole(text, "b")), nil, wire.CloseProtocolError},
+		{"a fragment of another message", then(clientFrame(binary, "a", -1), clientFrame(binary, "b", -1)), nil, wire.CloseProtocolError},
+		{"a message within one, after a ping", then(clientFrame(text, "a", -1), whole(ping, "p"), whole(binary, "b")), []string{"9 p"}, wire.CloseProtocolError},
 
 		// Close frames.
 		{"an empty close", whole(end, ""), []string{"8 "}, 0},
-		{"a close of one byte", whole(end, "\x03"), nil, closeProtocolError},
+		{"a close of one byte", whole(end, "\x03"), nil, wire.CloseProtocolError},
 		{"a close with a reason", closeFrame(1000, "good bye"), []string{"8 \x03\xe8good bye"}, 0},
 		{"a close with the longest reason", closeFrame(1000, long[:123]), []string{"8 \x03\xe8" + long[:123]}, 0},
-		{"a close that is too long", closeFrame(1000, long[:124]), nil, closeProtocolError},
-		{"a reason that is not UTF-8", closeFrame(1000, "\xce\xba\xed\xa0\x80"), nil, closeInvalidData},
-		{"a reason cut within a character", closeFrame(3000, "\xe2\x82"), nil, closeInvalidData},
+		{"a close that is too long", closeFrame(1000, long[:124]), nil, wire.CloseProtocolError},
+		{"a reason that is not UTF-8", closeFrame(1000, "\xce\xba\xed\xa0\x80"), nil, wire.CloseInvalidData},
+		{"a reason cut within a character", closeFrame(3000, "\xe2\x82"), nil, wire.CloseInvalidData},
 		{"a close between fragments", then(clientFrame(text, "a", -1), closeFrame(1001, "")), []string{"8 \x03\xe9"}, 0},
 
 		// Texts.
@@ -134,11 +135,11 @@ func inboundCases() []inboundCase {
 		{"a character in two fragments", then(fragments(text, "\xf0\x9d", "\x84\x9e"), lastPing), pinged, 0},
 		{"a character in four fragments", then(fragments(text, "\xf0", "\x9d", "", "\x84", "\x9e"), lastPing), pinged, 0},
 		{"a character around a ping", then(clientFrame(text, "\xe2\x82", -1), whole(ping, "p"), clientFrame(final, "\xac", -1)), []string{"9 p"}, 0},
-		{"a text that ends within a character", whole(text, "a\xe2\x82"), nil, closeInvalidData},
-		{"fragments that end within a character", fragments(text, "a\xe2", "\x82"), nil, closeInvalidData},
-		{"what is certain in the first fragment", clientFrame(text, "a\xed\xa0", -1), nil, closeInvalidData},
-		{"what is certain in the middle of a frame", clientFrame(final|text, "a\xf4\x90", 1000)[:11], nil, closeInvalidData},
-		{"a text after one that is valid", then(whole(text, "é"), whole(text, "\x80")), nil, closeInvalidData},
+		{"a text that ends within a character", whole(text, "a\xe2\x82"), nil, wire.CloseInvalidData},
+		{"fragments that end within a character", fragments(text, "a\xe2", "\x82"), nil, wire.CloseInvalidData},
+		{"what is certain in the first fragment", clientFrame(text, "a\xed\xa0", -1), nil, wire.CloseInvalidData},
+		{"what is certain in the middle of a frame", clientFrame(final|text, "a\xf4\x90", 1000)[:11], nil, wire.CloseInvalidData},
+		{"a text after one that is valid", then(whole(text, "é"), whole(text, "\x80")), nil, wire.CloseInvalidData},
 		{"binary need not be UTF-8", then(whole(binary, "\xff\xfe"), lastPing), pinged, 0},
 		{"a binary message after a text", then(fragments(text, "a", "b"), whole(binary, "\xff"), lastPing), pinged, 0},
 	}
@@ -146,18 +147,18 @@ func inboundCases() []inboundCase {
 		"a lone continuation": "\x80", "0xC0": "\xc0\xaf", "0xC1": "\xc1\xbf", "three bytes for two": "\xe0\x9f\xbf", "four bytes for three": "\xf0\x8f\xbf\xbf",
 		"a surrogate": "\xed\xbf\xbf", "above U+10FFFF": "\xf4\x90\x80\x80", "0xF5": "\xf5\x80\x80\x80", "0xFF": "\xff", "a character cut short by another": "\xe2\x82a",
 	} {
-		cases = append(cases, inboundCase{"not UTF-8: " + name, whole(text, "é"+bytes), nil, closeInvalidData})
+		cases = append(cases, inboundCase{"not UTF-8: " + name, whole(text, "é"+bytes), nil, wire.CloseInvalidData})
 	}
 	for _, bit := range []byte{0x40, 0x20, 0x10, 0x70} {
 		for _, op := range []byte{text, ping, end} {
-			cases = append(cases, inboundCase{fmt.Sprintf("reserved bits %#x with opcode %d", bit, op), whole(bit|op, ""), nil, closeProtocolError})
+			cases = append(cases, inboundCase{fmt.Sprintf("reserved bits %#x with opcode %d", bit, op), whole(bit|op, ""), nil, wire.CloseProtocolError})
 		}
 	}
 	for _, op := range []byte{3, 4, 5, 6, 7, 0xB, 0xC, 0xD, 0xE, 0xF} {
-		cases = append(cases, inboundCase{fmt.Sprintf("opcode %d", op), then(lastPing, whole(op, "")), pinged, closeProtocolError})
+		cases = append(cases, inboundCase{fmt.Sprintf("opcode %d", op), then(lastPing, whole(op, "")), pinged, wire.CloseProtocolError})
 	}
 	for _, status := range []uint16{0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535} {
-		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), nil, closeProtocolError})
+		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), nil, wire.CloseProtocolError})
 	}
 	for _, status := range []uint16{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999} {
 		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), []string{"8 " + string(binary16(status))}, 0})
@@ -287,7 +288,7 @@ func takeWhole(b []byte) (controls []string, code uint16) {
 		switch {
 		case b[0]&0x70 != 0, op > 2 && op < 8, op > 10, b[1]&0x80 == 0, isControl && (!isFinal || length > 125),
 			!isControl && inMessage != (op == 0):
-			return controls, closeProtocolError
+			return controls, wire.CloseProtocolError
 		}
 		if bytes := map[uint64]int{126: 2, 127: 8}[length]; bytes > 0 {
 			if head += bytes; len(b) < head {
@@ -300,11 +301,11 @@ func takeWhole(b []byte) (controls []string, code uint16) {
 				length = binary.BigEndian.Uint64(b[2:])
 			}
 			if short == 126 && length < 126 || short == 127 && (length < 1<<16 || length>>63 == 1) {
-				return controls, closeProtocolError
+				return controls, wire.CloseProtocolError
 			}
 		}
 		if !isControl && size+length > 4096 {
-			return controls, closeTooBig
+			return controls, wire.CloseTooBig
 		}
 		if head += 4; len(b) < head {
 			return controls, 0
@@ -320,10 +321,10 @@ func takeWhole(b []byte) (controls []string, code uint16) {
 			return controls, 0
 		case op == byte(feed.OpClose) && len(payload) > 0:
 			if len(payload) == 1 || !mayBeSent(binary.BigEndian.Uint16(payload)) {
-				return controls, closeProtocolError
+				return controls, wire.CloseProtocolError
 			}
 			if !utf8.Valid(payload[2:]) {
-				return controls, closeInvalidData
+				return controls, wire.CloseInvalidData
 			}
 			fallthrough
 		case isControl:
@@ -340,7 +341,7 @@ func takeWhole(b []byte) (controls []string, code uint16) {
 		for len(text) > 0 && utf8.FullRune(text) {
 			r, n := utf8.DecodeRune(text)
 			if r == utf8.RuneError && n == 1 {
-				return controls, closeInvalidData
+				return controls, wire.CloseInvalidData
 			}
 			text = text[n:]
 		}
@@ -348,7 +349,7 @@ func takeWhole(b []byte) (controls []string, code uint16) {
 		case !ended:
 			return controls, 0
 		case isFinal && len(text) > 0:
-			return controls, closeInvalidData
+			return controls, wire.CloseInvalidData
 		case isFinal:
 			inMessage, size = false, 0
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A listener is a connection and its place in a log. It belongs to one shard,
@@ -80,7 +81,7 @@ func (l *listener) next() (b []byte, fromLog bool, err error) {
 func (l *listener) greet() {
 	pos, at := l.log.Live()
 	if l.pos = pos; pos != feed.Pending {
-		l.control = feed.AppendGreeting(l.control, l.log.Format(), at, Greeting)
+		l.control = feed.AppendGreeting(l.control, l.log.Format(), at, wire.Greeting)
 	}
 }
 

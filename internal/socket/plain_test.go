@@ -19,6 +19,7 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // setupTLS starts a server with a site without TLS and one with it.
@@ -53,7 +54,7 @@ func (s *secureSite) listen(t *testing.T, query string) *websocket.Conn {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetReadDeadline(time.Now().Add(patience))
-	if _, m, err := c.ReadMessage(); err != nil || !strings.Contains(string(m), Greeting) {
+	if _, m, err := c.ReadMessage(); err != nil || !strings.Contains(string(m), wire.Greeting) {
 		t.Fatalf("greeting = %q, %v", m, err)
 	}
 	return c
@@ -144,7 +145,7 @@ func TestShutdownTellsListenersWithTLS(t *testing.T) {
 	b.append(0, 5)
 	go s.Shutdown(context.Background())
 	expect(t, c, 0, 5)
-	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, closeRestart) {
+	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, wire.CloseRestart) {
 		t.Errorf("the listener got %v, want close 1012", err)
 	}
 	until(t, "the listener is gone", func() bool { return s.Listeners() == 0 })

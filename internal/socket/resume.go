@@ -7,6 +7,7 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 const (
@@ -41,8 +42,8 @@ var lookBack = int64(feed.DefaultConfig().Backlog)
 // resume greets l and brings it to its place in the live log, after a mark. It
 // sends l the results that the log no longer holds from the source, before it
 // returns. Afterwards, l.conn is nil if the listener is gone.
-func (s *Server) resume(l *listener, format feed.Format, after feed.Mark) {
-	l.control = feed.AppendGreeting(l.control, format, after, Greeting)
+func (s *Server) resume(l *listener, format feed.Format, after wire.Mark) {
+	l.control = feed.AppendGreeting(l.control, format, after, wire.Greeting)
 	c := catchUp{s: s, l: l, format: format}
 	switch err := c.resume(s.stopped, after); {
 	case err == nil:
@@ -90,7 +91,7 @@ type catchUp struct {
 	format feed.Format
 	turn   *turn
 
-	after   feed.Mark     // the last message that the listener has received
+	after   wire.Mark     // the last message that the listener has received
 	at      int64         // offset of the last message read from the stream
 	earlier bool          // a message before the mark was read
 	met     bool          // the message at the mark was read
@@ -100,7 +101,7 @@ type catchUp struct {
 
 // resume sets c.pos to the listener's place in the log. It takes a turn to read
 // from the broker only if the log does not hold that place.
-func (c *catchUp) resume(ctx context.Context, after feed.Mark) error {
+func (c *catchUp) resume(ctx context.Context, after wire.Mark) error {
 	verdict, err := c.await(ctx, after)
 	if err != nil || verdict == feed.Here {
 		return err
@@ -116,7 +117,7 @@ func (c *catchUp) resume(ctx context.Context, after feed.Mark) error {
 	return err
 }
 
-func (c *catchUp) run(ctx context.Context, after feed.Mark, verdict feed.Verdict) (err error) {
+func (c *catchUp) run(ctx context.Context, after wire.Mark, verdict feed.Verdict) (err error) {
 	if verdict == feed.Foreign {
 		after, err = c.gap(after, errAnotherStream.Error())
 	}
@@ -134,7 +135,7 @@ func (c *catchUp) run(ctx context.Context, after feed.Mark, verdict feed.Verdict
 
 // await waits until the backlog was read, and then for aheadPatience until the
 // feed reaches the mark.
-func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, error) {
+func (c *catchUp) await(ctx context.Context, after wire.Mark) (feed.Verdict, error) {
 	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
 	began := time.Now()
@@ -162,7 +163,7 @@ func (c *catchUp) await(ctx context.Context, after feed.Mark) (feed.Verdict, err
 }
 
 // read reads the history, from lookBack results before the mark on.
-func (c *catchUp) read(ctx context.Context, after feed.Mark) error {
+func (c *catchUp) read(ctx context.Context, after wire.Mark) error {
 	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(remembered)
 	c.earlier, c.met = false, after.Offset < 0 // a mark at the beginning always exists
 	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.takeMark, func() error { return c.end(ctx) })
@@ -179,7 +180,7 @@ func (c *catchUp) end(ctx context.Context) error {
 	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
 	for began := time.Now(); ; {
-		pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: c.at})
+		pos, verdict := c.s.feed.Find(c.format, wire.Mark{Offset: c.at})
 		switch {
 		case verdict == feed.Here:
 			c.pos = pos
@@ -199,7 +200,7 @@ func (c *catchUp) end(ctx context.Context) error {
 
 // handOver returns errThere if the log continues after the last message read.
 func (c *catchUp) handOver() error {
-	pos, verdict := c.s.feed.Find(c.format, feed.Mark{Offset: c.at})
+	pos, verdict := c.s.feed.Find(c.format, wire.Mark{Offset: c.at})
 	if verdict != feed.Here {
 		return nil
 	}
@@ -209,12 +210,12 @@ func (c *catchUp) handOver() error {
 
 // gap tells the listener that results after a mark are missing, and returns the
 // mark after which it continues: the beginning of what is kept.
-func (c *catchUp) gap(after feed.Mark, reason string) (feed.Mark, error) {
+func (c *catchUp) gap(after wire.Mark, reason string) (wire.Mark, error) {
 	c.l.control = feed.AppendGap(c.l.control, c.format, after, reason)
 	if c.format == feed.Text {
-		return feed.Mark{}, errTold
+		return wire.Mark{}, errTold
 	}
-	return feed.Mark{Offset: -1}, nil
+	return wire.Mark{Offset: -1}, nil
 }
 
 // take is called with each result of the history.

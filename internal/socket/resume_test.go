@@ -19,8 +19,8 @@ import (
 	"github.com/fasthttp/websocket"
 
 	"github.com/revq/revq/internal/feed"
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A source stands for the stream at the broker, which package rabbit tests.
@@ -127,8 +127,8 @@ func (b *bundle) jsonListener(t *testing.T, after string) *websocket.Conn {
 func expectMessages(t *testing.T, c *websocket.Conn, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
-		var m feed.Message
-		if err := c.ReadJSON(&m); err != nil || m.Type != feed.TypeResult || m.Offset != int64(i) || m.ID != fmt.Sprint("id", i) {
+		var m wire.Message
+		if err := c.ReadJSON(&m); err != nil || m.Type != wire.TypeResult || m.Offset != int64(i) || m.ID != fmt.Sprint("id", i) {
 			t.Fatalf("message %+v, %v; want result %d", m, err, i)
 		}
 	}
@@ -194,22 +194,22 @@ func TestResumeUnderLoadHasNoHoleAndNoRepetition(t *testing.T) {
 				}
 				c.SetReadDeadline(time.Now().Add(patience))
 				for quota := rand.IntN(3000); quota > 0 && next < results; quota-- {
-					var m feed.Message
+					var m wire.Message
 					if err := c.ReadJSON(&m); err != nil {
-						if websocket.IsCloseError(err, closePolicy, closeTryAgain) {
+						if websocket.IsCloseError(err, wire.ClosePolicy, wire.CloseTryAgain) {
 							break // too slow: resume
 						}
 						t.Error(err)
 						return
 					}
-					if m.Type == feed.TypeGreeting {
+					if m.Type == wire.TypeGreeting {
 						continue
 					}
-					if m.Type != feed.TypeResult || m.Offset != int64(next) {
+					if m.Type != wire.TypeResult || m.Offset != int64(next) {
 						t.Errorf("message %+v, want result %d", m, next)
 						return
 					}
-					next, after = next+1, feed.Mark{Offset: m.Offset, ID: m.ID}.String()
+					next, after = next+1, wire.Mark{Offset: m.Offset, ID: m.ID}.String()
 				}
 				c.Close()
 			}
@@ -231,7 +231,7 @@ func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
 	}
 	c := b.jsonListener(t, "200")
 	expectMessages(t, c, 201, 3000)
-	var m feed.Message
+	var m wire.Message
 	if err := c.ReadJSON(&m); err != nil || m.Offset != 3002 || m.ID != result(501).ID {
 		t.Errorf("got %+v, %v; want the result of another text under an id that was there before", m, err)
 	}
@@ -250,8 +250,8 @@ func TestLostResultsInTheStream(t *testing.T) {
 	}
 	c := b.jsonListener(t, "1000")
 	for offset := range int64(2) {
-		var m feed.Message
-		if err := c.ReadJSON(&m); err != nil || m.Type != feed.TypeLost || m.Offset != 1001+offset || m.Text != "it is no text" {
+		var m wire.Message
+		if err := c.ReadJSON(&m); err != nil || m.Type != wire.TypeLost || m.Offset != 1001+offset || m.Text != "it is no text" {
 			t.Errorf("got %+v, %v; want that %d is lost", m, err, 1001+offset)
 		}
 	}
@@ -280,15 +280,15 @@ func TestGaps(t *testing.T) {
 			b.append(tc.first, 10_000)
 
 			c := b.jsonListener(t, tc.after)
-			var m feed.Message
-			if err := c.ReadJSON(&m); err != nil || m.Type != feed.TypeGap || !strings.Contains(m.Text, tc.reason) {
+			var m wire.Message
+			if err := c.ReadJSON(&m); err != nil || m.Type != wire.TypeGap || !strings.Contains(m.Text, tc.reason) {
 				t.Fatalf("message %+v, %v; want a gap: %s", m, err, tc.reason)
 			}
 			expectMessages(t, c, tc.first, 10_000) // all that there is
 
 			c = b.listen(t, "?after="+tc.after)
 			_, _, err := c.ReadMessage()
-			if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != feed.CloseGap || !strings.Contains(closed.Text, tc.reason) {
+			if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != wire.CloseGap || !strings.Contains(closed.Text, tc.reason) {
 				t.Errorf("plain text listener: %v, want to be closed with 4000: %s", err, tc.reason)
 			}
 
@@ -323,8 +323,8 @@ func TestListenersThatJoinWhileTheBacklogIsReadGetOnlyWhatIsNew(t *testing.T) {
 	b.feed.GoLive()
 	b.append(20, 30)
 	// The greeting says where they stand.
-	var m feed.Message
-	if err := first.ReadJSON(&m); err != nil || m.Type != feed.TypeGreeting || m.Offset != 19 || m.ID != "id19" {
+	var m wire.Message
+	if err := first.ReadJSON(&m); err != nil || m.Type != wire.TypeGreeting || m.Offset != 19 || m.ID != "id19" {
 		t.Errorf("greeting %+v, %v; want one after result 19", m, err)
 	}
 	expectMessages(t, first, 20, 30)
@@ -346,7 +346,7 @@ func TestListenersWhoseSiteHasNoBroker(t *testing.T) {
 	s := b.start(t, cfg)
 	c := b.dial(t, "?format=json")
 	_, _, err := c.ReadMessage()
-	if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != closeTryAgain || !strings.Contains(closed.Text, "broker") {
+	if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != wire.CloseTryAgain || !strings.Contains(closed.Text, "broker") {
 		t.Errorf("%v, want to be closed with 1013 for the broker", err)
 	}
 	res, next := b.events(t, "", "")
@@ -401,11 +401,11 @@ func TestEveryGreetingCanBeResumedFrom(t *testing.T) {
 					var mark string
 					if format == "json" {
 						c := b.dial(t, "?format=json")
-						var m feed.Message
+						var m wire.Message
 						if err := c.ReadJSON(&m); err != nil {
 							t.Fatal(err)
 						}
-						mark = feed.Mark{Offset: m.Offset, ID: m.ID}.String()
+						mark = wire.Mark{Offset: m.Offset, ID: m.ID}.String()
 						c.Close()
 					} else {
 						res, next := b.events(t, "", "")
@@ -472,7 +472,7 @@ func TestTheNumberOfCatchUpsIsBounded(t *testing.T) {
 	defer s.takePlace(t)()
 	b.append(0, 10_000)
 	c := b.jsonListener(t, "1")
-	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, closeTryAgain) {
+	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, wire.CloseTryAgain) {
 		t.Errorf("second catch-up: %v, want close 1013", err)
 	}
 }
@@ -497,7 +497,7 @@ func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
 	for range 2 * s.cfg.MaxResuming {
 		late.Go(func() {
 			for s.stopped.Err() == nil {
-				s.resume(&listener{conn: swallow{}, dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}, feed.JSON, feed.Mark{Offset: 99_999})
+				s.resume(&listener{conn: swallow{}, dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}, feed.JSON, wire.Mark{Offset: 99_999})
 			}
 		})
 	}
@@ -505,7 +505,7 @@ func TestNobodyBeginsToCatchUpWhenTheServerStops(t *testing.T) {
 	s.Shutdown(t.Context())
 	late.Wait()
 	l := &listener{dialect: websocketDialect{}, log: s.feed.Log(feed.JSON)}
-	s.resume(l, feed.JSON, feed.Mark{Offset: 1})
+	s.resume(l, feed.JSON, wire.Mark{Offset: 1})
 	if bye := (websocketDialect{}).appendBye(nil, byeRestart); !l.leaving || !bytes.HasSuffix(l.control, bye) {
 		t.Errorf("its last words are %q, want %q", l.control, bye)
 	}
@@ -532,7 +532,7 @@ func TestEvents(t *testing.T) {
 	b.append(3, 5)
 	for i := 3; i < 5; i++ {
 		e := next()
-		var m feed.Message
+		var m wire.Message
 		if err := json.Unmarshal([]byte(e.data), &m); err != nil || e.name != "" || e.id != fmt.Sprintf("%d/id%d", i, i) || m.Text != fmt.Sprint("text ", i) {
 			t.Errorf("event %+v, want result %d", e, i)
 		}
@@ -580,7 +580,7 @@ func TestEventsAreToldWhatPasses(t *testing.T) {
 	expect := func(next func() event, reason string) time.Duration {
 		t.Helper()
 		e := next()
-		var p problem.Problem
+		var p wire.Problem
 		if err := json.Unmarshal([]byte(e.data), &p); err != nil || e.name != "unavailable" || e.id != "" || p.Status != 503 || !strings.Contains(p.Detail, reason) {
 			t.Errorf("event %+v, want to hear that: %s", e, reason)
 		}

@@ -10,13 +10,14 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 func messageSchema(t *testing.T) *jsonschema.Schema {
 	t.Helper()
 	c := jsonschema.NewCompiler()
 	c.AssertFormat()
-	schema, err := c.Compile("../feed/message.schema.json")
+	schema, err := c.Compile("../wire/message.schema.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func TestMessagesKeepToTheSchema(t *testing.T) {
 	now := time.Now()
 	results := []task.Result{
 		{ID: "a", Text: "", Done: now},
-		{ID: strings.Repeat("x", task.MaxIDLength), Text: "\u2028 \\ \" \x00 ü 𝄞 \xff", Accepted: now, Done: now.Round(time.Second)},
+		{ID: strings.Repeat("x", wire.MaxIDLength), Text: "\u2028 \\ \" \x00 ü 𝄞 \xff", Accepted: now, Done: now.Round(time.Second)},
 		{ID: task.NewID(), Text: strings.Repeat("x", 100_000), Accepted: time.UnixMicro(0)},
 	}
 	for i, r := range results {
@@ -69,13 +70,13 @@ func TestMessagesKeepToTheSchema(t *testing.T) {
 		if e := next(); e.data != string(message) {
 			t.Errorf("event %.300s, want %.300s", e.data, message)
 		}
-		var m feed.Message
+		var m wire.Message
 		if err := json.Unmarshal(message, &m); err != nil {
 			t.Error(err)
 		}
 		types[m.Type]++
 	}
-	if types[feed.TypeResult] != len(results)+1 || types[feed.TypeGap] != 2 || types[feed.TypeLost] != 2 {
+	if types[wire.TypeResult] != len(results)+1 || types[wire.TypeGap] != 2 || types[wire.TypeLost] != 2 {
 		t.Errorf("messages of the types %v", types)
 	}
 	again := b.jsonListener(t, "0/b")

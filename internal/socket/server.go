@@ -6,7 +6,7 @@
 //	GET /readyz           results can arrive
 //
 // A websocket gets one text frame for each result: the processed text, or with
-// ?format=json a feed.Message. With Accept: text/event-stream the same messages
+// ?format=json a wire.Message. With Accept: text/event-stream the same messages
 // come as server-sent events. ?after=OFFSET, ?after=OFFSET/ID and Last-Event-ID
 // resume after a result, or after a greeting. The server ignores what listeners
 // send, within limits.
@@ -32,14 +32,9 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/front"
-	"github.com/revq/revq/internal/problem"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
-
-// Greeting is the text of the first frame.
-const Greeting = "Salut, let's wait some text..."
-
-const listenPath = "/listen_results"
 
 // A Server serves listeners on any number of sites.
 type Server struct {
@@ -85,9 +80,9 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s.front = front.New(front.App{
 		Config: cfg.Config,
 		Routes: []front.Route{
-			{Path: listenPath, Methods: []string{fasthttp.MethodGet}, Handle: s.listen},
+			{Path: wire.ListenPath, Methods: []string{fasthttp.MethodGet}, Handle: s.listen},
 		},
-		Elsewhere:      "listen at " + listenPath,
+		Elsewhere:      "listen at " + wire.ListenPath,
 		Ready:          source.Ready,
 		TooLarge:       "a request to listen has no body",
 		MaxConnections: cfg.MaxHandshakes, // listeners have their own limit, and do not count
@@ -177,24 +172,24 @@ func (s *Server) Alive() error {
 }
 
 // listen lets a client listen, or returns the problem with its request.
-func (s *Server) listen(ctx *fasthttp.RequestCtx) *problem.Problem {
-	format, err := feed.ParseFormat(string(ctx.QueryArgs().Peek("format")))
+func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
+	format, err := feed.ParseFormat(string(ctx.QueryArgs().Peek(wire.FormatParameter)))
 	if err != nil {
-		return problem.New(fasthttp.StatusBadRequest, err.Error())
+		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
 	after, err := resumeMark(ctx)
 	if err != nil {
-		return problem.New(fasthttp.StatusBadRequest, err.Error())
+		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
 	events := acceptsEvents(ctx)
 	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
-		full := problem.New(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected already, which is the maximum: try another site, or later", s.cfg.MaxListeners))
+		full := front.NewProblem(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected already, which is the maximum: try another site, or later", s.cfg.MaxListeners))
 		if !events {
 			return full
 		}
-		ctx.SetContentType(eventsType)
+		ctx.SetContentType(wire.EventsType)
 		ctx.Response.Header.Set("Cache-Control", "no-store")
-		ctx.Response.Header.Set("Retry-After", problem.RetryAfter) // tells programs that they are not listening, in spite of the 200
+		ctx.Response.Header.Set("Retry-After", wire.RetryAfter) // tells programs that they are not listening, in spite of the 200
 		ctx.SetConnectionClose()
 		ctx.SetBody(unavailable(full))
 		return nil
@@ -206,9 +201,9 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *problem.Problem {
 }
 
 // listenEvents answers with server-sent events.
-func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) *problem.Problem {
+func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *wire.Mark) *front.Problem {
 	if !ctx.Request.Header.IsHTTP11() {
-		return problem.New(fasthttp.StatusHTTPVersionNotSupported,
+		return front.NewProblem(fasthttp.StatusHTTPVersionNotSupported,
 			"events come in chunks, which need HTTP/1.1; a proxy in between must use it too (nginx: proxy_http_version 1.1)")
 	}
 	header := eventsHeader + front.CORSLines(ctx) + "\r\n"
@@ -220,7 +215,7 @@ func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *feed.Mark) *probl
 }
 
 // listenWebsocket answers the handshake of a websocket.
-func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, after *feed.Mark) *problem.Problem {
+func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, after *wire.Mark) *front.Problem {
 	h := &ctx.Request.Header
 	if p := checkHandshake(h); p != nil {
 		return p
@@ -236,26 +231,26 @@ func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, a
 }
 
 func acceptsEvents(ctx *fasthttp.RequestCtx) bool {
-	return strings.Contains(strings.ToLower(string(ctx.Request.Header.Peek("Accept"))), eventsType)
+	return strings.Contains(strings.ToLower(string(ctx.Request.Header.Peek("Accept"))), wire.EventsType)
 }
 
 // resumeMark returns the mark after which the listener wants to resume, or nil
 // for new results only. The header wins, since a browser's EventSource repeats
 // the URL of its first request.
-func resumeMark(ctx *fasthttp.RequestCtx) (*feed.Mark, error) {
-	text := ctx.Request.Header.Peek("Last-Event-ID")
+func resumeMark(ctx *fasthttp.RequestCtx) (*wire.Mark, error) {
+	text := ctx.Request.Header.Peek(wire.LastEventIDHeader)
 	if len(text) == 0 {
-		if text = ctx.QueryArgs().Peek("after"); len(text) == 0 {
+		if text = ctx.QueryArgs().Peek(wire.AfterParameter); len(text) == 0 {
 			return nil, nil
 		}
 	}
-	mark, err := feed.ParseMark(string(text))
+	mark, err := wire.ParseMark(string(text))
 	return &mark, err
 }
 
 // join starts to serve l, whose handshake is complete. after is the mark after
 // which it resumes, or nil for new results only.
-func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
+func (s *Server) join(l *listener, format feed.Format, after *wire.Mark) {
 	l.conn = front.Detach(l.conn)
 	fd, err := descriptor(l.conn)
 	pollable := err == nil
@@ -270,9 +265,9 @@ func (s *Server) join(l *listener, format feed.Format, after *feed.Mark) {
 	case after != nil:
 		s.resume(l, format, *after)
 	default:
-		var at feed.Mark
+		var at wire.Mark
 		if l.pos, at = s.feed.Join(format); l.pos != feed.Pending {
-			l.control = feed.AppendGreeting(l.control, format, at, Greeting)
+			l.control = feed.AppendGreeting(l.control, format, at, wire.Greeting)
 		}
 	}
 	switch {

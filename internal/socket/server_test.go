@@ -21,6 +21,7 @@ import (
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // patience bounds what a test waits for; it is reached only when it fails.
@@ -126,7 +127,7 @@ func handshake(t testing.TB, c net.Conn) *bufio.Reader {
 	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("handshake: %v, %v", res, err)
 	}
-	if op, payload := readFrame(t, r); op != 1 || string(payload) != Greeting {
+	if op, payload := readFrame(t, r); op != 1 || string(payload) != wire.Greeting {
 		t.Fatalf("first frame is %d %q", op, payload)
 	}
 	return r
@@ -190,16 +191,16 @@ func TestJSONFrames(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	expect := func(want feed.Message) {
+	expect := func(want wire.Message) {
 		t.Helper()
-		var m feed.Message
+		var m wire.Message
 		if err := c.ReadJSON(&m); err != nil || m != want {
 			t.Errorf("message %+v, %v; want %+v", m, err, want)
 		}
 	}
-	expect(feed.Message{Type: "greeting", Offset: 2, ID: "id2", Text: Greeting})
+	expect(wire.Message{Type: "greeting", Offset: 2, ID: "id2", Text: wire.Greeting})
 	b.append(3, 4)
-	expect(feed.Message{Type: "result", Offset: 3, ID: "id3", Text: "text 3"})
+	expect(wire.Message{Type: "result", Offset: 3, ID: "id3", Text: "text 3"})
 }
 
 func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
@@ -217,12 +218,12 @@ func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
 		}
 	}
 	// The stalled one now reads what was written to it, and then its end.
-	last := feed.Mark{Offset: -1}
+	last := wire.Mark{Offset: -1}
 	var err error
 	for err == nil {
 		last, err = nextMark(stalled, last)
 	}
-	if !websocket.IsCloseError(err, closePolicy) || last.Offset > results*3/4 {
+	if !websocket.IsCloseError(err, wire.ClosePolicy) || last.Offset > results*3/4 {
 		t.Fatalf("the stalled listener came to %v, and then: %v; want to be closed with 1008", last, err)
 	}
 	// Where it goes on, nothing is missing.
@@ -240,9 +241,9 @@ func TestAStalledListenerHoldsUpNobodyIsToldAndMayResume(t *testing.T) {
 
 // nextMark reads a JSON message, and returns where its listener then stands. It
 // must be the result after last.
-func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
+func nextMark(c *websocket.Conn, last wire.Mark) (wire.Mark, error) {
 	c.SetReadDeadline(time.Now().Add(patience)) // for each: a busy machine takes its time for all of them
-	var m feed.Message
+	var m wire.Message
 	// Each message has its own time: with the race detector, and beside other
 	// tests, all of them may take longer.
 	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -251,10 +252,10 @@ func nextMark(c *websocket.Conn, last feed.Mark) (feed.Mark, error) {
 	if err := c.ReadJSON(&m); err != nil {
 		return last, err
 	}
-	if m.Type != feed.TypeResult || m.Offset != last.Offset+1 {
+	if m.Type != wire.TypeResult || m.Offset != last.Offset+1 {
 		return last, fmt.Errorf("a %s at %d came after %d", m.Type, m.Offset, last.Offset)
 	}
-	return feed.Mark{Offset: m.Offset, ID: m.ID}, nil
+	return wire.Mark{Offset: m.Offset, ID: m.ID}, nil
 }
 
 func TestAListenerThatTakesNothingIsClosed(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 func TestIsOver(t *testing.T) {
@@ -140,13 +141,13 @@ func TestAStalledResumerDoesNotHoldUpTheStop(t *testing.T) {
 				done <- s.Shutdown(ctx)
 			}()
 			for _, c := range others {
-				if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, closeRestart) {
+				if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, wire.CloseRestart) {
 					t.Errorf("another listener got %v, want close 1012", err)
 				}
 			}
 			if secure { // it ends within a record, after which TLS cannot go on
 				io.Copy(io.Discard, stalled.r)
-			} else if status := stalled.closeStatus(t); status != closeRestart {
+			} else if status := stalled.closeStatus(t); status != wire.CloseRestart {
 				t.Errorf("the stalled one got the status %d, want 1012", status)
 			}
 			stalled.conn.Close()
@@ -181,7 +182,7 @@ func TestASlowResumerGivesWay(t *testing.T) {
 	s, b, site := setupResumers(t, 1)
 	slow := resumeSlowly(t, s, b, site, false)
 	early := b.listen(t, "?after=1")
-	if _, _, err := early.ReadMessage(); !websocket.IsCloseError(err, closeTryAgain) {
+	if _, _, err := early.ReadMessage(); !websocket.IsCloseError(err, wire.CloseTryAgain) {
 		t.Errorf("while its turn lasts another one gets %v, want close 1013", err)
 	}
 	s.turns.age(turnLeast)
@@ -191,7 +192,7 @@ func TestASlowResumerGivesWay(t *testing.T) {
 			t.Fatalf("result %d: %v", i, err)
 		}
 	}
-	if status := slow.closeStatus(t); status != closeTryAgain {
+	if status := slow.closeStatus(t); status != wire.CloseTryAgain {
 		t.Errorf("the slow one got the status %d, want 1013", status)
 	}
 	until(t, "nobody catches up", func() bool { return s.turns.count() == 0 })

@@ -14,13 +14,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Limits on what is accepted.
+// Limits on texts.
 const (
-	// MaxIDLength is the maximum length of a task id, in bytes. An AMQP short
-	// string has at most 255. The maximum is lower, because the id of each
-	// result in the deduplication window is kept in memory.
-	MaxIDLength = 128
-
 	// DefaultMaxText is the default maximum length of a text, in bytes.
 	DefaultMaxText = 64 << 10
 
@@ -66,12 +61,11 @@ func DigestOf(text string) Digest {
 	return Digest(binary.BigEndian.Uint64(sum[:]))
 }
 
-// The errors of CheckText and CheckID.
+// The errors of CheckText.
 var (
 	ErrNoText  = errors.New("the text is empty")
 	ErrNotUTF8 = errors.New("the text is not valid UTF-8")
 	ErrTooLong = errors.New("the text is too long")
-	ErrBadID   = fmt.Errorf("a task id is 1 to %d printable ASCII characters without spaces", MaxIDLength)
 )
 
 // NewID returns a new task id: a UUID of version 7 (RFC 9562), which sorts by
@@ -80,19 +74,6 @@ func NewID() string {
 	// NewV7 fails only when the system has no randomness, and then crypto/rand
 	// has already ended the program.
 	return uuid.Must(uuid.NewV7()).String()
-}
-
-// CheckID returns ErrBadID unless id is a valid task id.
-func CheckID(id string) error {
-	if id == "" || len(id) > MaxIDLength {
-		return ErrBadID
-	}
-	for i := range len(id) {
-		if id[i] <= ' ' || id[i] > '~' {
-			return ErrBadID
-		}
-	}
-	return nil
 }
 
 // CheckText returns nil if text is valid, and otherwise ErrNoText, ErrNotUTF8,

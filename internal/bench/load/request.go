@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/revq/revq/internal/wire"
 )
 
 // A Kind is the form in which texts are posted.
@@ -49,7 +51,7 @@ func AppendRequest(dst []byte, target *url.URL, kind Kind, texts ...string) []by
 	}
 	path := target.EscapedPath()
 	if path == "" || path == "/" {
-		path = "/queue_reverse_text"
+		path = wire.QueuePath
 	}
 	if target.RawQuery != "" {
 		path += "?" + target.RawQuery

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/stack"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Pause is what the workers of a stack pause for each character, so that longer texts take longer.
@@ -113,7 +114,7 @@ func start(t testing.TB, urls []string) (*Stack, error) {
 	s := &Stack{
 		API:    fmt.Sprintf("http://127.0.0.1:%d", port),
 		API2:   fmt.Sprintf("http://127.0.0.1:%d", port+1),
-		Socket: fmt.Sprintf("ws://127.0.0.1:%d/listen_results", port+2),
+		Socket: fmt.Sprintf("ws://127.0.0.1:%d%s", port+2, wire.ListenPath),
 		Output: NewBuffer(),
 		done:   make(chan struct{}),
 	}
