@@ -1,5 +1,5 @@
-# services.revq. The units are the package's; this adds only what is a host's own choice: which instances there are,
-# where the broker is, and what is set. Works with and without flakes.
+# services.revq. The units are the package's. This module adds only the host's own choices: the instances, the broker,
+# and the settings. It works with and without flakes.
 {
   config,
   lib,
@@ -87,8 +87,8 @@ let
     who: flags:
     mkOption {
       description = ''
-        Settings of ${who}, under the names of the flags: [SETTINGS.md](../cmd/revq/SETTINGS.md) lists them with their
-        defaults and bounds. What is not set keeps the program's default.
+        Settings of ${who}, under the names of the flags. [SETTINGS.md](../cmd/revq/SETTINGS.md) lists them with their
+        defaults and bounds. A setting that is not given has the program's default.
       '';
       default = { };
       visible = "shallow";
@@ -136,14 +136,14 @@ let
       default = null;
       example = "/run/secrets/revq-amqp-url";
       description = ''
-        File on the host with the broker's URL, `amqp://USER:PASSWORD@HOST:PORT/VHOST` (or `amqps://`); several nodes of
-        a cluster are separated by commas. systemd reads it and hands it to the service alone, so that only root needs
-        to be able to read it. It is read when a service starts. ${more}
+        File on the host with the broker's URL, `amqp://USER:PASSWORD@HOST:PORT/VHOST` (or `amqps://`). Several nodes of
+        a cluster are separated by commas. systemd reads the file when a service starts and passes it only to that
+        service, so only root needs to be able to read it. ${more}
       '';
     };
 
   ownUrlFile =
-    role: amqpUrlFile "That of ${role}; {option}`services.revq.amqpUrlFile` if it has no own.";
+    role: amqpUrlFile "It is for ${role}; without it, {option}`services.revq.amqpUrlFile` is used.";
 
   urlFileOf =
     role:
@@ -273,7 +273,7 @@ in
       description = "The revq package: programs and units.";
     };
 
-    amqpUrlFile = amqpUrlFile "For a broker elsewhere; with {option}`services.revq.rabbitmq.enable` there is no need of it.";
+    amqpUrlFile = amqpUrlFile "For a broker elsewhere; with {option}`services.revq.rabbitmq.enable` it is not needed.";
 
     brokerAddresses = mkOption {
       type = types.listOf types.str;
@@ -283,9 +283,9 @@ in
         "2001:db8::/64"
       ];
       description = ''
-        IP addresses or networks that revq's daemons may talk to, besides this host's own (systemd's `IPAddressAllow`): the
-        nodes of a broker elsewhere, and the DNS server if its URL has a name that {file}`/etc/hosts` does not know. `any`
-        lifts the barrier. It is not for clients: those come through the socket units.
+        IP addresses or networks that revq's daemons may talk to, besides this host's own (systemd's `IPAddressAllow`).
+        These are the nodes of a broker elsewhere, and the DNS server if the URL has a host name that is not in
+        {file}`/etc/hosts`. `any` allows all addresses. Clients do not need this: they connect through the socket units.
       '';
     };
 
@@ -297,7 +297,7 @@ in
         "[::1]"
       ];
       description = ''
-        Addresses that the sites listen on; none stands for all. A change takes effect with
+        Addresses that the sites listen on; an empty list means all. A change takes effect with
         `systemctl restart 'revq-*.socket'`, which ends the connections: NixOS does not restart sockets by itself.
       '';
     };
@@ -305,7 +305,7 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether to open the ports of all sites in the firewall. revq knows no authentication of clients.";
+      description = "Whether to open the ports of all sites in the firewall. revq does not authenticate clients.";
     };
 
     tls = {
@@ -314,8 +314,9 @@ in
         default = null;
         example = "/var/lib/acme/example.org/fullchain.pem";
         description = ''
-          File on the host with the certificates, the own one first, in PEM. With it, the API and the socket server serve
-          nothing but TLS, at all sites. systemd reads it when a service starts: restart them when it was renewed, as with
+          File on the host with the certificate chain in PEM, the server's certificate first. With it, the API and the
+          socket server accept only TLS, at all sites. systemd reads it when a service starts: restart the services when
+          the certificate was renewed, for example with
           `security.acme.certs.NAME.postRun = "systemctl try-restart 'revq-api@*' 'revq-socket@*'"`.
         '';
       };
@@ -336,7 +337,7 @@ in
           1
           2
         ];
-        description = "Sites of the API: site `i` is port 808`i`. The digits are the host's: no two daemons can have the same.";
+        description = "Sites of the API: site `i` is port 808`i`. The API and the socket server cannot have the same site.";
       };
       amqpUrlFile = ownUrlFile "the API";
       settings = settings "`revq-api`" flags.api;
@@ -356,7 +357,7 @@ in
       instances = mkOption {
         type = types.ints.between 0 99;
         default = 2;
-        description = "How many workers there are: `revq-worker@1` and so on.";
+        description = "Number of workers: `revq-worker@1` and so on.";
       };
       amqpUrlFile = ownUrlFile "the workers";
       settings = settings "`revq-worker`" flags.worker;
@@ -368,11 +369,11 @@ in
         default = cfg.rabbitmq.enable || cfg.setup.amqpUrlFile != null;
         defaultText = lib.literalMD "`true` with {option}`services.revq.rabbitmq.enable`, or if {option}`services.revq.setup.amqpUrlFile` is set";
         description = ''
-          Whether this host declares the exchange and the queues at the broker, once each time it starts (`revq setup`). What
-          exists stays as it is, also if other sizes are set: then `revq-setup.service` fails and says how to change them.
+          Whether this host declares the exchanges and the queues at the broker each time it starts (`revq setup`). Existing
+          ones stay as they are. If other sizes are set, `revq-setup.service` fails and says how to change them.
         '';
       };
-      amqpUrlFile = amqpUrlFile "That of a user who may configure, write and read `^revq`.";
+      amqpUrlFile = amqpUrlFile "The user must have permission to configure, write and read `^revq`.";
       settings = settings "`revq setup`" flags.setup;
     };
 
@@ -381,13 +382,14 @@ in
         type = types.bool;
         default = false;
         description = ''
-          Whether to run the broker on this host: RabbitMQ with the virtual host `revq`, a user with only the needed permissions for
-          each role, no `guest`, on the loopback interface. Its secrets are made on the host at the first start, in
-          {file}`${secrets}`; `systemctl start rabbitmq-revq-rotate` makes new ones, without an interruption.
+          Whether to run the broker on this host: RabbitMQ on the loopback interface, with the virtual host `revq`, a user
+          with only the needed permissions for each role, and no user `guest`. The secrets are generated on the host at the
+          first start, in {file}`${secrets}`; `systemctl start rabbitmq-revq-rotate` generates new ones without an
+          interruption.
 
-          The node is called `rabbit@localhost`, whatever the host is called. A RabbitMQ that has run on this host before,
-          as `rabbit@''${networking.hostName}`, keeps its data if
-          {option}`systemd.services.rabbitmq.environment.RABBITMQ_NODENAME` says so.
+          The node is called `rabbit@localhost`, whatever the host is called. If a RabbitMQ has run on this host before, as
+          `rabbit@''${networking.hostName}`, set {option}`systemd.services.rabbitmq.environment.RABBITMQ_NODENAME` to that
+          name to keep its data.
         '';
       };
 
@@ -396,8 +398,9 @@ in
         default = "127.0.0.1";
         example = "192.0.2.17";
         description = ''
-          Address that RabbitMQ listens on (port 5672) besides `127.0.0.1`, for revq on other hosts. AMQP is not encrypted like this: stay in a
-          private network, or configure TLS with {option}`services.rabbitmq.configItems`. The firewall is not opened.
+          Address that RabbitMQ listens on (port 5672) besides `127.0.0.1`, for revq on other hosts. AMQP is not encrypted
+          by default: use a private network, or configure TLS with {option}`services.rabbitmq.configItems`. The firewall is
+          not opened.
         '';
       };
 
@@ -407,13 +410,13 @@ in
         );
         default = 0.4;
         example = "2GiB";
-        description = "Memory, or part of the host's memory, from which on RabbitMQ takes no more (publishers get 503).";
+        description = "Memory, absolute or as a part of the host's, above which RabbitMQ takes no more messages (clients get 503).";
       };
 
       diskFreeLimit = mkOption {
         type = noun "size such as 512MiB or 2GiB" (types.strMatching "[0-9]+(kB|MB|GB|KiB|MiB|GiB)");
         default = "2GiB";
-        description = "Free space on RabbitMQ's disk below which it takes no more (publishers get 503).";
+        description = "Free space on RabbitMQ's disk below which it takes no more messages (clients get 503).";
       };
     };
   };
@@ -461,7 +464,7 @@ in
           }
           {
             assertion = !cfg.rabbitmq.enable && urlFiles != { } -> cfg.brokerAddresses != [ ];
-            message = "services.revq.brokerAddresses has to name the addresses of the broker, since the daemons may talk to no others: as [ \"192.0.2.17\" ], [ \"localhost\" ] for one on this host, or [ \"any\" ].";
+            message = "services.revq.brokerAddresses must name the addresses of the broker, since the daemons may talk to no others: as [ \"192.0.2.17\" ], [ \"localhost\" ] for one on this host, or [ \"any\" ].";
           }
         ];
 
@@ -547,7 +550,7 @@ in
         administration
         {
           description = "revq's users at RabbitMQ";
-          # Nothing here requires RabbitMQ: each new attempt would start it, too, until systemd has enough of that.
+          # This unit does not require RabbitMQ: each retry would start RabbitMQ, too, until systemd's start limit is hit.
           wantedBy = [ "revq.target" ];
           after = [ "rabbitmq.service" ];
           startLimitIntervalSec = 0;
@@ -573,7 +576,7 @@ in
             users
           ];
           path = [ config.systemd.package ];
-          # What is connected stays connected, and comes back with the new secret.
+          # Existing connections stay open; new ones use the new secret.
           script = ''
             rm -rf ${secrets}/new
             ${makeUsers} ${secrets}/new
