@@ -11,7 +11,7 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// headerTaskID is what fasthttp takes without converting.
+// headerTaskID has the type that fasthttp takes without a conversion.
 var headerTaskID = []byte(wire.TaskIDHeader)
 
 // answerAccepted says that the broker has confirmed the task id.
@@ -28,12 +28,12 @@ func answerAccepted(ctx *fasthttp.RequestCtx, id string) {
 	ctx.Response.AppendBodyString("}")
 }
 
-// appendID appends id as a JSON string. For what CheckID lets through, Go's
-// quoting and JSON's are the same.
+// appendID appends id as a JSON string. Go and JSON quote an id that passes
+// CheckID in the same way.
 func appendID(b []byte, id string) []byte { return strconv.AppendQuote(b, id) }
 
 // prefersJSON reports whether an Accept header names JSON before plain text.
-// Quality values are not looked at, and a client that accepts neither gets text.
+// It ignores quality values. A client that accepts neither gets text.
 func prefersJSON(accept []byte) bool {
 	if len(accept) == 0 || string(accept) == "*/*" {
 		return false

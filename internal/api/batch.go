@@ -10,39 +10,40 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// maxLines is the most lines in a batch. It bounds the answer, which for short
-// bad lines is many times as long as the request.
+// maxLines is the maximum number of lines in a batch. It bounds the answer,
+// which for short invalid lines is many times as long as the request.
 const maxLines = 10_000
 
-// A batch is an NDJSON request being answered.
+// A batch is an NDJSON request that is being answered.
 //
-// Its lines are published one after the other without waiting, and answered in
-// their order. When no place is free (MaxInFlight), the batch waits for the
-// oldest of its own tasks, which the publisher's deadline bounds; only when it
-// has none is a line refused. So a batch may be larger than MaxInFlight.
+// It publishes its lines one after the other without waiting, and answers them
+// in their order. When no place is free (MaxInFlight), it waits for the oldest
+// of its own tasks, which the publisher's deadline bounds. It refuses a line
+// only if it has no task in flight. So a batch may be larger than MaxInFlight.
 type batch struct {
 	s       *Server
 	ctx     *fasthttp.RequestCtx
 	pending []line // not yet answered, oldest first
-	places  int    // held of MaxInFlight
+	places  int    // of MaxInFlight, that the batch holds
 	status  int    // common to the lines answered so far, 0 before the first
 	retry   bool   // a line may succeed later
 
-	named map[string]*outcome // of the tasks published under the client's own ids
+	named map[string]*outcome // of tasks with ids of the client's, by id
 }
 
-// An outcome is what became of a task, known once its line was answered.
+// An outcome is the result of publishing a task. err is known once the task's
+// line was answered.
 type outcome struct {
 	text string
 	err  error
 }
 
-// A line is one line of a batch on its way to an answer.
+// A line is a line of a batch that is not answered yet.
 type line struct {
 	number    int // in the body, from 1
 	id        string
 	confirmed <-chan error // nil if there is a problem already, or for a repetition
-	outcome   *outcome     // nil if nobody may ask for it
+	outcome   *outcome     // nil if no later line can repeat this one
 	problem   *front.Problem
 }
 
@@ -54,7 +55,7 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *front.Problem {
 			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
 	}
 	b := batch{s: s, ctx: ctx}
-	defer func() { s.release(b.places) }() // some are held only after a panic
+	defer func() { s.release(b.places) }() // 0 except after a panic
 	number := 0
 	for text := range bytes.SplitSeq(body, []byte("\n")) {
 		number++
@@ -79,8 +80,8 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *front.Problem {
 	return nil
 }
 
-// publish starts to publish the task that text, a line, describes. A line that
-// repeats an id and its text is not published again, and answered as the first.
+// publish starts to publish the task of a line. A line that repeats both an id
+// and its text is not published again; it gets the answer of the first one.
 func (b *batch) publish(text []byte) line {
 	sub, p := parseJSON(text)
 	if p != nil {
@@ -94,7 +95,7 @@ func (b *batch) publish(text []byte) line {
 		if first.text != t.Text {
 			return line{problem: otherText(t.ID)}
 		}
-		return line{id: t.ID, outcome: first} // which is answered before
+		return line{id: t.ID, outcome: first} // first is answered before this line
 	}
 	for !b.s.acquire() {
 		if b.places == 0 {
@@ -114,7 +115,8 @@ func (b *batch) publish(text []byte) line {
 	return l
 }
 
-// answerOldest waits until the first pending line is decided and writes its answer.
+// answerOldest waits until the first pending line is decided and writes its
+// answer.
 func (b *batch) answerOldest() {
 	l := b.pending[0]
 	b.pending = b.pending[1:]
@@ -130,13 +132,13 @@ func (b *batch) answerOldest() {
 		err = l.outcome.err
 	}
 	if err != nil {
-		l.problem = unconfirmed(l.id, err)
+		l.problem = uncertain(l.id, err)
 	}
 	resp := &b.ctx.Response
 	status := fasthttp.StatusAccepted
 	if l.problem == nil {
 		resp.AppendBodyString(`{"status":202,"id":`)
-		var quoted [64]byte // long enough for an id made here
+		var quoted [64]byte // long enough for a generated id
 		resp.AppendBody(appendID(quoted[:0], l.id))
 		resp.AppendBodyString("}\n")
 	} else {

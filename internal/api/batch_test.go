@@ -77,7 +77,8 @@ func TestBatchRefusedWhole(t *testing.T) {
 		check(t, 400, "its own")
 }
 
-// A batch has as many lines as the limit says, with a last line break or without.
+// A batch has as many lines as the limit says, with a last line break or
+// without.
 func TestBatchLines(t *testing.T) {
 	t.Parallel()
 	s := setup(t, &broker{})

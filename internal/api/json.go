@@ -12,12 +12,12 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// parseJSON reads {"text": "...", "id": "..."}, where "id" may be missing.
+// parseJSON parses {"text": "...", "id": "..."}, where "id" is optional.
 //
-// encoding/json would take "Text" for "text", pick one of two texts, and make
-// U+FFFD of a lone surrogate: a text would be accepted that nobody sent.
-// Members that are not known are refused, since ignoring one (a misspelt "id")
-// drops what the client asked for.
+// encoding/json would accept "Text" for "text", pick one of two texts, and turn
+// a lone surrogate into U+FFFD: revq would accept a text that nobody sent.
+// parseJSON refuses unknown fields, since ignoring one (a misspelt "id") would
+// ignore what the client asked for.
 func parseJSON(data []byte) (submission, *front.Problem) {
 	var sub submission
 	d := decoder{data: data}
@@ -44,7 +44,7 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 			return sub, badRequest(fmt.Sprintf(`the field %s is not known: send "text" and, if you like, "id"`, quote(name)))
 		}
 		if *seen {
-			return sub, badRequest(fmt.Sprintf("%q is there more than once", name))
+			return sub, badRequest(fmt.Sprintf("there is more than one %q", name))
 		}
 		*seen = true
 		if !d.take(':') {
@@ -69,22 +69,22 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 	return sub, nil
 }
 
-// quote returns name quoted, and cut if it is too long to be read.
+// quote returns name quoted, and shortened if it is long.
 func quote(name string) string {
-	const most = 40
-	if len(name) > most {
-		name = name[:most] + "…"
+	const maximum = 40
+	if len(name) > maximum {
+		name = name[:maximum] + "…"
 	}
 	return strconv.Quote(name)
 }
 
 var (
 	errSyntax    = errors.New("malformed JSON")
-	errSurrogate = errors.New("an escape that is half of a surrogate pair, which is no character,")
+	errSurrogate = errors.New("an escape that is half of a surrogate pair, which is not a character,")
 )
 
-// A decoder reads the tokens of a JSON object of strings (RFC 8259). That the
-// strings are UTF-8 is left to the checks on texts and ids.
+// A decoder reads the tokens of a JSON object of strings (RFC 8259). It does
+// not check that strings are UTF-8: the checks of texts and ids do.
 type decoder struct {
 	data []byte
 	pos  int
@@ -95,7 +95,7 @@ func (d *decoder) problem(err error) *front.Problem {
 }
 
 // peek skips white space and returns the byte that follows, or 0 at the end. (A
-// zero byte in the data is no token either.)
+// zero byte in the data is not a token either.)
 func (d *decoder) peek() byte {
 	for ; d.pos < len(d.data); d.pos++ {
 		switch c := d.data[d.pos]; c {
@@ -162,12 +162,12 @@ func (d *decoder) escaped(start int) (string, error) {
 	return "", errSyntax
 }
 
-// escapes has the characters that a backslash and one letter stand for.
+// escapes maps the character after a backslash to the one that it stands for.
 var escapes = [256]rune{
 	'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t',
 }
 
-// escape reads an escape, or two that are a surrogate pair.
+// escape reads one escape, or two that form a surrogate pair.
 func (d *decoder) escape() (rune, error) {
 	if rest := d.data[d.pos:]; len(rest) >= 2 && escapes[rest[1]] != 0 {
 		d.pos += 2

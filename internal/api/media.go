@@ -11,7 +11,7 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// A media is a kind of body that is taken.
+// A media is a supported kind of body.
 type media int
 
 const (
@@ -37,7 +37,7 @@ var medias = map[string]media{
 	typePlain:  plain,
 	typeNDJSON: ndjson,
 
-	// What clients commonly send, spelled out to spare them mime's parser.
+	// Common values, so that mime's parser need not run for them.
 	typeForm + "; charset=utf-8":  form,
 	typeJSON + "; charset=utf-8":  object,
 	typePlain + "; charset=utf-8": plain,
@@ -60,9 +60,9 @@ func mediaOf(contentType []byte) media {
 	return unsupported
 }
 
-// checkHead returns a problem if the headers announce what cannot be taken. A
-// body without a type is not guessed at: a form and a plain text can look the
-// same and mean different texts.
+// checkHead returns a problem if the headers announce a body that the API does
+// not take. It does not guess the type of a body: a form and a plain text can
+// look the same and mean different texts.
 func checkHead(h *fasthttp.RequestHeader) *front.Problem {
 	m := mediaOf(h.ContentType())
 	switch {
@@ -81,11 +81,11 @@ func unsupportedMedia(detail string) *front.Problem {
 		With("Accept-Post", acceptPost).With("Accept-Encoding", "identity")
 }
 
-// checkKeys returns a problem if there is an Idempotency-Key that cannot be
-// that of the body.
+// checkKeys returns a problem if the Idempotency-Key headers do not name one id
+// for one text.
 func checkKeys(h *fasthttp.RequestHeader, m media) *front.Problem {
 	if len(h.Peek(wire.KeyHeader)) == 0 {
-		return nil // nor is there one in a trailer
+		return nil // the common case, without a search through the lines
 	}
 	keys := front.HeaderLines(h, wire.KeyHeader)
 	for i, key := range keys {
@@ -99,8 +99,8 @@ func checkKeys(h *fasthttp.RequestHeader, m media) *front.Problem {
 	return nil
 }
 
-// keyOf returns the Idempotency-Key among a request's headers. One in the
-// trailer of its body is none.
+// keyOf returns the Idempotency-Key of a request. It ignores one in the trailer
+// of the body.
 func keyOf(h *fasthttp.RequestHeader) []byte {
 	if len(h.Peek(wire.KeyHeader)) == 0 {
 		return nil
@@ -112,11 +112,11 @@ func keyOf(h *fasthttp.RequestHeader) []byte {
 	return keys[0]
 }
 
-// bodySlack is room beside the text for names, an id and white space.
+// bodySlack is room for names, an id and white space, in addition to the text.
 const bodySlack = 4 << 10
 
-// bodyLimit returns the largest body of kind m, in bytes: the longest text in
-// its longest encoding.
+// bodyLimit returns the maximum length of a body of kind m, in bytes: that of
+// the longest text in its longest encoding.
 func (s *Server) bodyLimit(m media) int {
 	switch m {
 	case form:

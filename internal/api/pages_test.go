@@ -9,8 +9,8 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// What a page can have a browser send queues nothing unless the page is known. (The cases that package front tells
-// apart are its own tests.)
+// What a page can have a browser send queues nothing unless the page is known.
+// (The cases that package front tells apart are its own tests.)
 func TestPages(t *testing.T) {
 	t.Parallel()
 	const app = "https://app.example"
@@ -69,7 +69,8 @@ func TestPagesReadWhatIsWrong(t *testing.T) {
 	}
 }
 
-// checkReadable reports an answer that another page than that of origin may read.
+// checkReadable reports an answer that another page than that of origin may
+// read.
 func checkReadable(t *testing.T, r reply, origin string) {
 	t.Helper()
 	want := map[string]string{}

@@ -16,7 +16,7 @@ type submission struct {
 	id   string // passes CheckID, or is empty: none was given
 }
 
-// parse reads a body of one text.
+// parse parses a body that holds one text.
 func parse(m media, body []byte) (submission, *front.Problem) {
 	switch m {
 	case form:
@@ -28,8 +28,8 @@ func parse(m media, body []byte) (submission, *front.Problem) {
 	}
 }
 
-// parseForm takes the field "text" of a form and ignores any other, such as
-// the name of the button that sent it.
+// parseForm parses the field "text" of a form. It ignores other fields, such as
+// the name of the button that was pressed.
 func parseForm(body []byte) (submission, *front.Problem) {
 	var sub submission
 	found := false
@@ -62,13 +62,14 @@ func isText(name []byte) bool {
 	return err == nil && s == "text"
 }
 
-// takeKey sets the id from an Idempotency-Key header, if there is one.
+// takeKey sets the id from the value of an Idempotency-Key header, if any.
 func (sub *submission) takeKey(header []byte) *front.Problem {
 	if len(header) == 0 {
 		return nil
 	}
 	key := string(header)
-	// The header's draft standard makes it a quoted string; most clients send it bare.
+	// The header's draft standard makes it a quoted string; most clients send it
+	// bare.
 	if len(key) >= 2 && key[0] == '"' && key[len(key)-1] == '"' {
 		key = key[1 : len(key)-1]
 		if strings.ContainsAny(key, `"\`) {

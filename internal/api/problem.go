@@ -17,7 +17,7 @@ func badRequest(detail string) *front.Problem {
 
 var errNoBody = badRequest("there is no text: send one as " + acceptPost)
 
-// badText is the problem that task.CheckText found.
+// badText returns the problem for an error of task.CheckText.
 func badText(err error) *front.Problem {
 	if errors.Is(err, task.ErrTooLong) {
 		return front.NewProblem(fasthttp.StatusRequestEntityTooLarge, err.Error())
@@ -25,20 +25,20 @@ func badText(err error) *front.Problem {
 	return badRequest(err.Error())
 }
 
-// otherText is the problem that a batch has two texts under one id.
+// otherText is the problem of a batch with two texts under one id.
 func otherText(id string) *front.Problem {
 	return front.NewProblem(fasthttp.StatusUnprocessableEntity, fmt.Sprintf(
 		"an earlier line has another text under the id %q: give each text its own id", id))
 }
 
-// busy is the problem that MaxInFlight tasks wait for the broker.
+// busy is the problem of a text beyond MaxInFlight.
 func (s *Server) busy() *front.Problem {
 	return front.NewProblem(fasthttp.StatusTooManyRequests, fmt.Sprintf(
-		"%d texts are waiting for the broker already: send this one again in a second", s.cfg.MaxInFlight))
+		"%d texts are waiting for the broker already: retry this one in a second", s.cfg.MaxInFlight))
 }
 
-// unconfirmed is the problem that the task id is not known to be queued.
-func unconfirmed(id string, err error) *front.Problem {
+// uncertain is the problem of a task that may or may not be queued.
+func uncertain(id string, err error) *front.Problem {
 	p := front.NewProblem(fasthttp.StatusServiceUnavailable, err.Error()+": send the text again with this id").
 		With(wire.TaskIDHeader, id)
 	p.ID = id

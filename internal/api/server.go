@@ -1,5 +1,6 @@
-// Package api is the HTTP front: it takes texts, hands them to the broker and
-// answers 202 once the broker has confirmed them, never before.
+// Package api is the HTTP front for clients that post texts. It publishes the
+// texts to the broker, and answers 202 only after the broker has confirmed
+// them.
 //
 //	POST /queue_reverse_text   queue a text, or many
 //	GET  /healthz              the process answers
@@ -7,10 +8,10 @@
 //
 // A text comes as a form (text=...), a JSON object ({"text": ..., "id": ...}),
 // text/plain, or NDJSON: many such objects, answered line by line. The id is
-// the client's own (the Idempotency-Key header or "id" in JSON) or a new one;
-// the answer's Revq-Task-Id header tells it, also when the broker did not
-// confirm, so that a retry can name the same task. Errors are problem details
-// (RFC 9457).
+// the client's own (the Idempotency-Key header or "id" in JSON) or a new one.
+// The answer has it in the Revq-Task-Id header, even if the broker did not
+// confirm the task, so that a client can retry with the same id. Errors are
+// problem details (RFC 9457).
 package api
 
 import (
@@ -28,21 +29,21 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// Publisher hands tasks to the broker.
+// A Publisher publishes tasks to the broker.
 type Publisher interface {
-	// PublishTask sends t. The channel returned (buffered) gets exactly one
-	// value, within the publisher's own deadline: nil once the broker has
-	// confirmed t, otherwise why it's not known to be queued. The reason is
-	// shown to the client.
+	// PublishTask publishes t. The returned channel is buffered and receives
+	// exactly one value, within the publisher's own deadline: nil once the
+	// broker has confirmed t, otherwise the reason why t may not be queued. The
+	// client sees the reason.
 	PublishTask(t task.Task) <-chan error
 
-	// Ready returns nil while tasks can be published, otherwise why not. The
-	// reason is shown to the client.
+	// Ready returns nil while tasks can be published, otherwise the reason why
+	// not, which the client sees.
 	Ready() error
 }
 
-// defaultLastCall is how long Shutdown leaves idle connections open. Meanwhile
-// new connections wait, so it is kept short.
+// defaultLastCall is how long Shutdown leaves idle connections open. It is
+// short, since new connections wait meanwhile.
 const defaultLastCall = 250 * time.Millisecond
 
 // A Server answers HTTP requests on any number of listening sockets.
@@ -52,7 +53,7 @@ type Server struct {
 	front *front.Server
 
 	lastCall time.Duration // defaultLastCall, except in tests
-	inFlight atomic.Int64  // tasks given to pub and not yet confirmed or failed
+	inFlight atomic.Int64  // tasks published and not yet confirmed or failed
 }
 
 // New returns a server that publishes to p. It serves nothing until Serve.
@@ -80,24 +81,25 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 	return s
 }
 
-// Serve answers requests on ln until Shutdown, then returns nil. It is called
-// once for each listening socket and takes ln over.
+// Serve answers requests on ln until Shutdown, then returns nil. Call it once
+// for each listening socket. It takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error { return s.front.Serve(ln) }
 
-// Shutdown stops taking connections, lets running requests be answered, and
-// closes connections as they fall idle. It returns ctx's error if some are
-// still busy when ctx ends.
+// Shutdown stops accepting connections, answers running requests, and closes
+// connections as they become idle. It returns ctx's error if some are still
+// busy when ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error { return s.front.Shutdown(ctx, s.lastCall) }
 
 // InFlight returns the number of tasks that wait for the broker's confirmation.
 func (s *Server) InFlight() int { return int(s.inFlight.Load()) }
 
-// Status says in a few words how much there is to do.
+// Status returns the numbers of tasks in flight and of connections, in words.
 func (s *Server) Status() string {
 	return fmt.Sprintf("%d in flight; %d connections", s.InFlight(), s.front.Connections())
 }
 
-// acquire takes one of the MaxInFlight places, if any is free.
+// acquire takes one of the MaxInFlight places. It returns false if none is
+// free.
 func (s *Server) acquire() bool {
 	if s.inFlight.Add(1) > int64(s.cfg.MaxInFlight) {
 		s.inFlight.Add(-1)
@@ -130,13 +132,13 @@ func (s *Server) queue(ctx *fasthttp.RequestCtx) *front.Problem {
 	}
 	defer s.release(1)
 	if err := <-s.pub.PublishTask(t); err != nil {
-		return unconfirmed(t.ID, err)
+		return uncertain(t.ID, err)
 	}
 	answerAccepted(ctx, t.ID)
 	return nil
 }
 
-// newTask makes a task of sub if it keeps the limits.
+// newTask returns the task of sub, or a problem if its text is not valid.
 func (s *Server) newTask(sub submission, now time.Time) (task.Task, *front.Problem) {
 	if err := task.CheckText(sub.text, s.cfg.MaxText); err != nil {
 		return task.Task{}, badText(err)

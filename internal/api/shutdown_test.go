@@ -49,7 +49,7 @@ func TestShutdownAnswersWhatIsInHand(t *testing.T) {
 	idle.closed(t)
 	select {
 	case err := <-down:
-		t.Fatalf("Shutdown returned %v with a request in hand", err)
+		t.Fatalf("Shutdown returned %v with a running request", err)
 	default:
 	}
 	confirm <- nil

@@ -1,5 +1,5 @@
-// Package daemon is what revq's daemons share: settings, listeners, logs, the
-// conversation with the service manager, and how they start and stop.
+// Package daemon is what revq's daemons share: settings, listening sockets,
+// logs, messages to the service manager, and how they start and stop.
 package daemon
 
 import (
@@ -27,9 +27,9 @@ import (
 // A Program describes a daemon.
 type Program struct {
 	Name  string // of the binary
-	Usage string // in half a line
+	Usage string // what it does, in half a line
 
-	// Description is the rest of what --help says, with the heading EXAMPLES.
+	// Description is the rest of the help text, with the heading EXAMPLES.
 	Description string
 
 	// Settings are the daemon's own; those of this package are added.
@@ -38,20 +38,20 @@ type Program struct {
 	// Sites are the addresses to listen on; nil if the daemon does not listen.
 	Sites *Sites
 
-	// Program is set to what follows -- on the command line: a program and its
-	// arguments. Nil if the daemon takes none.
+	// Program is set to the program and its arguments that follow -- on the
+	// command line. Nil if the daemon takes no program.
 	Program *[]string
 
-	// Checks are called once all settings are known, until one returns what is
-	// wrong with them.
+	// Checks are called once all settings are known, until one returns an
+	// error.
 	Checks []func() error
 
 	// Run does the work until ctx ends, usually by way of d.Run.
 	Run func(ctx context.Context, d *Daemon) error
 }
 
-// A Daemon is a running Program. Its functions are called from one goroutine;
-// those that are nil are left out.
+// A Daemon is a running Program. Its functions are called from one goroutine,
+// and may be nil.
 type Daemon struct {
 	Log *slog.Logger
 
@@ -59,23 +59,24 @@ type Daemon struct {
 	// waiting for. Nil stands for always ready.
 	Ready func() error
 
-	// Status says in a few words how much there is to do.
+	// Status describes the daemon's load in a few words.
 	Status func() string
 
-	// Alive return an error if something in the daemon hangs, so that only
-	// starting it again helps. What others do, such as the broker, must be no
-	// reason. They answer at once.
+	// Alive return an error if something in the daemon hangs, so that only a
+	// restart helps. Problems of others, such as the broker, must not be
+	// errors here. They return at once.
 	Alive []func() error
 
-	// Reload reads again what may change at run time. If that is wrong, all
-	// stays as it is, and the error says why.
+	// Reload reads again what may change at run time. After an error, nothing
+	// has changed.
 	Reload func() error
 
-	// Patience is how long to wait for Ready before serving all the same: a
-	// server can answer that it has no broker. Until then clients wait in the
-	// listeners' queues, so that a restart refuses nobody. Zero, the default
-	// without Sites, stands for a daemon that is ready or not. Default with
-	// them 2 s: some times what a broker that is there takes to connect to.
+	// Patience is how long to wait for Ready before serving anyway: a server
+	// can answer that it has no broker. Until then clients wait in the queues
+	// of the listening sockets, so that a restart refuses no client. Zero, the
+	// default without Sites, means that the daemon is reported ready only once
+	// Ready returns nil. The default with Sites is 2 s: several times as long
+	// as it takes to connect to a broker.
 	Patience time.Duration
 
 	listeners   []*listener
@@ -102,7 +103,7 @@ func run(p Program, args []string) int {
 	debug.SetTraceback("crash")
 	logs := defaultLog()
 	d := newDaemon()
-	// In a terminal the signal means that it is gone.
+	// In a terminal, SIGHUP means that the terminal is gone.
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
 		signal.Notify(d.hangups, syscall.SIGHUP)
 	}
@@ -139,8 +140,8 @@ func run(p Program, args []string) int {
 	return failure.Status
 }
 
-// cutProgram returns what of args is the daemon's own, and keeps the rest. The
-// -- is needed: a value whose flag was forgotten is not run.
+// cutProgram returns the daemon's own arguments, and sets Program to what follows
+// --. It requires --, so that a value without its flag is not run as a program.
 func (p Program) cutProgram(args []string) []string {
 	if at := slices.Index(args, "--"); p.Program != nil && at > 0 {
 		*p.Program = args[at+1:]
@@ -149,8 +150,7 @@ func (p Program) cutProgram(args []string) []string {
 	return args
 }
 
-// Command returns the command line of p, which does nothing: it is for the
-// manual.
+// Command returns the command line of p without an action, for the manual page.
 func (p Program) Command() *cli.Command {
 	logs := defaultLog()
 	return p.command(&logs, newDaemon())
@@ -173,15 +173,14 @@ func (p Program) command(logs *logConfig, d *Daemon) *cli.Command {
 	}
 }
 
-// AllSettings returns everything that can be set about the daemon, with the
-// defaults.
+// AllSettings returns all settings of the daemon, with the defaults.
 func (p Program) AllSettings() []setting.Setting {
 	logs := defaultLog()
 	return p.settings(&logs, newDaemon())
 }
 
-// settings returns those of p and those that all daemons have, which go to logs
-// and d.
+// settings returns the settings of p and those that all daemons share. The
+// latter are stored in logs and d.
 func (p Program) settings(logs *logConfig, d *Daemon) []setting.Setting {
 	all := append(slices.Clone(p.Settings), logs.settings()...)
 	all = append(all, setting.In("daemon",
@@ -197,7 +196,7 @@ func newDaemon() *Daemon {
 	return &Daemon{stopTimeout: 20 * time.Second, hangups: make(chan os.Signal, 1)}
 }
 
-// listen opens the listeners, if p has any.
+// listen opens the listening sockets, if p has any.
 func (d *Daemon) listen(p Program) error {
 	if p.Sites == nil {
 		return refuseSockets(p.Name)
@@ -215,11 +214,12 @@ func (d *Daemon) listen(p Program) error {
 	return err
 }
 
-// acceptLimit is how long a Server may take from one connection to the next if
-// there are any. It only has to hand them to goroutines.
+// acceptLimit is how long a Server may take between accepting two connections
+// that wait. It only has to start a goroutine for each.
 const acceptLimit = time.Minute
 
-// A listener notices when nobody takes its connections any more.
+// A listener is a listening socket that notices when nobody accepts its
+// connections any more.
 type listener struct {
 	net.Listener
 	loop *liveness.Loop
@@ -236,18 +236,18 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // A Server serves connections.
 type Server interface {
-	// Serve serves those of ln until Shutdown.
+	// Serve serves the connections of ln until Shutdown.
 	Serve(ln net.Listener) error
 
-	// Shutdown takes no more of them, and ends those that there are, in ctx's
-	// time.
+	// Shutdown accepts no more connections, and ends the open ones before ctx
+	// ends.
 	Shutdown(ctx context.Context) error
 }
 
-// Addresses returns how many sites there are.
+// Addresses returns the number of listening sockets.
 func (d *Daemon) Addresses() int { return len(d.listeners) }
 
-// Serve returns work for Run: to have s serve all listeners.
+// Serve returns the work for Run that lets s serve all listening sockets.
 func (d *Daemon) Serve(s Server) func(context.Context) error {
 	for _, ln := range d.listeners {
 		d.Log.Info("listening", "address", ln.Addr().String()) // clients wait until they are served
@@ -260,7 +260,7 @@ func (d *Daemon) Serve(s Server) func(context.Context) error {
 				err := s.Serve(ln)
 				ln.loop.Idle()
 				if err == nil && ctx.Err() == nil {
-					err = errors.New("the listener was closed")
+					err = errors.New("the listening socket was closed")
 				}
 				failed <- fmt.Errorf("serve %s: %w", ln.Addr(), err)
 			}()
@@ -282,9 +282,9 @@ func (d *Daemon) Serve(s Server) func(context.Context) error {
 	}
 }
 
-// Run does work until ctx ends, and tells the service manager how it stands.
-// What is in the background goes on until work has ended. Run returns work's
-// error, or one that says that the stop took too long.
+// Run runs work until ctx ends, and reports the daemon's state to the service
+// manager. The background functions run until work has ended. Run returns
+// work's error, or an error if the stop took too long.
 func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, background ...func(context.Context) error) error {
 	backCtx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -303,7 +303,7 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	go func() {
 		err := work(ctx)
 		if ctx.Err() == nil {
-			stopReporting() // work that failed early was never ready, nor will be
+			stopReporting() // work has failed, and must not be reported as ready
 		}
 		cancel()
 		running.Wait()
@@ -316,7 +316,7 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 		if ctx.Err() == nil {
 			return err
 		}
-		done <- err // it was quick to stop; that it was told to is still to be said
+		done <- err // it stopped quickly: log "stopping" first
 	case <-ctx.Done():
 	}
 	d.Log.Info("stopping")
@@ -324,19 +324,19 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	case err := <-done:
 		d.Log.Info("stopped")
 		return err
-	case <-time.After(d.stopTimeout + stopGrace): // work keeps to the time by itself
+	case <-time.After(d.stopTimeout + stopGrace): // work itself keeps to stopTimeout
 		stopReporting()
-		return fmt.Errorf("%w %v: work in hand goes back to the broker", errStopTimeout, d.stopTimeout)
+		return fmt.Errorf("%w %v: the broker takes unfinished work back", errStopTimeout, d.stopTimeout)
 	}
 }
 
-// stopGrace is how long the end may take beyond the stop timeout, when
-// connections are cut and the broker is told.
+// stopGrace is how much longer than the stop timeout the end may take, to cut
+// connections and to close the sessions with the broker.
 const stopGrace = 5 * time.Second
 
 var errStopTimeout = errors.New("could not stop within")
 
-// awaitReady waits for Ready with Patience.
+// awaitReady waits for Ready, for at most Patience.
 func (d *Daemon) awaitReady(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, d.Patience)
 	defer cancel()

@@ -9,7 +9,8 @@ import (
 	"github.com/revq/revq/internal/liveness"
 )
 
-// A listener from which nobody takes connections is noticed if there was one to take, not if none comes.
+// A listener from which nobody takes connections is noticed if there was one to
+// take, not if none comes.
 func TestListenerHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()

@@ -25,7 +25,8 @@ func (c *logConfig) settings() []setting.Setting {
 	)
 }
 
-// logger returns a logger to w. The journal stamps lines by itself.
+// logger returns a logger to w. It adds no time if w is the journal, which adds
+// its own.
 func (c *logConfig) logger(w *os.File) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.level)); err != nil {
@@ -46,8 +47,9 @@ func (c *logConfig) logger(w *os.File) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// isJournal reports whether f leads to the journal. The variable alone does not
-// tell: what is started in a terminal may have inherited it from its desktop.
+// isJournal reports whether f is connected to the journal. It is not enough
+// that JOURNAL_STREAM is set: a program in a terminal may inherit it from the
+// desktop.
 func isJournal(f *os.File) bool {
 	info, err := f.Stat()
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// ownNetwork returns attributes of a process in a network of its own, and skips the test where that is not
-// allowed.
+// ownNetwork returns attributes of a process in a network of its own, and skips
+// the test where that is not allowed.
 func ownNetwork(t *testing.T) *syscall.SysProcAttr {
 	t.Helper()
 	attr := func() *syscall.SysProcAttr {

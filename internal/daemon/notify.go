@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A manager sends messages to the service manager, if there is one, and never
-// waits for it: its socket takes ten messages or so, and one that does not read
-// them must not hold up the daemon.
+// A manager sends messages to the service manager, if there is one. It never
+// waits: the socket holds about ten messages, and a service manager that does
+// not read them must not block the daemon.
 type manager struct {
 	path   string // of its socket; empty without a service manager
 	failed bool   // the last message could not be sent
@@ -21,25 +21,25 @@ type manager struct {
 
 func newManager() *manager { return &manager{path: os.Getenv("NOTIFY_SOCKET")} }
 
-// send reports whether the service manager has the message, or needs none. The
-// first failure of several is logged.
+// send sends a message. It reports false if it could not, and logs the first of
+// several failures. Without a service manager it reports true.
 func (m *manager) send(message string, log *slog.Logger) bool {
 	if m.path == "" {
 		return true
 	}
 	err := m.try(message)
 	if err != nil && !m.failed {
-		log.Warn("the service manager takes no messages: the newest ones are sent as soon as it does", "error", err)
+		log.Warn("the service manager does not take messages: sending the newest ones as soon as it does", "error", err)
 	}
 	m.failed = err != nil
 	return err == nil
 }
 
-// lastMessage is how long the end of the daemon waits for the service manager
-// to take its last message.
+// lastMessage is how long the daemon waits, before it ends, for the service
+// manager to take its last message.
 const lastMessage = 200 * time.Millisecond
 
-// sendLast sends the last message of all, with a little patience.
+// sendLast sends the daemon's last message, and waits for at most lastMessage.
 func (m *manager) sendLast(message string) error {
 	if m.path == "" {
 		return nil
@@ -56,7 +56,7 @@ func (m *manager) sendLast(message string) error {
 	return err
 }
 
-// dial makes a socket for one message. It does not wait either.
+// dial opens a socket for one message. It does not wait.
 func (m *manager) dial() (*net.UnixConn, error) {
 	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: m.path, Net: "unixgram"})
 }

@@ -59,8 +59,9 @@ func (m *deaf) fill(t *testing.T) {
 	}
 }
 
-// await reads messages, the lines of which have to match want, one after the other; others may be between
-// them. It returns all lines that it has read, except for those that filled the queue.
+// await reads messages, the lines of which have to match want, one after the
+// other; others may be between them. It returns all lines that it has read,
+// except for those that filled the queue.
 func (m *deaf) await(t *testing.T, want ...string) (lines []string) {
 	t.Helper()
 	m.SetReadDeadline(time.Now().Add(30 * time.Second))
@@ -83,8 +84,9 @@ func (m *deaf) await(t *testing.T, want ...string) (lines []string) {
 	return lines
 }
 
-// A service manager that does not read holds up nothing in a daemon. When it reads again it gets what it has
-// to know, and of the status lines the newest one only.
+// A service manager that does not read holds up nothing in a daemon. When it
+// reads again it gets what it has to know, and of the status lines the newest
+// one only.
 func TestServiceManagerDoesNotRead(t *testing.T) {
 	t.Parallel()
 	start := func(t *testing.T, does string, m *deaf, cfg daemontest.Config) *daemontest.Daemon {
@@ -105,7 +107,7 @@ func TestServiceManagerDoesNotRead(t *testing.T) {
 		m.fill(t)
 		d := start(t, "serve", m, daemontest.Config{})
 		d.WaitLog(t, "msg=ready")
-		d.WaitLog(t, "the service manager takes no messages")
+		d.WaitLog(t, "the service manager does not take messages")
 		m.await(t, "READY=1")
 		stop(t, d)
 		if n := strings.Count(d.Log(), "msg=ready"); n != 1 {

@@ -217,7 +217,8 @@ func TestServeSocketsFromSystemd(t *testing.T) {
 	}
 }
 
-// A unix socket serves as well as a port: a reverse proxy on the same host may like it better.
+// A unix socket serves as well as a port: a reverse proxy on the same host may
+// like it better.
 func TestServeUnixSocketFromSystemd(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "revq-")
@@ -288,7 +289,8 @@ func TestUnusableSocketsFromSystemd(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			// A free port keeps a daemon that opens ports instead from failing for that reason.
+			// A free port keeps a daemon that opens ports instead from failing for that
+			// reason.
 			d := startAPI(t, daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Sockets: tt.sockets, Env: tt.env})
 			if status := d.Wait(t); status != 2 {
 				t.Errorf("status %d, want 2: another start does not help", status)
@@ -310,7 +312,8 @@ type file string
 
 func (f file) File() (*os.File, error) { return os.Open(string(f)) }
 
-// Sockets announced to another process, which has passed its environment on, are not taken for ours.
+// Sockets announced to another process, which has passed its environment on,
+// are not taken for ours.
 func TestSocketsOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	ln, theirs := daemontest.Listen(t)
@@ -370,11 +373,12 @@ func TestFailBeforeReady(t *testing.T) {
 	}
 }
 
-// Without a service manager the daemon works the same, and a broken one does not stop it.
+// Without a service manager the daemon works the same, and a broken one does
+// not stop it.
 func TestNotifySocketGone(t *testing.T) {
 	t.Parallel()
 	d := startSmall(t, "serve", daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Env: []string{"NOTIFY_SOCKET=/nonexistent/notify"}})
-	d.WaitLog(t, "the service manager takes no messages")
+	d.WaitLog(t, "the service manager does not take messages")
 	d.Terminate(t)
 	d = startSmall(t, "serve", daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Env: []string{"NOTIFY_SOCKET="}})
 	d.WaitLog(t, "msg=ready")
@@ -384,7 +388,8 @@ func TestNotifySocketGone(t *testing.T) {
 	}
 }
 
-// What is in the background, such as the publisher, is needed until the last work is done.
+// What is in the background, such as the publisher, is needed until the last
+// work is done.
 func TestStopInOrder(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -434,7 +439,7 @@ func TestStopTimeout(t *testing.T) {
 	}
 }
 
-// A request in hand is answered before the daemon ends.
+// A running request is answered before the daemon ends.
 func TestFinishRequestInHand(t *testing.T) {
 	t.Parallel()
 	ln, addr := daemontest.Listen(t)
@@ -518,7 +523,8 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// The sites are the ports that the documentation promises. In a network of their own they are free.
+// The sites are the ports that the documentation promises. In a network of
+// their own they are free.
 func TestSites(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -557,7 +563,8 @@ func TestSites(t *testing.T) {
 	}
 }
 
-// The broker's URL comes from a flag, a variable or a credential file, in this order.
+// The broker's URL comes from a flag, a variable or a credential file, in this
+// order.
 func TestBrokerURL(t *testing.T) {
 	t.Parallel()
 	credentials := t.TempDir()

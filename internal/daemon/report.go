@@ -16,24 +16,24 @@ import (
 )
 
 const (
-	// readyInterval is how often is looked whether the daemon is ready, for
-	// which others wait.
+	// readyInterval is how often the reporter checks whether the daemon is
+	// ready. It is short, since other units wait for that.
 	readyInterval = 20 * time.Millisecond
 
-	// statusInterval is how often its state is looked at later, and the least
-	// time between two status lines.
+	// statusInterval is how often the reporter checks the daemon's state later,
+	// and the minimum time between two status lines.
 	statusInterval = time.Second
 
-	// retryInterval is how soon a message is sent again that the service
-	// manager did not take: much sooner than its shortest time-outs.
+	// retryInterval is how soon a message that the service manager did not take
+	// is sent again: much sooner than the shortest of its timeouts.
 	retryInterval = 100 * time.Millisecond
 
-	// extension is how much more time the service manager is asked for while
-	// the daemon stops, each statusInterval: one that hangs gets no more.
+	// extension is how much more time the daemon asks the service manager for,
+	// each statusInterval while it stops. A daemon that hangs does not ask.
 	extension = 5 * time.Second
 )
 
-// A reporter tells the service manager how the daemon stands.
+// A reporter tells the service manager the daemon's state.
 type reporter struct {
 	d        *Daemon
 	manager  *manager
@@ -43,28 +43,28 @@ type reporter struct {
 	readyOnce sync.Once // logs that the daemon is ready
 
 	told  told
-	owed  []string // messages about the last reload that could not be sent yet, in their order
-	hangs bool     // has been logged
+	owed  []string // messages about the last reload that could not be sent yet, in order
+	hangs bool     // it was logged that something hangs
 	wrong error    // of the last reload
 }
 
-// told is what the service manager knows. It changes when a message was sent:
-// what could not be sent is thus told later, if it still holds.
+// told is what the service manager knows. It changes when a message was sent: a
+// state that could not be sent is sent later, if it still holds.
 type told struct {
 	ready    bool
 	stopping bool
 	status   string
-	statusAt time.Time // when it was told last, or asked for more time
+	statusAt time.Time // when a status, or a request for more time, was last sent
 	aliveAt  time.Time
 }
 
-// report tells the service manager how the daemon stands until ctx ends, and
-// when the daemon is told to stop, which running's end means.
+// report tells the service manager the daemon's state until ctx ends. The end
+// of running means that the daemon was told to stop.
 func (d *Daemon) report(ctx, running context.Context) {
 	r := &reporter{d: d, manager: newManager(), began: time.Now()}
 	var err error
 	if r.watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
-		d.Log.Warn("the watchdog is not told that all is well", "error", err)
+		d.Log.Warn("the watchdog is disabled: its interval cannot be read", "error", err)
 	}
 	ticker := time.NewTicker(readyInterval)
 	defer ticker.Stop()
@@ -87,7 +87,7 @@ func (d *Daemon) report(ctx, running context.Context) {
 	}
 }
 
-// interval returns when to look again.
+// interval returns the time until the next look.
 func (r *reporter) interval() time.Duration {
 	interval := statusInterval
 	switch {
@@ -102,7 +102,7 @@ func (r *reporter) interval() time.Duration {
 	return interval
 }
 
-// look tells what has changed, and that the daemon is alive if it is.
+// look sends what has changed, and a sign of life if the daemon is alive.
 func (r *reporter) look(running context.Context) {
 	alive := r.alive()
 	state, waiting := "ready", error(nil)
@@ -156,7 +156,7 @@ func (r *reporter) look(running context.Context) {
 	}
 }
 
-// pay sends what is owed about the last reload.
+// pay sends the owed messages about the last reload.
 func (r *reporter) pay() {
 	for len(r.owed) > 0 && r.send(r.owed[0]) {
 		r.owed = r.owed[1:]
@@ -165,7 +165,8 @@ func (r *reporter) pay() {
 
 func (r *reporter) send(message string) bool { return r.manager.send(message, r.d.Log) }
 
-// alive returns an error if something hangs, and logs when that begins and ends.
+// alive returns an error if something hangs, and logs when that begins and
+// ends.
 func (r *reporter) alive() error {
 	var alive []error
 	for _, check := range r.d.Alive {
@@ -177,7 +178,7 @@ func (r *reporter) alive() error {
 	err := errors.Join(alive...)
 	switch {
 	case err != nil && !r.hangs:
-		r.d.Log.Error("something hangs: the service manager gets no sign of life and has to restart this", "error", err)
+		r.d.Log.Error("something hangs: stopped the signs of life, so that the service manager restarts this daemon", "error", err)
 	case err == nil && r.hangs:
 		r.d.Log.Info("nothing hangs any more")
 	}
@@ -185,14 +186,15 @@ func (r *reporter) alive() error {
 	return err
 }
 
-// reload has the daemon reload, and tells when that begins and ends. If that
-// cannot be told yet, a later reload takes its place.
+// reload makes the daemon reload, and tells the service manager when that
+// begins and ends. If these messages cannot be sent before the next reload,
+// those of the next reload replace them.
 func (r *reporter) reload() {
 	if r.told.stopping || r.d.Reload == nil {
 		return
 	}
 	r.owed = nil
-	if r.told.ready { // for one that is not, the end would be taken for readiness
+	if r.told.ready { // before, the end of the reload would count as readiness
 		var now unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 			r.d.Log.Warn("could not read the clock", "error", err)
@@ -211,14 +213,14 @@ func (r *reporter) reload() {
 	}
 }
 
-// statusLine returns the message that sets the status. A line break would
-// begin another assignment.
+// statusLine returns the message that sets the status. It replaces line breaks,
+// which would begin another assignment.
 func statusLine(status string) string {
 	return "STATUS=" + strings.ReplaceAll(status, "\n", "; ")
 }
 
-// failed returns the message that says why the daemon ends, with the system's
-// number of the error where there is one.
+// failed returns the message that says why the daemon ends, with the errno of
+// the error if it has one.
 func failed(f *command.Failure) string {
 	message := statusLine("failed: " + f.Error())
 	var errno syscall.Errno

@@ -30,8 +30,9 @@ func startDaemon(t *testing.T, name string, cfg daemontest.Config) *daemontest.D
 	return daemontest.Start(t, cfg)
 }
 
-// Each daemon gives signs of life while it has no broker. One that is stopped, which is how a process hangs as
-// a whole, gives none, and the same one goes on with them afterwards.
+// Each daemon gives signs of life while it has no broker. One that is stopped,
+// which is how a process hangs as a whole, gives none, and the same one goes on
+// with them afterwards.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	for name := range strings.FieldsSeq(everyDaemon) {
@@ -87,7 +88,8 @@ func awaitStopped(t *testing.T, pid int) {
 	}
 }
 
-// Without a watchdog, and with one for another process, there are no signs of life.
+// Without a watchdog, and with one for another process, there are no signs of
+// life.
 func TestNoWatchdog(t *testing.T) {
 	t.Parallel()
 	for name, env := range map[string][]string{
@@ -105,14 +107,15 @@ func TestNoWatchdog(t *testing.T) {
 			if slices.Contains(d.States(), "WATCHDOG=1") {
 				t.Errorf("reported %q", d.States())
 			}
-			if wrong := strings.HasPrefix(name, "that"); strings.Contains(d.Log(), "the watchdog is not told") != wrong {
+			if wrong := strings.HasPrefix(name, "that"); strings.Contains(d.Log(), "the watchdog is disabled") != wrong {
 				t.Errorf("warned: %v, want %v", !wrong, wrong)
 			}
 		})
 	}
 }
 
-// A daemon of which a part hangs gives no signs of life, and says which part it is.
+// A daemon of which a part hangs gives no signs of life, and says which part it
+// is.
 func TestHang(t *testing.T) {
 	t.Parallel()
 	hang := filepath.Join(t.TempDir(), "hang")
@@ -123,7 +126,7 @@ func TestHang(t *testing.T) {
 	n = d.WaitAgain(t, n, "WATCHDOG=1")
 	writeFile(t, hang, "")
 	from := d.WaitAgain(t, n, "STATUS=hangs: the reader; and another one")
-	d.WaitLog(t, `has to restart this" error="the reader\nand another one"`)
+	d.WaitLog(t, `so that the service manager restarts this daemon" error="the reader\nand another one"`)
 	d.WaitLog(t, "looked 10 times while it hung")
 	if later := d.States()[from:]; slices.Contains(later, "WATCHDOG=1") {
 		t.Errorf("reported %q while it hung", later)
@@ -137,7 +140,8 @@ func TestHang(t *testing.T) {
 	d.Terminate(t)
 }
 
-// A daemon that hangs from the start is never ready, and asks for no time while it stops.
+// A daemon that hangs from the start is never ready, and asks for no time while
+// it stops.
 func TestHangThroughout(t *testing.T) {
 	t.Parallel()
 	hang := filepath.Join(t.TempDir(), "hang")
@@ -158,8 +162,9 @@ func TestHangThroughout(t *testing.T) {
 	}
 }
 
-// The service manager ends a daemon that hangs by SIGABRT: it shows where each goroutine is, and does not end
-// with the status of a wrong setting, after which units do not start it again.
+// The service manager ends a daemon that hangs by SIGABRT: it shows where each
+// goroutine is, and does not end with the status of a wrong setting, after
+// which units do not start it again.
 func TestAbort(t *testing.T) {
 	t.Parallel()
 	for name := range strings.FieldsSeq(everyDaemon) {
@@ -193,7 +198,8 @@ func TestAbort(t *testing.T) {
 	})
 }
 
-// The status line follows what changes all the time, but not more than once a second.
+// The status line follows what changes all the time, but not more than once a
+// second.
 func TestStatusIsNotSentTooOften(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
@@ -212,7 +218,8 @@ func TestStatusIsNotSentTooOften(t *testing.T) {
 	}
 }
 
-// While a daemon stops, it asks for time again and again, and says what it waits for.
+// While a daemon stops, it asks for time again and again, and says what it
+// waits for.
 func TestStopAsksForTime(t *testing.T) {
 	t.Parallel()
 	d := startSmall(t, "be busy", daemontest.Config{Args: []string{"--listen", "127.0.0.1:0", "--stop-timeout", "3s"}})
@@ -230,7 +237,8 @@ func TestStopAsksForTime(t *testing.T) {
 	d.WaitAgain(t, n, fmt.Sprintf("ERRNO=%d", int(syscall.ETIMEDOUT)))
 }
 
-// A daemon that fails says why, with the system's number of the error if there is one.
+// A daemon that fails says why, with the system's number of the error if there
+// is one.
 func TestFailureStatus(t *testing.T) {
 	t.Parallel()
 	_, taken := daemontest.Listen(t)
@@ -312,8 +320,8 @@ func monotonic(t *testing.T) int64 {
 	return now.Nano() / 1000
 }
 
-// The real daemons survive the signal when there is nothing to reload, and when they are not ready: what ends
-// the reload would be taken for readiness.
+// The real daemons survive the signal when there is nothing to reload, and when
+// they are not ready: what ends the reload would be taken for readiness.
 func TestReloadNothing(t *testing.T) {
 	t.Parallel()
 	for name := range strings.FieldsSeq(everyDaemon) {
@@ -332,7 +340,8 @@ func TestReloadNothing(t *testing.T) {
 	}
 }
 
-// With --listen systemd a daemon serves what systemd hands over, and nothing else.
+// With --listen systemd a daemon serves what systemd hands over, and nothing
+// else.
 func TestListenSystemd(t *testing.T) {
 	t.Parallel()
 	for name := range strings.FieldsSeq("revq-api revq-socket") {

@@ -16,8 +16,8 @@ import (
 
 const everyDaemon = "revq-api revq-socket revq-worker"
 
-// wrongSettings are settings that a daemon cannot work with, and what it has to say about them: at least the
-// name of what is wrong.
+// wrongSettings are settings that a daemon cannot work with, and what it has to
+// say about them: at least the name of what is wrong.
 var wrongSettings = []struct {
 	daemons string
 	args    string // separated by blanks

@@ -16,18 +16,18 @@ import (
 	"github.com/revq/revq/internal/setting"
 )
 
-// maxSites is what the last digit of a port can tell apart.
+// maxSites is the number of sites that the last digit of a port can name.
 const maxSites = 9
 
-// fromSystemd is what --listen names where systemd has to hand over sockets.
+// fromSystemd is the value of --listen that requires sockets from systemd.
 const fromSystemd = "systemd"
 
 // Sites are the addresses that a daemon listens on: the sockets that systemd
-// hands over; if there are none, what --listen names; if it names nothing, the
-// first sites as --sites says; else the default ones. Site i is port 808i.
+// passes; without those, the addresses of --listen; without those, as many
+// sites as --sites says; otherwise the default sites. Site i is port 808i.
 type Sites struct {
-	// Default are the numbers of the sites to serve unless others are given.
-	// Sites of all daemons on a host share the digits.
+	// Default are the numbers of the default sites. No two daemons on a host
+	// have the same number.
 	Default []int
 
 	count  int
@@ -41,7 +41,7 @@ func SiteAddress(i int) string { return ":808" + strconv.Itoa(i) }
 func (s *Sites) settings() []setting.Setting {
 	sites := setting.Count("sites", "sites", fmt.Sprintf("serve `N` sites, on the ports 8081 to 808N (default: %s)", s.defaults()), &s.count, 1, maxSites)
 	sites.Default = s.defaults()
-	listen := setting.Strings("listen", "serve `HOST:PORT` instead (repeatable); systemd for nothing but the sockets that it hands over", &s.listen, checkAddresses)
+	listen := setting.Strings("listen", "serve `HOST:PORT` instead (repeatable); systemd to serve only the sockets that systemd passes", &s.listen, checkAddresses)
 	sites.Wiring, listen.Wiring = true, true
 	return append(setting.In("daemon", sites, listen), s.cert.settings()...)
 }
@@ -60,7 +60,7 @@ func checkAddresses(addresses []string) error {
 			_, err = net.LookupPort("tcp", port)
 		}
 		if err != nil || port == "" {
-			return fmt.Errorf("%q is no address: give HOST:PORT, or :PORT for all of this host's addresses", a)
+			return fmt.Errorf("%q is not an address: give HOST:PORT, or :PORT for all of this host's addresses", a)
 		}
 	}
 	return nil
@@ -92,7 +92,7 @@ func (s *Sites) addresses() []string {
 	return addresses
 }
 
-// open returns the listeners of the daemon called name.
+// open returns the listening sockets of the daemon called name.
 func (s *Sites) open(name string) (listeners []net.Listener, err error) {
 	defer func() {
 		if err != nil {
@@ -121,19 +121,18 @@ func (s *Sites) open(name string) (listeners []net.Listener, err error) {
 	return listeners, nil
 }
 
-// handedOver returns the sockets that systemd hands over, none if it does not.
-// They have to have the daemon's name: another name shows that they are meant
-// for another daemon, or that a unit is not as it should be. What is wrong
-// with them is a wrong setting, of a unit, and does not pass by itself. Unlike
-// activation.Listeners it does not pass over what is unusable.
+// handedOver returns the sockets that systemd passes, if any. They must have
+// the daemon's name: another name means that they are for another daemon, or
+// that a unit is wrong. Every error is one of a unit's settings, which a retry
+// does not fix. Unlike activation.Listeners, it does not skip unusable sockets.
 func handedOver(name string) ([]net.Listener, error) {
 	announced, pid := os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_PID") // gone after the next line
 	files := activation.Files(true)
 	if announced != "" && len(files) == 0 && pid == strconv.Itoa(os.Getpid()) {
 		return nil, command.Usagef("systemd announced %q sockets but handed over none", announced)
 	}
-	// All are looked at before any is used: where one is missing, its number
-	// may be that of a descriptor of our own by now, which must stay open.
+	// All are checked before one is used: if one is missing, its number may
+	// belong to a descriptor of our own by now, which must stay open.
 	for _, f := range files {
 		if f.Name() != name {
 			return nil, command.Usagef("systemd handed over the socket %q, and not one for %s: give its .socket unit FileDescriptorName=%[2]s, or have it start another service", f.Name(), name)
@@ -145,7 +144,7 @@ func handedOver(name string) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, f := range files {
 		ln, err := net.FileListener(f)
-		f.Close() // the listener has a copy
+		f.Close() // ln has a copy
 		if err != nil {
 			return listeners, fmt.Errorf("use the socket %q from systemd: %w", f.Name(), err)
 		}
@@ -154,8 +153,8 @@ func handedOver(name string) ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// refuseSockets returns an error if systemd hands sockets over to a daemon
-// called name, which does not listen: clients would wait there for ever.
+// refuseSockets returns an error if systemd passes sockets to the daemon called
+// name, which does not listen: clients would wait there forever.
 func refuseSockets(name string) error {
 	if files := activation.Files(true); len(files) > 0 {
 		return command.Usagef("systemd handed over the socket %q, but %s does not listen: remove the .socket unit, or have it start another service", files[0].Name(), name)
@@ -163,7 +162,7 @@ func refuseSockets(name string) error {
 	return nil
 }
 
-// checkListening returns an error unless f is a socket that takes connections.
+// checkListening returns an error unless f is a listening socket.
 func checkListening(f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {

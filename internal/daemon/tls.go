@@ -31,14 +31,14 @@ func (d *Daemon) reload() error {
 		return err
 	}
 	d.cert.current.Store(pair)
-	if err != nil { // the rest may be of a kind that cannot change
+	if err != nil { // the other settings may come from places that cannot change
 		d.Log.Warn("only the certificate was read again", "error", err)
 	}
 	return nil
 }
 
-// A certificate is what the daemon shows to its clients; without one, it does
-// not speak TLS.
+// A certificate is the daemon's TLS certificate; without one, it does not use
+// TLS.
 type certificate struct {
 	certFile, keyFile string
 
@@ -57,12 +57,12 @@ func (c *certificate) settings() []setting.Setting {
 		return s
 	}
 	return setting.In("daemon",
-		file(certFlag, "serve TLS with the certificates in `FILE`, the own one first, in PEM; or the credential of this name", &c.certFile),
+		file(certFlag, "serve TLS with the certificates in `FILE`, the server's own one first, in PEM; or the credential of this name", &c.certFile),
 		file(keyFlag, "`FILE` with the private key, in PEM; or the credential of this name", &c.keyFile),
 	)
 }
 
-// read returns what is in the files, nil if none are given.
+// read reads the certificate from the files. It returns nil if none are given.
 func (c *certificate) read() (*tls.Certificate, error) {
 	switch {
 	case c.certFile == "" && c.keyFile == "":

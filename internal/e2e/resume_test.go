@@ -299,7 +299,7 @@ func TestGapsAtTheBroker(t *testing.T) {
 	last := live.nextResult(t)
 	newest, id := last.Offset, last.ID
 	for _, tt := range []struct{ name, after, reason string }{
-		{"too old", "3", "too long ago"},
+		{"too old", "3", "too old"},
 		{"of another stream", fmt.Sprintf("%d/another", newest), "re-created"},
 		{"in the future", fmt.Sprint(2 * newest), "re-created"},
 	} {

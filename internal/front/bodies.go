@@ -11,50 +11,50 @@ import (
 )
 
 const (
-	// freeBody is the largest body that needs no room in the bound on all of
-	// them: an ordinary text is taken however many uploads there are. Those
-	// bodies are bounded by the number of connections.
+	// freeBody is the maximum size of a body that is not counted, so that an
+	// ordinary text is accepted however many uploads there are. The number of
+	// connections bounds those bodies.
 	freeBody = 16 << 10
 
-	// A body must bring pieceBytes in each pieceTime, or it gives its room to
-	// others when they need some: 64 KiB a second is what 1 MiB needs anyway
-	// to arrive within the read timeout, and more than that.
+	// A body must bring pieceBytes in each pieceTime, or it loses its room when
+	// others need it. To arrive within the default read timeout, 1 MiB needs
+	// more than this rate anyway.
 	pieceBytes = 64 << 10
 	pieceTime  = time.Second
 
-	// giveBackAbove is how many bytes of bodies there must have been for their
-	// memory to be worth giving back.
+	// giveBackAbove is the total size of bodies above which it is worth
+	// returning their memory to the system afterwards.
 	giveBackAbove = 16 << 20
 )
 
 var faultSlow = &fault{fasthttp.StatusRequestTimeout, fmt.Sprintf(
 	"the body came too slowly while others had no room: send at least %d KiB a second", pieceBytes>>10)}
 
-// A bodies bounds the bytes of all request bodies that are being received or
-// handled, as they are announced: fasthttp takes the memory for a whole body
-// or chunk when it begins. Nobody is refused, and nobody is too slow, as long
-// as there is room.
+// A bodies bounds the total size of all request bodies that are being received
+// or handled. It counts their announced sizes, since fasthttp allocates the
+// memory for a whole body or chunk when it begins. As long as there is room, it
+// refuses no body and ends no slow one.
 type bodies struct {
-	most    int64 // bytes, in sum
-	largest int64 // body that is taken; fasthttp refuses a larger one by itself
+	most    int64 // maximum of sum
+	largest int64 // maximum size of a body; fasthttp refuses a larger one
 	crowded *fault
 
 	mu        sync.Mutex
-	sum       int64
-	peak      int64 // of sum, since memory was given back
+	sum       int64 // of all shares
+	peak      int64 // of sum, since memory was last returned
 	receiving map[*conn]struct{}
 }
 
-// A share is what a connection has of the bound. It is guarded by bodies.mu.
+// A share is the part of the bound that a connection uses. bodies.mu guards it.
 type share struct {
 	bytes   int64
 	since   time.Time // when the current piece began
-	piece   int       // bytes of it
+	piece   int       // received bytes of the current piece
 	evicted bool
 }
 
-// newBodies returns nil, which bounds nothing, if most is 0. There is always
-// room for one of the largest bodies.
+// newBodies returns nil, for no bound, if most is 0. The bound has always room
+// for one body of the maximum size.
 func newBodies(most, largest int64) *bodies {
 	if most == 0 {
 		return nil
@@ -63,12 +63,13 @@ func newBodies(most, largest int64) *bodies {
 	return &bodies{
 		most: most, largest: largest, receiving: make(map[*conn]struct{}),
 		crowded: &fault{fasthttp.StatusServiceUnavailable, fmt.Sprintf(
-			"the requests that are being received have %d bytes together, and there is no room for this one: send it again in a second", most)},
+			"other requests use the %d bytes that all bodies may have together: retry in a second", most)},
 	}
 }
 
-// announce records that the body which c begins to receive, or receives in
-// chunks, has total bytes by now. If there is no room, nothing of it is read.
+// announce records the size of a body that c begins to receive; for a body in
+// chunks, the size known by now. It returns a fault if there is no room, and
+// then the body is not read.
 func (b *bodies) announce(c *conn, total int64) *fault {
 	if total <= freeBody || total > b.largest {
 		total = 0
@@ -105,8 +106,8 @@ func (b *bodies) add(s *share, bytes int64) {
 	}
 }
 
-// makeRoom ends bodies that come too slowly, but not that of c, until over bytes
-// have come free.
+// makeRoom ends bodies that come too slowly, except that of c, until over bytes
+// are free. It returns false if they do not suffice.
 func (b *bodies) makeRoom(c *conn, over int64, now time.Time) bool {
 	for slow := range b.receiving {
 		if slow == c || now.Sub(slow.share.since) <= pieceTime {
@@ -116,7 +117,7 @@ func (b *bodies) makeRoom(c *conn, over int64, now time.Time) bool {
 		b.add(&slow.share, -slow.share.bytes)
 		slow.share.evicted = true
 		delete(b.receiving, slow)
-		slow.SetReadDeadline(now) // it waits in Read
+		slow.SetReadDeadline(now) // ends its Read
 		if over <= 0 {
 			return true
 		}
@@ -124,8 +125,8 @@ func (b *bodies) makeRoom(c *conn, over int64, now time.Time) bool {
 	return false
 }
 
-// received records n bytes of c's body. It returns faultSlow if c's room has
-// been given to others.
+// received records that c has received n bytes. It returns faultSlow if c has
+// lost its room to others.
 func (b *bodies) received(c *conn, n int) *fault {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -139,14 +140,14 @@ func (b *bodies) received(c *conn, n int) *fault {
 	return nil
 }
 
-// complete records that the body of c is there: it is being handled.
+// complete records that the body of c has arrived and is being handled.
 func (b *bodies) complete(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.receiving, c)
 }
 
-// release gives back c's room: its requests have been answered, or it ends.
+// release frees c's room: its requests were answered, or it ends.
 func (b *bodies) release(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

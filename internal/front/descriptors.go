@@ -6,16 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownFiles is how many files a front has open beside its connections: the log,
-// the poll of the runtime and those of the listeners, sessions with the broker,
+// ownFiles is how many files a front has open in addition to its connections:
+// the log, the polls of the runtime and the shards, sessions with the broker,
 // and connections that are being refused.
 const ownFiles = 64
 
 // Connections returns how many connections each of a number of addresses may
-// have, which is want unless the process may not have so many open files. A
-// limit that cannot be reached would not be kept: instead of an answer, clients
-// would get none. It says so, with the name of the setting. others is how
-// many files more than usual the front has open.
+// have. This is want, or less if the process may not open so many files: if the
+// files ran out before the limit, clients would get no answer instead of a 503.
+// If it lowers the limit, it logs the name of the setting. others is the number
+// of files that the front opens in addition to ownFiles.
 func Connections(log *slog.Logger, setting string, want, addresses, others int) int {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
@@ -26,13 +26,13 @@ func Connections(log *slog.Logger, setting string, want, addresses, others int) 
 	if want <= possible {
 		return want
 	}
-	log.Warn("the process may not have as many open files as it takes for this setting, which is lowered: raise LimitNOFILE= of the unit, or ulimit -n",
+	log.Warn("lowered a setting, since the process may not open enough files for it: raise LimitNOFILE= of the unit, or ulimit -n",
 		"setting", "--"+setting, "configured", want, "now", possible, "open_files", files.Cur)
 	return possible
 }
 
 // connections returns how many connections each address may have with a limit
-// of open files. Half of them at least are for connections.
+// of open files. At least half of the files are for connections.
 func connections(files, addresses, others int) int {
 	return max(max(files-ownFiles-others, files/2)/addresses, 1)
 }

@@ -52,7 +52,7 @@ func TestFewOpenFiles(t *testing.T) {
 			for range 60 {
 				many = append(many, s.dial(t))
 			}
-			d.WaitLog(t, "cannot take connections")
+			d.WaitLog(t, "cannot accept connections")
 			for _, c := range many {
 				c.Close()
 			}

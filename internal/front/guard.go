@@ -7,8 +7,8 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// A fault is what is wrong with a request as HTTP. It ends the connection:
-// where the next request begins is not certain.
+// A fault is what is wrong with a request as HTTP. It ends the connection,
+// since it is not certain where the next request begins.
 type fault struct {
 	status int
 	detail string
@@ -20,17 +20,17 @@ func (f *fault) problem() *Problem { return NewProblem(f.status, f.detail) }
 
 func malformed(detail string) *fault { return &fault{fasthttp.StatusBadRequest, detail} }
 
-// The faults. Each has its own words, so that whoever wrote the client or
-// configured the proxy knows where to look.
+// The faults. Each has its own message, so that whoever wrote the client or
+// configured the proxy knows what to fix.
 var (
-	faultTLS     = malformed("this is TLS, and the server speaks plain HTTP here: use http:// or ws://")
+	faultTLS     = malformed("this is TLS, and the server uses plain HTTP here: use http:// or ws://")
 	faultNotHTTP = malformed("this is not HTTP: a request begins with a method, such as GET or POST")
 	faultLF      = malformed("lines of a request must end with CR and LF, not with LF alone")
 	faultCR      = malformed("there is a CR within a line of the request: only the end of a line has one")
 	faultLine    = malformed("the request line must be a method, a path and HTTP/1.1, with one space between them")
 	faultTarget  = malformed("the request line must have a path that begins with /, or an http:// URL")
-	faultConnect = &fault{fasthttp.StatusNotImplemented, "CONNECT is for proxies, and this is none"}
-	faultVersion = &fault{fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here"}
+	faultConnect = &fault{fasthttp.StatusNotImplemented, "CONNECT is for proxies, and this is not a proxy"}
+	faultVersion = &fault{fasthttp.StatusHTTPVersionNotSupported, "this server supports only HTTP/1.1 and HTTP/1.0"}
 
 	faultFold   = malformed("a header line begins with white space: continued lines are obsolete, send each header in one line")
 	faultSpace  = malformed("there is white space between a header's name and its colon")
@@ -38,29 +38,29 @@ var (
 	faultLines  = &fault{fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("a request may have %d header lines", maxFields)}
 	faultNoHost = malformed("the Host header is missing: HTTP/1.1 requires it (nginx: proxy_set_header Host $host)")
 	faultHosts  = malformed("there is more than one Host header")
-	faultHost   = malformed("the Host header must be a host name or an address, and a port if need be, such as example.org:8083 (nginx: proxy_set_header Host $host)")
+	faultHost   = malformed("the Host header must be a host name or an address, with a port if needed, such as example.org:8083 (nginx: proxy_set_header Host $host)")
 
 	faultTypes     = malformed("there is more than one Content-Type header")
 	faultLength    = malformed("Content-Length must be a number")
 	faultLengths   = malformed("there is more than one Content-Length header")
 	faultEncodings = malformed("there is more than one Transfer-Encoding header")
-	faultEncoding  = malformed("the only Transfer-Encoding that is taken is chunked")
-	faultUnknownTE = &fault{fasthttp.StatusNotImplemented, "the only Transfer-Encoding that is taken is chunked, without others"}
+	faultEncoding  = malformed("the only supported Transfer-Encoding is chunked")
+	faultUnknownTE = &fault{fasthttp.StatusNotImplemented, "the only supported Transfer-Encoding is chunked, without others"}
 	faultOldTE     = malformed("HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
 	faultBoth      = malformed("there are both a Content-Length and a Transfer-Encoding: send one of them")
-	faultExpect    = &fault{fasthttp.StatusExpectationFailed, "the only expectation that can be met is Expect: 100-continue"}
+	faultExpect    = &fault{fasthttp.StatusExpectationFailed, "the only supported expectation is Expect: 100-continue"}
 
 	faultChunk    = malformed("a chunk of the body must begin with its length in hexadecimal digits, in a line of its own")
 	faultChunkEnd = malformed("a chunk of the body is not as long as it says: CR and LF must follow it")
 )
 
 const (
-	// maxFields is the most header lines of a request, and of a trailer. Each
-	// costs some hundred bytes of memory, however short it is.
+	// maxFields is the maximum number of header lines of a request, and of a
+	// trailer. Each costs about a hundred bytes of memory, however short it is.
 	maxFields = 256
 
-	// maxChunkLine is the longest line with the length of a chunk: what comes
-	// after the length is of no use to anyone.
+	// maxChunkLine is the maximum length of a line with the length of a chunk.
+	// What follows the length on that line (extensions) is ignored.
 	maxChunkLine = 256
 )
 
@@ -77,13 +77,13 @@ const (
 	trailerLine
 )
 
-// A guard reads along with fasthttp, before it, and lets nothing pass that
-// could be understood in more than one way: what a proxy in front takes for one
-// request must not be two here. fasthttp itself is more lenient, waits for the
-// end of what cannot end well, and does not say what is wrong.
+// A guard checks the bytes of requests before fasthttp parses them, and refuses
+// ambiguous ones: what a proxy takes for one request must not be two here.
+// fasthttp itself is more lenient, waits for the end of requests that are wrong
+// already, and does not say what is wrong.
 //
-// It works on the bytes in fasthttp's buffer as they come. Nothing is copied
-// but lines that arrive in parts.
+// It works on the bytes in fasthttp's buffer as they arrive, and copies only
+// lines that arrive in parts.
 type guard struct {
 	limit   int    // of bytes in the request line and the headers
 	size    int    // of them so far, or of the trailer
@@ -91,10 +91,10 @@ type guard struct {
 	left    int64  // bytes of the body or chunk that are still to come
 	total   int64  // bytes of all chunks that have begun
 	partial []byte // the beginning of a line whose end has not come
-	wrong   *fault // once found, for good
+	wrong   *fault // the first fault found; it is final
 
-	// announce, if it is not nil, is told how long a body is, before it is
-	// received: the bytes known by now of one in chunks.
+	// announce, if it is not nil, is called with the length of a body before it
+	// is received; for a body in chunks, with the length known by now.
 	announce func(total int64) *fault
 
 	phase   phase
@@ -106,9 +106,9 @@ type guard struct {
 	chunked bool
 }
 
-// pass returns how many of the bytes p, which came next, fasthttp may read. If
-// these are not all, g.wrong is set, and fasthttp has at least one byte
-// of the request that is wrong, without which it would not answer.
+// pass returns how many of the next bytes, p, fasthttp may read. If these are
+// not all, g.wrong is set. fasthttp then has at least one byte of the wrong
+// request, without which it would not answer.
 func (g *guard) pass(p []byte) int {
 	for at := 0; at < len(p); {
 		switch g.phase {
@@ -140,7 +140,7 @@ func (g *guard) pass(p []byte) int {
 		}
 		if g.wrong != nil {
 			if !g.begun {
-				p[at] = 'X' // any but a line break, which fasthttp would skip
+				p[at] = 'X' // any byte but a line break, which fasthttp would skip
 				at++
 			}
 			return at
@@ -151,7 +151,7 @@ func (g *guard) pass(p []byte) int {
 	return len(p)
 }
 
-// count adds n bytes of a line to the size of what they are part of.
+// count adds n bytes of a line to the size of the head or the trailer.
 func (g *guard) count(n int) *fault {
 	if g.phase == chunkLine || g.phase == chunkEnd {
 		return nil
@@ -163,7 +163,7 @@ func (g *guard) count(n int) *fault {
 	return nil
 }
 
-// take checks a line, once it is complete, with what has come of it before.
+// take stores a part of a line, and checks the line once it is complete.
 func (g *guard) take(line []byte, complete bool) *fault {
 	if len(g.partial) > 0 || !complete {
 		g.partial = append(g.partial, line...)
@@ -206,8 +206,9 @@ func (g *guard) take(line []byte, complete bool) *fault {
 	return nil
 }
 
-// early returns what is wrong with a line of which only the beginning has come,
-// if it would be too long to wait for the rest, or if fasthttp does not.
+// early returns what is wrong with the beginning of a line of the chunked
+// encoding. It does not wait for the rest, since that may be long, and fasthttp
+// does not wait either.
 func (g *guard) early(line []byte) *fault {
 	switch {
 	case g.phase == chunkLine && !isChunkLine(line):
@@ -221,7 +222,7 @@ func (g *guard) early(line []byte) *fault {
 // next prepares g for another request.
 func (g *guard) next() { *g = guard{limit: g.limit, announce: g.announce} }
 
-// between reports whether everything that fasthttp has are whole requests.
+// between reports whether fasthttp has only complete requests.
 func (g *guard) between() bool { return g.phase == requestLine && !g.begun && len(g.partial) == 0 }
 
 // bodyPart is called at the end of a body or chunk.
@@ -235,7 +236,7 @@ func (g *guard) bodyPart() {
 
 func (g *guard) request(line []byte) *fault {
 	if len(line) == 0 {
-		return nil // some clients send line breaks after a body
+		return nil // some clients send a line break after a body
 	}
 	g.phase = fieldLine
 	method, rest, _ := bytes.Cut(line, []byte(" "))
@@ -296,7 +297,7 @@ func (g *guard) field(line []byte) *fault {
 	if wrong != nil {
 		return wrong
 	}
-	// The lengths differ, so that most names are compared with nothing.
+	// Comparing lengths first spares most names a comparison.
 	switch len(name) {
 	case len("Host"):
 		if hasFold(name, "Host") {
@@ -309,7 +310,7 @@ func (g *guard) field(line []byte) *fault {
 			g.host = true
 		}
 	case len("Expect"):
-		// In HTTP/1.0 it is to be ignored.
+		// HTTP/1.0 servers must ignore it.
 		if hasFold(name, "Expect") && g.minor > 0 && !bytes.EqualFold(value, []byte("100-continue")) {
 			return faultExpect
 		}
@@ -373,7 +374,7 @@ func (g *guard) endHead() *fault {
 	case !g.host && g.minor > 0:
 		return faultNoHost
 	case g.chunked:
-		g.phase, g.size, g.fields = chunkLine, 0, 0 // from now on those of the trailer
+		g.phase, g.size, g.fields = chunkLine, 0, 0 // from now on, they count the trailer
 	case g.left > 0:
 		g.phase = body
 		return g.expect(g.left)
@@ -394,7 +395,7 @@ func (g *guard) expect(total int64) *fault {
 // mostHexDigits is how many fit into an int64.
 const mostHexDigits = 15
 
-// hexDigits returns how many b begins with.
+// hexDigits returns the number of hexadecimal digits at the beginning of b.
 func hexDigits(b []byte) int {
 	n := 0
 	for n < len(b) && hexValue(b[n]) >= 0 {

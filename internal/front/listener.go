@@ -15,38 +15,40 @@ import (
 )
 
 const (
-	// acceptPause is the wait for file descriptors or memory to come free.
+	// acceptPause is the wait before another attempt to accept a connection,
+	// when there are no file descriptors or no memory.
 	acceptPause = 100 * time.Millisecond
 
-	// warnPause is the wait between two lines in the log about a shortage, which
-	// may come and go with each connection.
+	// warnPause is the minimum time between two lines in the log about a
+	// shortage, which may begin and end with each connection.
 	warnPause = 10 * time.Second
 
-	// lingerTime is how long a refused client is given to read the reason.
+	// lingerTime is how long a refused client has to read the reason.
 	lingerTime = time.Second
 
-	// maxRefusing is how many connections at once are told that there are too
-	// many; more are closed without a word.
+	// maxRefusing is how many connections beyond the limit are answered with a
+	// 503 at once; more are closed without an answer.
 	maxRefusing = 256
 )
 
-// A listener is a net.Listener that outlives a shortage, keeps to a number of
-// connections, and may be closed twice, which fasthttp does.
+// A listener is a listening socket that survives a shortage of descriptors or
+// memory, limits the number of connections, and may be closed twice, as
+// fasthttp does.
 type listener struct {
 	net.Listener
 	log       *slog.Logger
-	most      int64         // connections at once
-	maxHeader int           // of each request
-	bodies    *bodies       // nil if there are none
-	open      atomic.Int64  // connections, with those that are being refused
-	total     *atomic.Int64 // the same of all listeners of a server
-	warned    time.Time     // of a shortage; Accept's own
+	most      int64         // maximum number of connections
+	maxHeader int           // bytes of each request's head
+	bodies    *bodies       // nil without a limit
+	open      atomic.Int64  // connections, including those that are being refused
+	total     *atomic.Int64 // the same for all listening sockets of a server
+	warned    time.Time     // when a shortage was last logged; only Accept uses it
 	close     sync.Once
-	err       error // of closing
+	err       error // of close
 }
 
 // Accept waits while there are no descriptors or no memory for a connection:
-// to fasthttp such an error is the end of the listener.
+// fasthttp would stop serving the socket after such an error.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -60,7 +62,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		case time.Since(l.warned) > warnPause:
 			l.warned = time.Now()
-			l.log.Warn("cannot take connections, trying again", "address", l.Addr().String(), "error", err)
+			l.log.Warn("cannot accept connections, retrying", "address", l.Addr().String(), "error", err)
 		}
 		time.Sleep(acceptPause)
 	}
@@ -74,7 +76,8 @@ func (l *listener) take(c net.Conn) *conn {
 	return taken
 }
 
-// admit counts c. It returns false if there are too many, and c is told so.
+// admit counts c. If there are too many connections, it refuses c and returns
+// false.
 func (l *listener) admit(c *conn) bool {
 	l.total.Add(1)
 	switch n := l.open.Add(1); {
@@ -104,20 +107,20 @@ type conn struct {
 	net.Conn
 	guard  guard
 	from   *listener
-	linger atomic.Bool // the client may still be sending what nobody will read
-	gone   sync.Once   // it is no longer counted
+	linger atomic.Bool // the client may still send bytes that are not read
+	gone   sync.Once   // subtracts c from the counts
 
-	sharing bool // it may have a share; for the goroutine that reads
+	sharing bool // it may have a share; only the goroutine that reads uses it
 	share   share
 }
 
-// Read hands over what the guard lets pass.
+// Read reads the bytes that the guard lets pass.
 func (c *conn) Read(b []byte) (int, error) {
 	if c.guard.wrong != nil {
 		return 0, c.guard.wrong
 	}
 	if c.sharing && c.guard.between() {
-		c.from.bodies.release(c) // fasthttp reads on when it has answered
+		c.from.bodies.release(c) // fasthttp has answered, since it reads on
 		c.sharing = false
 	}
 	n, err := c.Conn.Read(b)
@@ -139,16 +142,16 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// refuse tells the client of a connection that there are most already. It
-// waits for the request: clients do not expect an answer before.
+// refuse answers 503, since there are most connections already. It waits for
+// the request first: clients do not expect an answer before they have sent one.
 func (c *conn) refuse(most int64) {
 	c.linger.Store(true)
 	defer c.Close()
 	if c.SetDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
-	_, _ = c.Conn.Read(make([]byte, 512)) // the beginning will do
-	p := NewProblem(503, fmt.Sprintf("there are %d connections already: send this again in a second", most))
+	_, _ = c.Conn.Read(make([]byte, 512)) // the beginning is enough
+	p := NewProblem(503, fmt.Sprintf("there are %d connections already: retry in a second", most))
 	body := p.JSON()
 	if c.SetDeadline(time.Now().Add(lingerTime)) == nil {
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nRetry-After: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
@@ -156,9 +159,9 @@ func (c *conn) refuse(most int64) {
 	}
 }
 
-// Close waits, if c lingers, until the client has closed too: closing a socket
-// that holds unread data resets the connection, and the reset overtakes the
-// answer.
+// Close waits, if c lingers, until the client has closed its side too. To close
+// a socket that holds unread data would reset the connection, and the client
+// could lose the answer.
 func (c *conn) Close() error {
 	defer c.leave()
 	if c.from.bodies != nil {
@@ -172,7 +175,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// leave gives c's place to another one.
+// leave frees c's place.
 func (c *conn) leave() {
 	c.gone.Do(func() {
 		c.from.open.Add(-1)
@@ -180,9 +183,9 @@ func (c *conn) leave() {
 	})
 }
 
-// Detach returns the bare connection behind one that a request was hijacked
-// from, without the reader of fasthttp and without the guard, so that nothing
-// of them stays in memory. It no longer counts as a connection of the server.
+// Detach returns the connection of a hijacked request, without fasthttp's
+// reader and without the guard, so that nothing of them stays in memory. The
+// connection no longer counts as one of the server.
 func Detach(c net.Conn) net.Conn {
 	if hijacked, ok := c.(interface{ UnsafeConn() net.Conn }); ok {
 		c = hijacked.UnsafeConn()

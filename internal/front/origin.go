@@ -340,10 +340,10 @@ func isHealth(path string) bool { return path == wire.HealthPath || path == wire
 
 // looksLikeBrowser reports whether a GET without Origin and Sec-Fetch-Site may
 // be a browser's. They leave both out of a GET within the same origin where the
-// server has neither TLS nor the name localhost, which is what a page does whose
-// name was pointed to this machine. It may then set these two headers, but not
-// leave them out. It cannot set Sec-Fetch-Mode: that one without Sec-Fetch-Site
-// is Node.js.
+// server has neither TLS nor the name localhost, which is what a page does
+// whose name was pointed to this machine. It may then set these two headers,
+// but not leave them out. It cannot set Sec-Fetch-Mode: that one without
+// Sec-Fetch-Site is Node.js.
 func looksLikeBrowser(h *fasthttp.RequestHeader) bool {
 	if len(h.Peek("Sec-Fetch-Mode")) > 0 {
 		return false

@@ -10,8 +10,8 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// knownMethods are those that RFC 9110 and RFC 5789 define. Others are not
-// implemented, rather than not allowed at a path.
+// knownMethods are the methods that RFC 9110 and RFC 5789 define. Others are
+// answered 501, not 405.
 var knownMethods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 
 // routes are the routes of a server by their paths.
@@ -52,8 +52,7 @@ func healthRoutes(ready func() error) []Route {
 	}
 }
 
-// find returns the route of a request, or what is wrong with it by its headers
-// alone.
+// find returns the route of a request, or the problem that its headers show.
 func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 	method := h.Method()
 	known := slices.Contains(knownMethods, string(method))
@@ -74,7 +73,7 @@ func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 	return to, nil
 }
 
-// answerOptions says what the path takes.
+// answerOptions answers OPTIONS with what the path takes.
 func (to *route) answerOptions(ctx *fasthttp.RequestCtx) {
 	ctx.SetStatusCode(fasthttp.StatusNoContent)
 	ctx.Response.Header.Set("Allow", strings.Join(to.methods, ", "))
@@ -84,9 +83,9 @@ func (to *route) answerOptions(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// rawPath returns the path of a request target as it was sent. Proxies decide by
-// it who may do what: a path that becomes another one here, by decoding or
-// joining it, would get past their rules.
+// rawPath returns the path of a request target as it was sent. The rules of
+// proxies use this path. If this server decoded or cleaned it, other paths
+// would get past those rules.
 func rawPath(target []byte) []byte {
 	if len(target) > 0 && target[0] != '/' {
 		if _, rest, ok := bytes.Cut(target, []byte("://")); ok {
@@ -97,9 +96,9 @@ func rawPath(target []byte) []byte {
 	return path
 }
 
-// HeaderLines returns the values of the lines of a request's headers that have
-// this name. Unlike fasthttp's own, they are not those of a trailer, which
-// anyone who sends a body's chunks can add.
+// HeaderLines returns the values of a request's header lines with this name.
+// Unlike fasthttp's own functions, it ignores the trailer, which whoever sends
+// the body can add.
 func HeaderLines(h *fasthttp.RequestHeader, name string) (values [][]byte) {
 	for line := range bytes.SplitSeq(h.RawHeaders(), []byte("\r\n")) {
 		if key, value, ok := bytes.Cut(line, []byte(":")); ok && len(key) == len(name) && hasFold(key, name) {

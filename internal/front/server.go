@@ -24,7 +24,7 @@ type Server struct {
 	bodies *bodies
 	http   *fasthttp.Server
 
-	connections atomic.Int64 // open ones, of all listeners
+	connections atomic.Int64 // open ones, at all listening sockets
 
 	draining atomic.Bool // set once, under mu
 	mu       sync.Mutex
@@ -41,7 +41,7 @@ func New(app App) *Server {
 		HeaderReceived: s.limitBody,
 		Logger:         httpLog{app.Log},
 
-		Concurrency:        2 * app.MaxConnections, // listeners refuse sooner, and say why
+		Concurrency:        2 * app.MaxConnections, // the listening sockets refuse sooner, with a reason
 		ReadTimeout:        app.ReadTimeout,
 		WriteTimeout:       app.WriteTimeout,
 		IdleTimeout:        app.IdleTimeout,
@@ -49,23 +49,23 @@ func New(app App) *Server {
 		MaxRequestBodySize: 1, // unless limitBody says otherwise
 		CloseOnShutdown:    true,
 
-		// Together they leave nothing of fasthttp behind a hijacked connection.
+		// Both together free all of fasthttp's memory for a hijacked connection.
 		KeepHijackedConns: app.Frugal,
 		ReduceMemoryUsage: app.Frugal,
 
-		// Name and version are nobody's business; each answer sets its own type.
+		// Clients do not need the server's name; each answer sets its own type.
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
 		// A multipart body is refused, not spooled to temporary files.
 		DisablePreParseMultipartForm: true,
-		// Texts are the clients' own and stay out of the log.
+		// Texts are private and must not appear in the log.
 		SecureErrorLogMessage: true,
 	}
 	return s
 }
 
-// Serve answers requests on ln until Shutdown, then returns nil. It is called
-// once for each listening socket and takes ln over.
+// Serve answers requests on ln until Shutdown, then returns nil. Call it once
+// for each listening socket. It takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error {
 	ln = &listener{
 		Listener: ln, log: s.app.Log, most: int64(s.app.MaxConnections),
@@ -83,10 +83,10 @@ func (s *Server) Serve(ln net.Listener) error {
 	return s.http.Serve(ln)
 }
 
-// Shutdown stops taking connections, lets running requests be answered, and
-// closes connections as they fall idle, after lastCall. A client that has just
-// read an answer sends its next request within that time and is told to close,
-// where closing at once would break that request off. Shutdown returns ctx's
+// Shutdown stops accepting connections, answers running requests, and closes
+// idle connections after lastCall. A client that has just read an answer may be
+// sending its next request: within lastCall, that request is answered and the
+// client is told to close, instead of being cut off. Shutdown returns ctx's
 // error if some connections are still busy when ctx ends.
 func (s *Server) Shutdown(ctx context.Context, lastCall time.Duration) error {
 	s.mu.Lock()
@@ -111,16 +111,16 @@ func (s *Server) Connections() int { return int(s.connections.Load()) }
 
 // Handle answers a request.
 func (s *Server) Handle(ctx *fasthttp.RequestCtx) {
-	// fasthttp recovers nothing: one request that meets a bug would take
-	// every other one down with it, and a repeated one the whole site.
+	// fasthttp does not recover from panics: one request that meets a bug would
+	// end all others with the process.
 	defer func() {
 		if r := recover(); r != nil {
 			s.app.Log.Error("request handler panicked", "panic", r, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			s.gate.Expose(ctx)
-			NewProblem(fasthttp.StatusInternalServerError, "this is a bug in revq: its log has the details").answer(ctx)
+			NewProblem(fasthttp.StatusInternalServerError, "this is a bug in revq; the server's log has the details").answer(ctx)
 		}
-		// Sooner than fasthttp's CloseOnShutdown, which begins after the last call.
+		// fasthttp's CloseOnShutdown would do this only after lastCall.
 		if s.draining.Load() {
 			ctx.SetConnectionClose()
 		}
@@ -157,15 +157,15 @@ func (s *Server) limitBody(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 }
 
 func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int {
-	const least = 1 // 0 is fasthttp's default, which is 4 MiB
+	const minimum = 1 // 0 stands for fasthttp's default, 4 MiB
 	if s.app.BodyLimit == nil {
-		return least
+		return minimum
 	}
-	return max(s.app.BodyLimit(h), least)
+	return max(s.app.BodyLimit(h), minimum)
 }
 
-// expect decides whether a client that asks before it sends a body is to send
-// it. One that would be refused by the headers alone is refused now.
+// expect answers Expect: 100-continue. It refuses a request at once if its
+// headers show a problem, so that the client need not send the body.
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	h := &ctx.Request.Header
 	p := s.gate.Admit(ctx)
@@ -189,8 +189,8 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 	s.last(ctx, s.unreadable(ctx, err))
 }
 
-// last answers a request whose body, or whose end, is not read, and closes the
-// connection once the client has had the time to read that.
+// last answers a request that was not read completely. The connection closes
+// after the client has had time to read the answer.
 func (s *Server) last(ctx *fasthttp.RequestCtx, p *Problem) {
 	if c, ok := ctx.Conn().(*conn); ok {
 		c.linger.Store(true)
@@ -210,8 +210,8 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *Problem {
 	var timeout interface{ Timeout() bool }
 	switch {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		// A smaller body would not help a request that is wrong otherwise. (Of a
-		// chunked one fasthttp has dropped the headers by now, Host with them.)
+		// If the headers show another problem, a smaller body would not help.
+		// (fasthttp has dropped the headers of a chunked request by now.)
 		if h := &ctx.Request.Header; len(h.Host()) > 0 {
 			if _, p := s.routes.find(h); p != nil {
 				return p
@@ -236,7 +236,7 @@ var (
 	valueNoStore       = []byte("no-store")
 )
 
-// noStore keeps answers out of caches: each is about this moment.
+// noStore keeps answers out of caches: each is valid only now.
 func noStore(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.SetCanonical(headerCacheControl, valueNoStore)
 }
@@ -248,15 +248,15 @@ func Text(ctx *fasthttp.RequestCtx, status int, text string) {
 	ctx.SetBodyString(text)
 }
 
-// httpLog passes on what fasthttp has to say.
+// httpLog logs the messages of fasthttp.
 type httpLog struct{ log *slog.Logger }
 
-// Printf logs at debug level what any client can cause at will.
+// Printf logs messages that any client can cause at debug level.
 func (l httpLog) Printf(format string, args ...any) {
 	msg := fmt.Sprintf(format, args...)
 	if strings.HasPrefix(format, "error when serving connection") {
 		l.log.Debug("a connection failed", "error", msg)
 	} else {
-		l.log.Warn("the HTTP server has something to say", "message", msg)
+		l.log.Warn("message of the HTTP server", "message", msg)
 	}
 }

@@ -1,6 +1,6 @@
-// Package daemontest runs daemons in tests the way systemd does: with sockets from descriptor 3 on, and a
-// NOTIFY_SOCKET that they report to. Whatever a test starts ends with the test, and shows its log if the test
-// fails.
+// Package daemontest runs daemons in tests the way systemd does: with sockets
+// from descriptor 3 on, and a NOTIFY_SOCKET that they report to. Whatever a
+// test starts ends with the test, and shows its log if the test fails.
 package daemontest
 
 import (
@@ -23,8 +23,9 @@ import (
 	"github.com/revq/revq/internal/proc"
 )
 
-// patience is how long something may take that is certain to happen. It is for machines that are busy with
-// other tests: what has to be quick is measured by the test.
+// patience is how long something may take that is certain to happen. It is for
+// machines that are busy with other tests: what has to be quick is measured by
+// the test.
 const patience = 30 * time.Second
 
 // module is the path below which the daemons are.
@@ -37,8 +38,9 @@ var built struct {
 	guard *proc.Group // removes dir when the test run ends, however it does
 }
 
-// Binary returns the path of one of revq's programs. The first call builds all of them, with the race detector
-// if the test has it. They are removed when the test run ends.
+// Binary returns the path of one of revq's programs. The first call builds all
+// of them, with the race detector if the test has it. They are removed when the
+// test run ends.
 func Binary(t testing.TB, name string) string {
 	t.Helper()
 	built.once.Do(func() { built.dir, built.err = build() })
@@ -48,8 +50,8 @@ func Binary(t testing.TB, name string) string {
 	return filepath.Join(built.dir, name)
 }
 
-// Race reports whether the test and the programs have the race detector, which takes several times the memory of
-// what it watches.
+// Race reports whether the test and the programs have the race detector, which
+// takes several times the memory of what it watches.
 func Race() bool {
 	info, ok := debug.ReadBuildInfo()
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
@@ -73,8 +75,8 @@ func build() (string, error) {
 	return dir, nil
 }
 
-// Environment returns a small environment with some variables added: what is set where the tests run must not
-// change what the daemons do.
+// Environment returns a small environment with some variables added: what is
+// set where the tests run must not change what the daemons do.
 func Environment(add ...string) []string {
 	// The race detector would have every process sleep for a second at its end.
 	env := []string{"GORACE=atexit_sleep_ms=0"}
@@ -99,7 +101,8 @@ type Config struct {
 	// unless Env has other LISTEN_FDNAMES. The test keeps its own copies.
 	Sockets []Socket
 
-	// Watchdog is how soon the daemon is told to give signs of life; 0: not at all.
+	// Watchdog is how soon the daemon is told to give signs of life; 0: not at
+	// all.
 	Watchdog time.Duration
 
 	// OpenFiles is the limit of open files (ulimit -n); 0: that of the test.
@@ -109,7 +112,8 @@ type Config struct {
 	Attr *syscall.SysProcAttr
 }
 
-// A Socket is something with a descriptor, as a [net.TCPListener] or [net.UDPConn].
+// A Socket is something with a descriptor, as a [net.TCPListener] or
+// [net.UDPConn].
 type Socket interface{ File() (*os.File, error) }
 
 // Listen returns a socket on a free port of 127.0.0.1, and its address.
@@ -136,7 +140,8 @@ type Daemon struct {
 	states  []string
 }
 
-// Start starts a program. It is killed when the test ends, unless it has ended by then.
+// Start starts a program. It is killed when the test ends, unless it has ended
+// by then.
 func Start(t testing.TB, cfg Config) *Daemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "revq-daemon-") // t.TempDir() may be too long for a socket's path
@@ -206,8 +211,8 @@ func listenNotify(t testing.TB, path string) *net.UnixConn {
 	return conn
 }
 
-// receive takes in the daemon's reports until it has ended. What it sent comes before the end mark, since
-// datagrams keep their order.
+// receive takes in the daemon's reports until it has ended. What it sent comes
+// before the end mark, since datagrams keep their order.
 func (d *Daemon) receive(notify *net.UnixConn) {
 	const endMark = "end"
 	defer close(d.ended)
@@ -251,21 +256,24 @@ func (d *Daemon) hasChanged() {
 	d.changed = make(chan struct{})
 }
 
-// Log returns what the daemon has written to standard output and standard error.
+// Log returns what the daemon has written to standard output and standard
+// error.
 func (d *Daemon) Log() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.log.String()
 }
 
-// States returns what the daemon has reported to its NOTIFY_SOCKET, such as READY=1.
+// States returns what the daemon has reported to its NOTIFY_SOCKET, such as
+// READY=1.
 func (d *Daemon) States() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.states)
 }
 
-// Notify reports a state in place of the daemon. What the daemon has sent by then comes before it.
+// Notify reports a state in place of the daemon. What the daemon has sent by
+// then comes before it.
 func (d *Daemon) Notify(t testing.TB, state string) {
 	t.Helper()
 	conn, err := net.DialUnix("unixgram", nil, d.notify)
@@ -287,7 +295,8 @@ func (d *Daemon) WaitReady(t testing.TB) {
 	d.WaitState(t, "READY=1")
 }
 
-// WaitState waits until the daemon has reported a state that begins with prefix.
+// WaitState waits until the daemon has reported a state that begins with
+// prefix.
 func (d *Daemon) WaitState(t testing.TB, prefix string) {
 	t.Helper()
 	d.wait(t, "reported "+prefix, func() bool {
@@ -301,8 +310,9 @@ func (d *Daemon) WaitStates(t testing.TB, n int) {
 	d.wait(t, fmt.Sprintf("reported %d states", n), func() bool { return len(d.states) >= n })
 }
 
-// WaitAgain waits until the daemon has reported, after the first n states, one that begins with prefix. It
-// returns how many it had reported then, with that one.
+// WaitAgain waits until the daemon has reported, after the first n states, one
+// that begins with prefix. It returns how many it had reported then, with that
+// one.
 func (d *Daemon) WaitAgain(t testing.TB, n int, prefix string) int {
 	t.Helper()
 	d.wait(t, "again reported "+prefix, func() bool {
@@ -358,7 +368,8 @@ func (d *Daemon) Signal(t testing.TB, sig os.Signal) {
 // Done is closed when the daemon has ended and all that it said is known.
 func (d *Daemon) Done() <-chan struct{} { return d.ended }
 
-// Wait waits for the daemon's end and returns its exit status, -1 if a signal ended it.
+// Wait waits for the daemon's end and returns its exit status, -1 if a signal
+// ended it.
 func (d *Daemon) Wait(t testing.TB) int {
 	t.Helper()
 	select {
