@@ -37,7 +37,7 @@ const (
 var ErrRefused = errors.New("the server refuses")
 
 // A Listener receives results, as messages in the JSON format. When its
-// connection is lost, it goes on behind the last result that it has received.
+// connection is lost, it reconnects and resumes after the last result received.
 //
 // All functions are called from the goroutine that runs Run; those that are
 // nil are not.

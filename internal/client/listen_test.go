@@ -259,7 +259,7 @@ func TestListenFull(t *testing.T) {
 	}
 }
 
-// What trying again cannot mend ends Run at once.
+// An error that a retry cannot fix ends Run at once.
 func TestListenRefused(t *testing.T) {
 	t.Parallel()
 	url, _ := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), feed.New(feed.DefaultConfig()))

@@ -177,8 +177,8 @@ func (s *Sender) attempts(ctx context.Context, tasks []task.Task, left []int, re
 	return nil
 }
 
-// maybeQueued reports whether an answer leaves it open: one of the API names
-// the task then, and others do not know what was behind them.
+// maybeQueued reports whether a text may be queued in spite of a refusal: the
+// API then names the task, and a proxy does not know whether the API has it.
 func maybeQueued(answer error) bool {
 	var refusal *Refusal
 	return errors.As(answer, &refusal) &&

@@ -507,7 +507,7 @@ func TestSendUnreachable(t *testing.T) {
 	}
 }
 
-// What does not answer as revq does is told so, and not asked again.
+// A server that does not answer as revq does is an error, without a retry.
 func TestSendStranger(t *testing.T) {
 	t.Parallel()
 	for name, stranger := range map[string]struct {

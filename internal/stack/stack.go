@@ -63,7 +63,7 @@ type Config struct {
 	Output io.Writer
 }
 
-// DefaultConfig returns what the seed asked for.
+// DefaultConfig returns the default configuration.
 func DefaultConfig(output io.Writer) Config {
 	return Config{FirstPort: 8081, APISites: 2, SocketSites: 1, Workers: 2, FindServer: node.Find, Output: output}
 }
@@ -95,7 +95,7 @@ type Stack struct {
 func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	defer func() {
 		if ctx.Err() != nil {
-			err = nil // as we were told; what was under way failed because of it
+			err = nil // the caller ended it; what was running failed for that reason
 		}
 	}()
 	// What can be wrong is looked for before the broker is started, which takes long.
