@@ -50,7 +50,7 @@ EXAMPLES:
 		Flags: flags,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			cfg.Program = cmd.Args().Slice()
-			if len(cfg.Program) == 0 && !(check && cfg.Enabled()) { // unix:PATH needs no program
+			if len(cfg.Program) == 0 && (!check || !cfg.Enabled()) { // unix:PATH needs no program
 				return command.Usagef("name the program: write -- PROGRAM ARG ...")
 			}
 			if err := cfg.Check(); err != nil {

@@ -33,7 +33,7 @@ func flag(s setting.Setting) cli.Flag {
 	switch dest := s.Dest.(type) {
 	case *int:
 		return &cli.IntFlag{
-			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources, HideDefault: s.Default == "0",
+			Name: s.Name, Usage: s.Usage, Category: s.Group, Sources: sources, HideDefault: s.Wiring,
 			Value: *dest, Destination: dest, Validator: Within(int(s.Min), int(s.Max)),
 		}
 	case *int64:

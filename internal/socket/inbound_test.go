@@ -295,7 +295,7 @@ func takeWhole(b []byte) (controls []string, code uint16) {
 				return controls, 0
 			}
 			short := length
-			if length = 0; short == 126 {
+			if short == 126 {
 				length = uint64(binary.BigEndian.Uint16(b[2:]))
 			} else {
 				length = binary.BigEndian.Uint64(b[2:])

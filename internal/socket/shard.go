@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"errors"
 	"iter"
 	"log/slog"
 	"slices"
@@ -265,9 +266,9 @@ func (s *shard) send(l *listener) {
 		}
 		n, err := unix.Write(l.fd, b)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			l.blockedSince = s.now
 			s.poller.control(unix.EPOLL_CTL_MOD, l.fd, unix.EPOLLIN|unix.EPOLLOUT)
 			return
