@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -65,7 +66,8 @@ func deadList() *cli.Command {
 			if err := cmp.Or(command.NoArguments(cmd), checkBroker(&broker)); err != nil {
 				return err
 			}
-			out := newLetterWriter(cmd.Root().Writer, asJSON)
+			var page bytes.Buffer
+			out := newLetterWriter(&page, asJSON)
 			n := 0
 			// This reads all letters, even beyond the limit: the broker returns
 			// the letters that were read to the queue after the unread ones.
@@ -83,7 +85,7 @@ func deadList() *cli.Command {
 			case n > limit:
 				note(stderr, "%d more dead letters are not shown; see --limit", n-limit)
 			}
-			return errors.Join(err, out.flush())
+			return errors.Join(err, out.flush(), printPage(cmd, &page))
 		},
 	}
 }
@@ -102,22 +104,31 @@ func deadShow() *cli.Command {
 			if !cmd.Args().Present() {
 				return command.Usagef("name the ids: `revq dead ls` lists them")
 			}
-			stdout := cmd.Root().Writer
+			var page bytes.Buffer
 			_, err := eachNamed(ctx, cmd, &broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if asJSON {
-					return rabbit.Keep, newLetterWriter(stdout, true).write(l)
+					return rabbit.Keep, newLetterWriter(&page, true).write(l)
 				}
 				failure := ""
 				if l.Error != "" {
 					failure = fmt.Sprintf("error:    %q\n", l.Error)
 				}
-				_, err := fmt.Fprintf(stdout, "id:       %s\nreason:   %s\n%sdied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
+				_, err := fmt.Fprintf(&page, "id:       %s\nreason:   %s\n%sdied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
 					id(l), reason(l), failure, when(l.Died), cmp.Or(visible.Text(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
 				return rabbit.Keep, err
 			})
-			return err
+			return errors.Join(err, printPage(cmd, &page))
 		},
 	}
+}
+
+// printPage writes what was collected about dead letters. The letters are back
+// in their queue by then: while they are read, nobody else sees them, and the
+// broker ends a session that holds one for longer than its consumer_timeout,
+// as it would while a pager shows the first page.
+func printPage(cmd *cli.Command, page *bytes.Buffer) error {
+	_, err := page.WriteTo(cmd.Root().Writer)
+	return err
 }
 
 func deadRequeue() *cli.Command {
