@@ -27,9 +27,11 @@ func TestBrokerAway(t *testing.T) {
 	s.url += "?heartbeat=4" // a silent broker is disconnected after 6 s, well after a text has been refused
 	s.stopBroker(t)
 
-	s.startFronts(t) // which are ready: they tell clients to try again later
+	// The fronts are ready: they tell clients to try again later. Listeners are
+	// greeted once there is a broker; the interval bounds how long they wait.
+	s.startFronts(t, "--ping-interval=10m")
 	workers := []*daemontest.Daemon{s.startDaemon(t, "revq-worker", nil), s.startDaemon(t, "revq-worker", nil)}
-	listeners := []*listener{s.listen(t, "json"), s.listen(t, "json")}
+	listeners := []*listener{s.connect(t, "json", ""), s.connect(t, "json", "")}
 
 	if !t.Run("not there yet", func(t *testing.T) {
 		for _, w := range workers {
@@ -51,6 +53,9 @@ func TestBrokerAway(t *testing.T) {
 			w.WaitReady(t)
 		}
 		t.Logf("workers ready %v after the broker", time.Since(began).Round(time.Millisecond))
+		for _, l := range listeners {
+			l.greet(t)
+		}
 		s.checkRecovered(t, began, listeners, "late")
 	}) {
 		return

@@ -79,10 +79,10 @@ func prepare(t *testing.T, n *node.Node) *system {
 	return s
 }
 
-func (s *system) startFronts(t *testing.T) {
+func (s *system) startFronts(t *testing.T, socketArgs ...string) {
 	t.Helper()
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets)
-	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, socketArgs...)
 	s.api.WaitReady(t)
 	s.socket.WaitReady(t)
 }
