@@ -425,7 +425,7 @@ func TestWireHeaders(t *testing.T) {
 	}
 }
 
-// A client that speaks TLS to a plain site is told so, in plain text.
+// A client that speaks TLS to a site without TLS gets an answer in plain text that says so.
 func TestTLSToAPlainSite(t *testing.T) {
 	t.Parallel()
 	for _, s := range sites(t) {

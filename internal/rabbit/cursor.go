@@ -237,7 +237,7 @@ type entry struct {
 	id      string
 	mark    bool // it is a mark: there is no result
 	result  task.Result
-	invalid error // why it is no proper result (result is then a lost one) or no proper mark; nil if it is
+	invalid error // why it is not a valid result (result is then a lost one) or mark; nil if it is valid
 }
 
 // decodeEntries appends the entries of a message, at least one. A result with

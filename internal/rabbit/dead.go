@@ -17,7 +17,7 @@ type DeadLetter struct {
 	// Task is the task, as far as the message can be read.
 	Task task.Task
 
-	// Invalid is why the message is not a proper task; nil if it is one.
+	// Invalid is why the message is not a valid task; nil if it is one.
 	Invalid error
 
 	// Reason is the broker's word: delivery_limit if too many attempts failed,
