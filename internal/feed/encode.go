@@ -11,7 +11,7 @@ import (
 
 // messageOverhead is room for everything in an encoded Message except its id
 // and text, if these need no escapes.
-const messageOverhead = 192
+const messageOverhead = 256
 
 // appendJSON appends m as encoding/json would. encoding/json takes longer and
 // allocates for each result. A time with a year of five digits cannot be
@@ -22,6 +22,9 @@ func appendJSON(dst []byte, m wire.Message) []byte {
 	dst = strconv.AppendInt(append(dst, `,"offset":`...), m.Offset, 10)
 	if m.ID != "" {
 		dst = appendString(append(dst, `,"id":`...), m.ID)
+	}
+	if m.Queue != "" {
+		dst = appendString(append(dst, `,"queue":`...), m.Queue)
 	}
 	dst = appendString(append(dst, `,"text":`...), m.Text)
 	dst = appendTime(dst, `,"accepted":"`, m.Accepted)

@@ -33,6 +33,7 @@ func TestMessagesAreEncodedAsByEncodingJSON(t *testing.T) {
 	for _, m := range []wire.Message{
 		{},
 		{Type: wire.TypeGreeting, Offset: -1, Text: "hello"},
+		{Type: wire.TypeFailed, Offset: 3, ID: "a", Queue: "thumbnails", Text: "exit status 1", Done: second},
 		{Type: wire.TypeGap, Offset: 3, ID: "a", Text: "the stream is new"},
 		{Type: wire.TypeResult, Offset: math.MaxInt64, ID: `<a&"\>`, Text: every.String(), Accepted: second, Done: second.Add(time.Nanosecond)},
 		{Type: wire.TypeResult, Offset: math.MinInt64, ID: "a", Text: strings.Repeat("äx", 1000), Done: second.Add(120 * time.Millisecond)},

@@ -140,7 +140,7 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id := digestOf(r.ID)
-	if r.Lost == "" && !f.seen.add(id.with(r.Of)) {
+	if !f.seen.Add(r) {
 		return
 	}
 	f.last = wire.Mark{Offset: offset, ID: r.ID}
@@ -297,11 +297,20 @@ func AppendResult(dst []byte, format Format, offset int64, r task.Result) []byte
 	return appendOne(dst, format, resultMessage(offset, r))
 }
 
+// types are the types of messages by the kinds of results.
+var types = [...]string{
+	task.Done:     wire.TypeResult,
+	task.GivenUp:  wire.TypeFailed,
+	task.Progress: wire.TypeProgress,
+	task.Lost:     wire.TypeLost,
+}
+
 func resultMessage(offset int64, r task.Result) wire.Message {
-	if r.Lost != "" {
-		return wire.Message{Type: wire.TypeLost, Offset: offset, ID: r.ID, Text: r.Lost}
+	m := wire.Message{Type: types[r.Kind], Offset: offset, ID: r.ID, Queue: r.Queue, Text: r.Text}
+	if r.Kind != task.Lost {
+		m.Accepted, m.Done = r.Accepted.UTC(), r.Done.UTC()
 	}
-	return wire.Message{Type: wire.TypeResult, Offset: offset, ID: r.ID, Text: r.Text, Accepted: r.Accepted.UTC(), Done: r.Done.UTC()}
+	return m
 }
 
 // AppendGap appends the frame that says that results after m are missing. In
@@ -324,14 +333,14 @@ func appendOne(dst []byte, format Format, m wire.Message) []byte {
 }
 
 // appendMessage appends m as a frame; data is its encoding in JSON. In the Text
-// format it appends nothing for a lost result, since frames hold only results.
+// format it appends nothing but results and the greeting.
 func appendMessage(dst []byte, format Format, m wire.Message, data []byte) []byte {
 	switch {
 	case format == Events:
 		return appendEvent(dst, m, data)
 	case format == JSON:
 		return AppendFrame(dst, OpText, data)
-	case m.Type == wire.TypeLost:
+	case m.Type != wire.TypeResult && m.Type != wire.TypeGreeting:
 		return dst
 	default:
 		return AppendFrame(dst, OpText, []byte(m.Text))
@@ -364,9 +373,26 @@ func NewWindow(size int) *Window {
 	return &Window{ids: make(map[digest]struct{}), ring: make([]digest, 0, size)}
 }
 
-// Add returns false if r is a repetition of a remembered result. A lost result
-// is never one, since it may have no id.
-func (w *Window) Add(r task.Result) bool { return r.Lost != "" || w.add(digestOf(r.ID).with(r.Of)) }
+// Add returns false if r is a repetition of a remembered result. Progress and a
+// lost result, which may have no id, never are. A task that was given up may be
+// done later, if somebody requeues it; if it is done, another copy of it may
+// not be told to be given up.
+func (w *Window) Add(r task.Result) bool {
+	d := digestOf(r.ID).with(r.Of)
+	switch r.Kind {
+	case task.Done:
+		return w.add(d)
+	case task.GivenUp:
+		if _, done := w.ids[d]; done {
+			return false
+		}
+		return w.add(d ^ givenUp)
+	}
+	return true
+}
+
+// givenUp distinguishes the end of a task that was given up from its result.
+var givenUp = digestOf("given up")
 
 func (w *Window) add(d digest) bool {
 	if _, ok := w.ids[d]; ok {

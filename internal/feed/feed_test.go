@@ -79,7 +79,7 @@ func TestWindow(t *testing.T) {
 func TestLostResults(t *testing.T) {
 	f := New(DefaultConfig())
 	for offset := range int64(2) {
-		f.Append(offset, task.Result{Lost: "it is no text"})
+		f.Append(offset, task.Result{Kind: task.Lost, Text: "it is no text"})
 	}
 	f.Append(2, task.Result{ID: "a", Text: "a"})
 	for format, want := range map[Format][]string{

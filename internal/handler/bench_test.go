@@ -14,7 +14,7 @@ import (
 
 func benchmarkHandler(b *testing.B, h worker.Handler) {
 	b.Helper()
-	t := task.Task{ID: task.NewID(), Text: strings.Repeat("0123456789", 10), Attempt: 1}
+	t := task.Task{ID: task.NewID(), Text: strings.Repeat("0123456789", 10)}
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := h.Handle(b.Context(), t); err != nil {

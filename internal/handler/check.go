@@ -30,7 +30,7 @@ func Check(ctx context.Context, cfg Config, log *slog.Logger, report func(what s
 	h := New(cfg, log)
 	failed := 0
 	for _, s := range samples {
-		_, err := h.Handle(ctx, task.Task{ID: task.NewID(), Text: s.text, Accepted: time.Now(), Attempt: 1})
+		_, err := h.Handle(ctx, task.Task{ID: task.NewID(), Text: s.text, Accepted: time.Now()})
 		if ctx.Err() != nil {
 			h.Close()
 			return context.Cause(ctx)

@@ -164,7 +164,7 @@ type job struct {
 }
 
 func (c *Config) job(t task.Task) job {
-	return job{id: t.ID, queue: c.Queue, text: t.Text, attempt: t.Attempt, last: t.Last, deadline: time.Now().Add(c.Timeout)}
+	return job{id: t.ID, queue: c.Queue, text: t.Text, attempt: t.Attempt(), last: t.Last, deadline: time.Now().Add(c.Timeout)}
 }
 
 // slots bound how many tasks run at once. A worker handles no more than that,

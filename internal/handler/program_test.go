@@ -192,7 +192,7 @@ func (r *rig) handleIn(ctx context.Context, text string) (got string, err error)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		got, err = r.h.Handle(ctx, task.Task{ID: "task-1", Text: text, Attempt: 2, Last: true})
+		got, err = r.h.Handle(ctx, task.Task{ID: "task-1", Text: text, Failed: 1, Last: true})
 	}()
 	select {
 	case <-done:

@@ -267,7 +267,7 @@ func TestLostResults(t *testing.T) {
 
 func isLost(t *testing.T, got read, id string, offset int64, err error) {
 	t.Helper()
-	if got.ID != id || got.offset != offset || got.Text != "" || !strings.HasPrefix(got.Lost, err.Error()) {
+	if got.ID != id || got.offset != offset || got.Kind != task.Lost || !strings.HasPrefix(got.Text, err.Error()) {
 		t.Errorf("got %+v, want that %q at %d is lost: %v", got, id, offset, err)
 	}
 }
@@ -364,9 +364,9 @@ func FuzzEntries(f *testing.F) {
 			switch {
 			case e.offset != 3*places+int64(i):
 				t.Errorf("entry %d is at %d", i, e.offset)
-			case e.invalid == nil && (r.Lost != "" || checkResult(r, most) != nil):
+			case e.invalid == nil && (r.Kind == task.Lost || checkResult(r, most) != nil):
 				t.Errorf("a proper result is %+v", r)
-			case e.invalid != nil && (r.Lost == "" || r.Text != "" || r.ID != "" && wire.CheckID(r.ID) != nil):
+			case e.invalid != nil && (r.Kind != task.Lost || r.Text == "" || r.ID != "" && wire.CheckID(r.ID) != nil):
 				t.Errorf("one that is none is %+v", r)
 			}
 		}

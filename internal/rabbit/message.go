@@ -114,7 +114,7 @@ func lost(id string, reason error) task.Result {
 	if wire.CheckID(id) != nil {
 		id = "" // listeners cannot get such an id
 	}
-	return task.Result{ID: id, Lost: reason.Error()}
+	return task.Result{Kind: task.Lost, ID: id, Text: reason.Error()}
 }
 
 func appendDigest(dst []byte, d task.Digest) []byte {

@@ -95,7 +95,7 @@ func (s *source) History(ctx context.Context, offset, before int64,
 			var err error
 			switch {
 			case e.offset < offset-before:
-			case e.result.Text == "" && e.result.Lost == "":
+			case e.result.Text == "":
 				err = mark(e.offset, e.result.ID)
 			default:
 				err = result(e.offset, e.result)
@@ -243,8 +243,8 @@ func TestRepetitionsInTheStreamAreNotSentAgain(t *testing.T) {
 func TestLostResultsInTheStream(t *testing.T) {
 	_, b := setup(t, DefaultConfig(), small)
 	b.source.add(0, 8000)
-	b.source.stream[1001].result = task.Result{Lost: "it is no text"}
-	b.source.stream[1002].result = task.Result{Lost: "it is no text"}
+	b.source.stream[1001].result = task.Result{Kind: task.Lost, Text: "it is no text"}
+	b.source.stream[1002].result = task.Result{Kind: task.Lost, Text: "it is no text"}
 	for _, e := range b.source.stream {
 		b.feed.Append(e.offset, e.result)
 	}

@@ -53,8 +53,8 @@ func TestMessagesKeepToTheSchema(t *testing.T) {
 	for i, r := range results {
 		b.feed.Append(int64(i), r)
 	}
-	b.feed.Append(100, task.Result{ID: "too-long", Lost: "it is too long"})
-	b.feed.Append(101, task.Result{Lost: "it is no text"})
+	b.feed.Append(100, task.Result{Kind: task.Lost, ID: "too-long", Text: "it is too long"})
+	b.feed.Append(101, task.Result{Kind: task.Lost, Text: "it is no text"})
 	b.feed.AppendGap("the stream is new")
 	b.feed.Append(0, task.Result{ID: "b", Text: "b"})
 	b.feed.AppendGap("again")

@@ -28,25 +28,46 @@ const (
 // A Task is a text that was accepted for processing.
 type Task struct {
 	ID       string    // the same ID with the same Text is the same task
+	Queue    string    // the name of its queue, such as wire.DefaultQueue
 	Text     string    // not empty, UTF-8
 	Accepted time.Time // when the API accepted it; zero if another program queued it
 
-	// A worker sets these for the handler.
-	Attempt int64 // which attempt this is, from 1
-	Last    bool  // if it fails, the task is given up
+	// NotBefore is when its next attempt may begin, and Expires when it is
+	// given up unless an attempt has begun; zero for no limit.
+	NotBefore, Expires time.Time
+
+	// Failed is how many attempts have failed. An attempt that was cut short,
+	// or that the handler could not make, does not count.
+	Failed int64
+
+	// A worker sets this for the handler: if this attempt fails, the task is
+	// given up.
+	Last bool
 }
 
-// A Result is a processed text.
+// Attempt returns which attempt the next one is, from 1.
+func (t Task) Attempt() int64 { return t.Failed + 1 }
+
+// A Kind says what a Result tells about a task.
+type Kind uint8
+
+// The kinds.
+const (
+	Done     Kind = iota // it is done, and the text is the processed text
+	GivenUp              // no worker will attempt it again, and the text says why
+	Progress             // it is running, and the text says how far it is
+	Lost                 // listeners cannot get its result, and the text says why; the ID may be missing
+)
+
+// A Result is what listeners are told about a task.
 type Result struct {
+	Kind     Kind
 	ID       string    // the ID of its Task
-	Text     string    // the processed text, UTF-8
+	Queue    string    // the queue of its Task; "" if that is not known
+	Text     string    // see Kind; UTF-8
 	Of       Digest    // of its Task's text: a repeated ID with the same Of is the same result
 	Accepted time.Time // copied from its Task
-	Done     time.Time // when the worker finished it
-
-	// Lost is why listeners cannot get the text, which is empty then: it is no
-	// text, or too long. "" for an ordinary result. The ID may be missing.
-	Lost string
+	Done     time.Time // when the worker finished it, or gave it up; zero for other kinds
 }
 
 // A Digest distinguishes texts with the same ID. It is the first 8 bytes of the

@@ -13,6 +13,13 @@ const (
 	TypeResult   = "result"
 	TypeGap      = "gap"  // results are missing here
 	TypeLost     = "lost" // the result at the offset cannot be sent
+
+	TypeFailed   = "failed"   // the task is given up: no worker will attempt it again
+	TypeProgress = "progress" // the task is running
+
+	// TypeMark is a place to resume after, for a listener that asked for the
+	// results of some queues or of one task: others were left out before it.
+	TypeMark = "mark"
 )
 
 // A Message is what listeners get in the JSON format, one object in a frame.
@@ -30,12 +37,15 @@ type Message struct {
 	// mark message, it is the id of that.
 	ID string `json:"id,omitzero"`
 
-	// Text is the processed text, or the greeting, or the reason for a gap or
-	// a lost result.
+	// Queue is the name of the task's queue.
+	Queue string `json:"queue,omitzero"`
+
+	// Text is the processed text, or the greeting, or the reason for a gap, a
+	// lost result or a failure, or how far a task is. It is empty in a mark.
 	Text string `json:"text"`
 
 	// Accepted and Done are when the API accepted the task and when a worker
-	// finished it, with microseconds. Accepted is left out if another client
+	// finished it or gave it up, with microseconds. Accepted is left out if another client
 	// than the API enqueued the task.
 	Accepted time.Time `json:"accepted,omitzero"`
 	Done     time.Time `json:"done,omitzero"`

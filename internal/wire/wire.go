@@ -7,14 +7,19 @@
 // languages.
 package wire
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // The paths of the servers. HealthPath and ReadyPath are at every one.
 const (
-	QueuePath  = "/queue_reverse_text" // POST a text, or many, to the API
-	ListenPath = "/listen_results"     // GET the results of a socket site, by websocket or as server-sent events
-	HealthPath = "/healthz"            // the process answers
-	ReadyPath  = "/readyz"             // it can do its job
+	QueuePath   = "/queue_reverse_text" // POST a text, or many, to the API: the same as QueuePrefix + DefaultQueue
+	QueuePrefix = "/queue/"             // before the name of a queue: POST a text, or many, to that queue
+	ListenPath  = "/listen_results"     // GET the results of a socket site, by websocket or as server-sent events
+	ResultPath  = "/results/"           // before the id of a task: GET its result from a socket site
+	HealthPath  = "/healthz"            // the process answers
+	ReadyPath   = "/readyz"             // it can do its job
 )
 
 // The headers that matter to clients, besides those that HTTP defines.
@@ -25,6 +30,12 @@ const (
 	// KeyHeader is in a request with one text: the id that its task is to have.
 	KeyHeader = "Idempotency-Key"
 
+	// DelayHeader and ExpiresHeader are in a request without JSON: how long its
+	// tasks wait before their first attempt, and after which time they are
+	// given up unless an attempt has begun. See ParseDelay.
+	DelayHeader   = "Revq-Delay"
+	ExpiresHeader = "Revq-Expires"
+
 	// LastEventIDHeader is the Mark after which to go on. A browser's EventSource
 	// sends it, and the header has priority over AfterParameter.
 	LastEventIDHeader = "Last-Event-ID"
@@ -34,7 +45,13 @@ const (
 const (
 	FormatParameter = "format" // FormatText, which is the default, or FormatJSON
 	AfterParameter  = "after"  // the Mark after which to go on; only new results without it
+	QueueParameter  = "queue"  // the name of a queue whose results are wanted; repeatable; all without it
+	IDParameter     = "id"     // the id of the only task whose results are wanted
 )
+
+// WaitParameter is the query parameter of ResultPath: how long to wait for a
+// result that is not known yet. See ParseDelay.
+const WaitParameter = "wait"
 
 // The formats that a websocket listener can ask for.
 const (
@@ -61,6 +78,49 @@ const (
 	// CloseGap reports a gap in FormatText (section 7.4.2: for applications).
 	CloseGap = 4000
 )
+
+// DefaultQueue is the name of the queue that every installation has. Its
+// built-in handler reverses texts.
+const DefaultQueue = "reverse_text"
+
+// MaxQueueLength is the maximum length of a queue's name, in bytes.
+const MaxQueueLength = 63
+
+// ErrBadQueue is the error of CheckQueue.
+var ErrBadQueue = fmt.Errorf("the name of a queue is a lower-case letter, followed by up to %d lower-case letters, digits, _ and -", MaxQueueLength-1)
+
+// CheckQueue returns ErrBadQueue unless name can be the name of a queue. Such a
+// name is also part of the names of units, files and objects at the broker.
+func CheckQueue(name string) error {
+	if name == "" || len(name) > MaxQueueLength || name[0] < 'a' || name[0] > 'z' {
+		return ErrBadQueue
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '_', c == '-':
+		default:
+			return ErrBadQueue
+		}
+	}
+	return nil
+}
+
+// MaxDelay is the maximum time that a client may have a task wait. For later
+// tasks there are timer units.
+const MaxDelay = 7 * 24 * time.Hour
+
+// ParseDelay reads a time from a client: seconds, such as 90 or 0.5, or a number
+// and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to most.
+func ParseDelay(text string, most time.Duration) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		d, err = time.ParseDuration(text + "s")
+	}
+	if err != nil || d < 0 || d > most {
+		return 0, fmt.Errorf("%.40q is no time from 0 to %v: give seconds, or a number with a unit, such as 90s, 15m, 2h", text, most)
+	}
+	return d, nil
+}
 
 // MaxIDLength is the maximum length of a task id, in bytes. An AMQP short
 // string has at most 255. The maximum is lower, because the id of each

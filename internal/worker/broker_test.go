@@ -266,8 +266,8 @@ func TestOutOfOrder(t *testing.T) {
 		if attempts.Add(1) <= 2 {
 			return "", &worker.Error{Outcome: worker.Misconfigured, Err: errors.New("it is not there")}
 		}
-		if tk.Attempt != 1 {
-			return "", fmt.Errorf("it is attempt %d", tk.Attempt)
+		if tk.Attempt() != 1 {
+			return "", fmt.Errorf("it is attempt %d", tk.Attempt())
 		}
 		return tk.Text, nil
 	}))

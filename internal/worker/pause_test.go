@@ -180,8 +180,8 @@ func TestOutcomes(t *testing.T) {
 			t.Parallel()
 			b := &broker{refuses: tt.refuses}
 			w := newTestWorker(b, DefaultConfig(), func(_ context.Context, t task.Task) (string, error) {
-				if t.Attempt != 3 || t.Last {
-					return "", fmt.Errorf("it is attempt %d, last %v", t.Attempt, t.Last)
+				if t.Attempt() != 3 || t.Last {
+					return "", fmt.Errorf("it is attempt %d, last %v", t.Attempt(), t.Last)
 				}
 				return "X", tt.err
 			})

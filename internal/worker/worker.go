@@ -97,8 +97,8 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 		w.settled(t, d, "refuse", d.Refuse())
 		return
 	}
-	t.Attempt = d.Attempt()
-	t.Last = t.Attempt > w.cfg.DeliveryLimit
+	t.Failed = d.Attempt() - 1
+	t.Last = t.Attempt() > w.cfg.DeliveryLimit
 	held := time.Now().Add(min(maxHold, w.cfg.ConsumerTimeout/4))
 	for wait := pauseMin; ; wait = min(2*wait, pauseMax) {
 		var round int
