@@ -271,7 +271,7 @@ revq: reason 503
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.CommandContext(t.Context(), "revq", append([]string{"send", "--timeout", "300ms", "--url", byText}, tt.args...)...)
+			cmd := exec.CommandContext(t.Context(), "revq", append([]string{"send", "--timeout", "2s", "--url", byText}, tt.args...)...)
 			var stderr strings.Builder
 			cmd.Stdin, cmd.Stderr = strings.NewReader(tt.input), &stderr
 			if err := cmd.Run(); (err == nil) != (tt.want == "") {

@@ -34,6 +34,10 @@ type sending struct {
 	place       place
 
 	stdout, stderr io.Writer
+	texts          *source
+	report         *report
+	results        *waiting // nil without --wait
+	refused        int      // number of texts that were not accepted, for good
 }
 
 func send() *cli.Command {
@@ -101,12 +105,11 @@ EXAMPLES:
 			if err := s.how.check(); err != nil {
 				return err
 			}
-			texts, size, err := s.texts(cmd)
-			if err != nil {
+			if err := s.open(cmd); err != nil {
 				return err
 			}
-			defer texts.Close()
-			err = s.run(ctx, texts, cmd.Args().Len() == 0 && !cmd.IsSet("text"), size)
+			defer s.texts.Close()
+			err := s.run(ctx)
 			switch {
 			case errors.Is(err, client.ErrBadURL):
 				return command.UsageError(err)
@@ -122,122 +125,142 @@ EXAMPLES:
 
 var errInterrupted = errors.New("interrupted")
 
-// texts returns the source of the texts, and its length in bytes, or -1 if the
-// length is not known.
-func (s *sending) texts(cmd *cli.Command) (*source, int64, error) {
+// open opens the source of the texts and the report on them.
+func (s *sending) open(cmd *cli.Command) error {
 	args := cmd.Args().Slice()
 	if cmd.IsSet("text") {
 		args = append([]string{s.text}, args...)
 	}
+	input, size := io.NopCloser(cmd.Root().Reader), int64(-1)
 	switch {
 	case len(args) > 0 && s.file != "":
-		return nil, 0, command.Usagef("give texts or a file, not both")
+		return command.Usagef("give texts or a file, not both")
 	case len(args) > 0:
-		return fromArguments(args, s.place.from), -1, nil
+		s.texts, s.report = fromArguments(args, s.place.from), s.newReport(false, size)
+		return nil
 	case s.file == "" && isTerminal(cmd.Root().Reader):
-		return nil, 0, command.Usagef("there is nothing to send: give --text TEXT, or a file, or lines on standard input")
-	case s.file == "" || s.file == "-":
-		return fromLines(io.NopCloser(cmd.Root().Reader), s.place.from), -1, nil
+		return command.Usagef("there is nothing to send: give --text TEXT, or a file, or lines on standard input")
+	case s.file != "" && s.file != "-":
+		f, err := os.Open(s.file)
+		if err != nil {
+			return err
+		}
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			size = info.Size()
+		}
+		input = f
 	}
-	f, err := os.Open(s.file)
-	if err != nil {
-		return nil, 0, err
-	}
-	size := int64(-1)
-	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-		size = info.Size()
-	}
-	return fromLines(f, s.place.from), size, nil
+	s.texts, s.report = fromLines(input, s.place.from), s.newReport(true, size)
+	return nil
 }
 
 // run sends all texts and reports on each.
-func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+func (s *sending) run(ctx context.Context) error {
 	var err error
 	if s.client.HTTP, err = s.ca.client(); err != nil {
 		return err
 	}
-	report := s.newReport(lines, size)
-	defer report.end()
-
-	var results *waiting
+	defer s.report.end()
 	if s.wait {
 		tls, err := s.ca.config()
 		if err != nil {
 			return err
 		}
-		results = newWaiting(s.socket, tls, s.waitTimeout, s.stderr)
-		if err := results.connect(ctx); err != nil {
+		s.results = newWaiting(s.socket, tls, s.waitTimeout, s.stderr)
+		if err := s.results.connect(ctx); err != nil {
 			return err
 		}
-		defer results.close()
+		defer s.results.close()
 	}
-	failed, next := 0, s.place.from // next is the number of the first undecided text
+	return s.all(ctx)
+}
+
+// all sends batch after batch until the texts end.
+func (s *sending) all(ctx context.Context) error {
+	next := s.place.from // the number of the first undecided text
 	for {
-		batch, err := texts.batch(ctx)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				err = errInterrupted
-				s.explain(report, texts, nil, nil, next)
-			}
+		batch, err := s.texts.batch(ctx)
+		switch {
+		case errors.Is(err, io.EOF):
+			return s.verdict()
+		case err != nil && ctx.Err() != nil:
+			s.explain(nil, nil, next)
+			return errInterrupted
+		case err != nil:
 			return err
 		}
-		tasks := make([]task.Task, len(batch))
-		for i, t := range batch {
-			tasks[i] = task.Task{ID: s.place.id(t.number), Text: t.content}
-			if results != nil {
-				results.expect(tasks[i].ID)
-			}
-		}
-		answers, sendErr := s.client.Send(ctx, tasks)
-		for i, answer := range answers {
-			if answer == nil && results == nil {
-				if err := report.print("Got it"); err != nil {
-					return err
-				}
-			}
-			if answer != nil && results != nil {
-				results.forget(tasks[i].ID)
-			}
-			if answer != nil && client.IsFinal(answer) {
-				failed++
-				report.problem("%s %d was not accepted: %v", texts.unit, batch[i].number, answer)
-			}
-		}
-		if first, reason := undecided(batch, answers); reason != nil {
-			if ctx.Err() != nil {
-				sendErr = errInterrupted
-			}
-			s.explain(report, texts, batch, answers, first)
-			return cmp.Or(sendErr, reason)
+		if err := s.batch(ctx, batch); err != nil {
+			return err
 		}
 		next = batch[len(batch)-1].number + 1
-		if results != nil {
-			for i, answer := range answers {
-				if answer != nil {
-					continue
-				}
-				text, err := results.result(ctx, tasks[i].ID)
-				if err != nil {
-					s.explain(report, texts, nil, nil, next)
-					return fmt.Errorf("%s %d was accepted, but %w", texts.unit, batch[i].number, err)
-				}
-				if err := report.print(s.how.text(s.stdout, text)); err != nil {
-					return err
-				}
-			}
+		s.report.advance(batch)
+	}
+}
+
+// batch sends a batch and prints what came of each text.
+func (s *sending) batch(ctx context.Context, batch []text) error {
+	tasks := make([]task.Task, len(batch))
+	for i, t := range batch {
+		tasks[i] = task.Task{ID: s.place.id(t.number), Text: t.content}
+		if s.results != nil {
+			s.results.expect(tasks[i].ID)
 		}
-		report.advance(batch)
 	}
-	if texts.count == 0 && !s.quiet {
-		report.problem("there was nothing to send")
+	answers, sendErr := s.client.Send(ctx, tasks)
+	if err := s.printAnswers(batch, answers); err != nil {
+		return err
 	}
-	if failed > 0 {
-		return fmt.Errorf("%d of %d texts were not accepted", failed, texts.count)
+	if first, reason := undecided(batch, answers); reason != nil {
+		if ctx.Err() != nil {
+			sendErr = errInterrupted
+		}
+		s.explain(batch, answers, first)
+		return cmp.Or(sendErr, reason)
+	}
+	if s.results == nil {
+		return nil
+	}
+	for i, answer := range answers {
+		if answer != nil {
+			s.results.forget(tasks[i].ID)
+			continue
+		}
+		text, err := s.results.result(ctx, tasks[i].ID)
+		if err != nil {
+			s.explain(nil, nil, batch[len(batch)-1].number+1)
+			return fmt.Errorf("%s %d was accepted, but %w", s.texts.unit, batch[i].number, err)
+		}
+		if err := s.report.print(s.how.text(s.stdout, text)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printAnswers prints which texts of a batch were accepted, unless their
+// results are printed instead, and which were refused for good.
+func (s *sending) printAnswers(batch []text, answers []error) error {
+	for i, answer := range answers {
+		switch {
+		case answer == nil && s.results == nil:
+			if err := s.report.print("Got it"); err != nil {
+				return err
+			}
+		case answer != nil && client.IsFinal(answer):
+			s.refused++
+			s.report.problem("%s %d was not accepted: %v", s.texts.unit, batch[i].number, answer)
+		}
+	}
+	return nil
+}
+
+// verdict returns what to say once all texts are decided.
+func (s *sending) verdict() error {
+	if s.texts.count == 0 && !s.quiet {
+		s.report.problem("there was nothing to send")
+	}
+	if s.refused > 0 {
+		return fmt.Errorf("%d of %d texts were not accepted", s.refused, s.texts.count)
 	}
 	return nil
 }
@@ -245,7 +268,7 @@ func (s *sending) run(ctx context.Context, texts *source, lines bool, size int64
 // explain prints what became of the texts if not all were sent. Those before
 // next are decided, answers says what became of those in batch, and those after
 // batch were not sent.
-func (s *sending) explain(report *report, texts *source, batch []text, answers []error, next int) {
+func (s *sending) explain(batch []text, answers []error, next int) {
 	last, sent := next-1, next > s.place.from
 	if len(batch) > 0 {
 		last = batch[len(batch)-1].number
@@ -256,15 +279,15 @@ func (s *sending) explain(report *report, texts *source, batch []text, answers [
 	if !sent {
 		return // the reason says it all
 	}
-	if maybe := ranges(texts.unit, batch, answers, client.IsUncertain); maybe != "" {
-		report.problem("may be queued or not: %s", maybe)
+	if maybe := ranges(s.texts.unit, batch, answers, client.IsUncertain); maybe != "" {
+		s.report.problem("may be queued or not: %s", maybe)
 	}
-	if not := ranges(texts.unit, batch, answers, isUnsent); not != "" {
-		report.problem("not queued: %s", not)
+	if not := ranges(s.texts.unit, batch, answers, isUnsent); not != "" {
+		s.report.problem("not queued: %s", not)
 	}
-	if texts.more() {
-		report.problem("not queued: everything after %s %d", texts.unit, last)
+	if s.texts.more() {
+		s.report.problem("not queued: everything after %s %d", s.texts.unit, last)
 	}
 	s.place.from = next
-	report.problem("to carry on without duplicate results, repeat the command with --resume-from %v", s.place)
+	s.report.problem("to carry on without duplicate results, repeat the command with --resume-from %v", s.place)
 }
