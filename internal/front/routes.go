@@ -17,6 +17,7 @@ var knownMethods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 // routes are the routes of a server by their paths.
 type routes struct {
 	byPath    map[string]*route
+	prefixes  []*route // whose paths end with a slash
 	elsewhere string
 }
 
@@ -26,11 +27,16 @@ type route struct {
 }
 
 func newRoutes(app *App) routes {
-	r := routes{make(map[string]*route), "there is nothing here: " + app.Elsewhere}
+	r := routes{byPath: make(map[string]*route), elsewhere: "there is nothing here: " + app.Elsewhere}
 	for _, of := range append(slices.Clone(app.Routes), healthRoutes(app.Ready)...) {
 		methods := append(slices.Clone(of.Methods), fasthttp.MethodOptions)
 		slices.Sort(methods)
-		r.byPath[of.Path] = &route{of, methods}
+		to := &route{of, methods}
+		if strings.HasSuffix(of.Path, "/") {
+			r.prefixes = append(r.prefixes, to)
+		} else {
+			r.byPath[of.Path] = to
+		}
 	}
 	return r
 }
@@ -59,8 +65,8 @@ func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 	if !known {
 		return nil, NewProblem(fasthttp.StatusNotImplemented, "there is no such method: use "+strings.Join(knownMethods[:3], ", "))
 	}
-	to, ok := r.byPath[string(rawPath(h.RequestURI()))]
-	if !ok {
+	to := r.at(rawPath(h.RequestURI()))
+	if to == nil {
 		return nil, NewProblem(fasthttp.StatusNotFound, r.elsewhere)
 	}
 	if !slices.Contains(to.methods, string(method)) {
@@ -71,6 +77,30 @@ func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 		return to, to.Check(h)
 	}
 	return to, nil
+}
+
+// at returns the route of a path, or nil.
+func (r *routes) at(path []byte) *route {
+	if to := r.byPath[string(path)]; to != nil {
+		return to
+	}
+	for _, to := range r.prefixes {
+		if len(path) > len(to.Path) && string(path[:len(to.Path)]) == to.Path {
+			return to
+		}
+	}
+	return nil
+}
+
+// NameIn returns what follows prefix in the path of a request, as it was sent:
+// not percent-decoded, and valid until the request is answered. It is nil if
+// the path begins otherwise.
+func NameIn(h *fasthttp.RequestHeader, prefix string) []byte {
+	path := rawPath(h.RequestURI())
+	if len(path) < len(prefix) || string(path[:len(prefix)]) != prefix {
+		return nil
+	}
+	return path[len(prefix):]
 }
 
 // answerOptions answers OPTIONS with what the path takes.
