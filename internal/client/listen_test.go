@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -434,4 +436,39 @@ func TestListenInterrupted(t *testing.T) {
 			t.Errorf("%s: %v, want that of the context", name, err)
 		}
 	}
+}
+
+// proxied makes all that asks the environment for a proxy use one, which knows
+// revq.invalid as this machine. http.ProxyFromEnvironment reads the environment
+// once in a process, and returns no proxy for 127.0.0.1.
+var proxied = sync.OnceFunc(func() {
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, port, _ := net.SplitHostPort(r.Host)
+		if r.Method != http.MethodConnect || host != "revq.invalid" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		to, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+		from, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		go func() { defer from.Close(); io.Copy(from, to) }()
+		go func() { defer to.Close(); io.Copy(to, from) }()
+	}))
+	os.Setenv("HTTP_PROXY", proxy.URL)
+})
+
+// A proxy is asked to CONNECT, also for ws: many do not pass an upgrade on.
+// This test is not parallel, so that it runs before those that are.
+func TestListenThroughProxy(t *testing.T) {
+	proxied()
+	url, _ := serveSocket(t, "127.0.0.1:0", socket.DefaultConfig(), feed.New(feed.DefaultConfig()))
+	calls, _, _ := listen(t, &Listener{URLs: []string{strings.Replace(url, "127.0.0.1", "revq.invalid", 1)}})
+	next(t, calls, "greeted")
 }

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The table in internal/README.md gives the reason and licence of each direct
+// dependency in go.mod, and names nothing else.
+func TestDependencies(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json", "../../go.mod").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mod struct {
+		Require []struct {
+			Path     string
+			Indirect bool
+		}
+	}
+	if err := json.Unmarshal(out, &mod); err != nil {
+		t.Fatal(err)
+	}
+	direct := make(map[string]bool)
+	for _, require := range mod.Require {
+		if !require.Indirect {
+			direct[require.Path] = true
+		}
+	}
+	page, err := os.ReadFile("../../internal/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n## Dependencies\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	explained := make(map[string]bool)
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| [^|]+ \\| [^|]+ \\|$").FindAllStringSubmatch(section, -1) {
+		explained[row[1]] = true
+	}
+	for _, path := range slices.Sorted(maps.Keys(direct)) {
+		if !explained[path] {
+			t.Errorf("%s is required without a reason: add it to the table in internal/README.md, section Dependencies", path)
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(explained)) {
+		if !direct[path] {
+			t.Errorf("%s is in the table in internal/README.md but is no direct dependency: delete its row", path)
+		}
+	}
+}
