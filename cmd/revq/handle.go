@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/urfave/cli/v3"
 
@@ -23,9 +24,7 @@ func handle() *cli.Command {
 	for _, s := range cfg.Settings() {
 		switch s.Name {
 		case "handler":
-			s.Usage = "with --check, `MODE` of the program: persistent, filter, or unix:PATH for a service at a socket"
-			cfg.Mode = "persistent"
-			s.Default = cfg.Mode
+			s.Usage = "`MODE` of the program: filter, persistent, or, with --check, unix:PATH for a service at a socket"
 		case "exec", "recycle":
 			continue
 		}
@@ -33,18 +32,22 @@ func handle() *cli.Command {
 	}
 	return &cli.Command{
 		Name:      "handle",
-		Usage:     "run a program for each task that a worker sends over standard input",
+		Usage:     "run a program for the tasks that a worker sends over standard input",
 		ArgsUsage: "-- PROGRAM ARG ...",
-		Description: `The program gets a text on its standard input and writes the result to its
-standard output. A service with its own user and sandbox runs this command for
-each connection to its socket (Accept=yes). Workers use it with
---handler unix:PATH.
+		Description: `A service with its own user and sandbox runs this command for each connection
+to its socket (Accept=yes). Workers use it with --handler unix:PATH.
+
+A filter gets each text on its standard input and writes the result to its
+standard output. A persistent program speaks with the worker itself; revq ends
+it when the worker has closed the connection. Both get the variables of the
+service.
 
 With --check, revq tests whether the program does what workers expect of a
-handler.
+handler, by default of a persistent one.
 
 EXAMPLES:
    revq handle -- /usr/local/bin/thumbnail
+   revq handle --handler persistent -- ./classify.py
    revq handle --check -- ./classify.py
    revq handle --check --handler filter -- tr a-z A-Z`,
 		Flags: flags,
@@ -53,6 +56,9 @@ EXAMPLES:
 			if len(cfg.Program) == 0 && (!check || !cfg.Enabled()) { // unix:PATH needs no program
 				return command.Usagef("name the program: write -- PROGRAM ARG ...")
 			}
+			if check && !cmd.IsSet("handler") {
+				cfg.Mode = "persistent"
+			}
 			if err := cfg.Check(); err != nil {
 				return command.UsageError(err)
 			}
@@ -60,6 +66,9 @@ EXAMPLES:
 			log := slog.New(slog.NewTextHandler(root.ErrWriter, nil))
 			ctx, stop := command.UntilSignal(ctx)
 			defer stop()
+			if !check && cfg.Mode == "persistent" {
+				return handler.Attend(ctx, cfg, os.Stdin, os.Stdout, os.Stderr)
+			}
 			if !check {
 				return handler.Serve(ctx, cfg, root.Reader, root.Writer, log)
 			}
