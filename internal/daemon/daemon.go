@@ -16,9 +16,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
 
+	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/liveness"
 	"github.com/revq/revq/internal/setting"
@@ -50,8 +52,8 @@ type Program struct {
 	Run func(ctx context.Context, d *Daemon) error
 }
 
-// A Daemon is a running Program. Its functions are called from one goroutine,
-// and may be nil.
+// A Daemon is a running Program. Its functions may be nil. Reload is called from
+// one goroutine, the others from several at once.
 type Daemon struct {
 	Log *slog.Logger
 
@@ -71,6 +73,10 @@ type Daemon struct {
 	// has changed.
 	Reload func() error
 
+	// Metrics are what the admin socket shows of the daemon's counters, beside
+	// those of every program.
+	Metrics []prometheus.Collector
+
 	// Patience is how long to wait for Ready before serving anyway: a server
 	// can answer that it has no broker. Until then clients wait in the queues
 	// of the listening sockets, so that a restart refuses no client. Zero, the
@@ -79,7 +85,11 @@ type Daemon struct {
 	// as it takes to connect to a broker.
 	Patience time.Duration
 
+	name        string // of the program
+	began       time.Time
 	listeners   []*listener
+	admin       net.Listener // nil if there is no admin socket
+	adminPath   string
 	cert        *certificate // nil without Sites
 	hangups     chan os.Signal
 	stopTimeout time.Duration
@@ -121,7 +131,7 @@ func run(p Program, args []string) int {
 				return command.UsageError(err)
 			}
 		}
-		d.Log = logs.logger(os.Stderr)
+		d.Log, d.name = logs.logger(os.Stderr), p.Name
 		if err := d.listen(p); err != nil {
 			return err
 		}
@@ -183,9 +193,12 @@ func (p Program) AllSettings() []setting.Setting {
 // latter are stored in logs and d.
 func (p Program) settings(logs *logConfig, d *Daemon) []setting.Setting {
 	all := append(slices.Clone(p.Settings), logs.settings()...)
+	adminPath := setting.String("admin", "create a socket at `PATH` with the status, metrics and profiles of this daemon", &d.adminPath, admin.CheckPath).
+		With("Only the daemon's user and group can open it. A socket that systemd passes with the name admin wins.")
+	adminPath.Wiring = true
 	all = append(all, setting.In("daemon",
 		setting.Time("stop-timeout", "`TIME` that running work may take once the daemon is told to stop", &d.stopTimeout, minStopTimeout, 0).
-			With("The units wait for 30 s."))...)
+			With("The units wait for 30 s."), adminPath)...)
 	if p.Sites != nil {
 		all = append(all, p.Sites.settings()...)
 	}
@@ -193,25 +206,42 @@ func (p Program) settings(logs *logConfig, d *Daemon) []setting.Setting {
 }
 
 func newDaemon() *Daemon {
-	return &Daemon{stopTimeout: 20 * time.Second, hangups: make(chan os.Signal, 1)}
+	return &Daemon{began: time.Now(), stopTimeout: 20 * time.Second, hangups: make(chan os.Signal, 1)}
 }
 
-// listen opens the listening sockets, if p has any.
+// listen opens the listening sockets of p: those of its sites, if it has any,
+// and the admin socket.
 func (d *Daemon) listen(p Program) error {
+	handed, err := handedOver(p.Name, p.Sites != nil)
+	if err != nil {
+		return err
+	}
+	d.admin = handed.admin
+	if d.admin == nil && d.adminPath != "" {
+		if d.admin, err = admin.Listen(d.adminPath); err != nil {
+			handed.close()
+			return err
+		}
+	}
 	if p.Sites == nil {
-		return refuseSockets(p.Name)
+		return nil
 	}
 	d.cert = &p.Sites.cert
 	pair, err := d.cert.read()
 	if err != nil {
+		handed.close()
 		return command.UsageError(err)
 	}
 	d.cert.current.Store(pair)
-	listeners, err := p.Sites.open(p.Name)
+	listeners, err := p.Sites.open(p.Name, handed.sites)
+	if err != nil {
+		handed.close()
+		return err
+	}
 	for _, ln := range listeners {
 		d.listeners = append(d.listeners, &listener{d.cert.serve(ln), liveness.New("taking connections at "+ln.Addr().String(), acceptLimit)})
 	}
-	return err
+	return nil
 }
 
 // acceptLimit is how long a Server may take between accepting two connections
@@ -291,6 +321,9 @@ func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, back
 	var running sync.WaitGroup
 	for _, b := range background {
 		running.Go(func() { b(backCtx) })
+	}
+	if d.admin != nil {
+		running.Go(func() { d.serveAdmin(backCtx, ctx) })
 	}
 	reporting, stopReporting := context.WithCancel(context.Background())
 	reported := make(chan struct{})

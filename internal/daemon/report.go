@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/command"
 )
 
@@ -105,17 +107,10 @@ func (r *reporter) interval() time.Duration {
 // look sends what has changed, and a sign of life if the daemon is alive.
 func (r *reporter) look(running context.Context) {
 	alive := r.alive()
-	state, waiting := "ready", error(nil)
-	if r.d.Ready != nil {
-		waiting = r.d.Ready()
-	}
-	switch {
-	case running.Err() != nil:
-		state = "stopping"
-	case alive != nil:
-		state = "hangs: " + alive.Error()
-	case waiting != nil:
-		state = "waiting: " + waiting.Error()
+	does, why := r.d.state(running, alive)
+	state := string(does)
+	if why != nil {
+		state += ": " + why.Error()
 	}
 	now, is := time.Now(), r.told
 	var say []string
@@ -124,7 +119,7 @@ func (r *reporter) look(running context.Context) {
 		say = append(say, daemon.SdNotifyStopping)
 	}
 	impatient := r.d.Patience > 0 && time.Since(r.began) > r.d.Patience
-	if !is.ready && !is.stopping && alive == nil && (waiting == nil || impatient) {
+	if !is.ready && (does == admin.Ready || does == admin.Waiting && impatient) {
 		is.ready = true
 		r.readyOnce.Do(func() { r.d.Log.Info("ready") })
 		say = append(say, daemon.SdNotifyReady)
@@ -168,14 +163,7 @@ func (r *reporter) send(message string) bool { return r.manager.send(message, r.
 // alive returns an error if something hangs, and logs when that begins and
 // ends.
 func (r *reporter) alive() error {
-	var alive []error
-	for _, check := range r.d.Alive {
-		alive = append(alive, check())
-	}
-	for _, ln := range r.d.listeners {
-		alive = append(alive, ln.loop.Alive())
-	}
-	err := errors.Join(alive...)
+	err := r.d.alive()
 	switch {
 	case err != nil && !r.hangs:
 		r.d.Log.Error("something hangs: stopped the signs of life, so that the service manager restarts this daemon", "error", err)
@@ -184,6 +172,53 @@ func (r *reporter) alive() error {
 	}
 	r.hangs = err != nil
 	return err
+}
+
+// alive returns an error if something hangs.
+func (d *Daemon) alive() error {
+	var alive []error
+	for _, check := range d.Alive {
+		alive = append(alive, check())
+	}
+	for _, ln := range d.listeners {
+		alive = append(alive, ln.loop.Alive())
+	}
+	return errors.Join(alive...)
+}
+
+// state returns what the daemon does, and why it hangs or waits. The end of
+// running means that it was told to stop; hangs says what hangs.
+func (d *Daemon) state(running context.Context, hangs error) (is admin.State, why error) {
+	switch {
+	case running.Err() != nil:
+		return admin.Stopping, nil
+	case hangs != nil:
+		return admin.Hangs, hangs
+	case d.Ready != nil:
+		if err := d.Ready(); err != nil {
+			return admin.Waiting, err
+		}
+	}
+	return admin.Ready, nil
+}
+
+// serveAdmin serves the admin socket until ctx ends. The end of running means
+// that the daemon was told to stop.
+func (d *Daemon) serveAdmin(ctx, running context.Context) {
+	status := func() admin.Status {
+		s := admin.Status{Daemon: d.name, Version: command.Version(), Pid: os.Getpid(), Started: d.began}
+		is, why := d.state(running, d.alive())
+		if s.State = is; why != nil {
+			s.Why = why.Error()
+		}
+		if d.Status != nil {
+			s.Load = d.Status()
+		}
+		return s
+	}
+	if err := admin.NewServer(d.Log, status, d.Metrics...).Serve(ctx, d.admin); err != nil {
+		d.Log.Error("nobody can look into this daemon any more", "error", err)
+	}
 }
 
 // reload makes the daemon reload, and tells the service manager when that

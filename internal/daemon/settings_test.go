@@ -49,6 +49,9 @@ var wrongSettings = []struct {
 	{"revq-api revq-socket", "--tls-cert no-such --tls-key no-such", "", []string{"load the certificate of --tls-cert and --tls-key: open no-such"}},
 
 	// Addresses.
+	{everyDaemon, "--admin :9100", "", []string{"-admin", "an admin socket is never a port"}},
+	{everyDaemon, "", "REVQ_ADMIN=admin", []string{"REVQ_ADMIN", "/run/revq/"}},
+	{everyDaemon, "--admin /" + strings.Repeat("a", 107), "", []string{"-admin", "a shorter one"}},
 	{"revq-api revq-socket", "--sites 0", "", []string{"-sites", "1 to 9"}},
 	{"revq-api revq-socket", "--sites 10", "", []string{"-sites", "1 to 9"}},
 	{"revq-api revq-socket", "--sites two", "", []string{"-sites", `"two"`}},

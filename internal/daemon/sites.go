@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 
+	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/setting"
 )
@@ -92,21 +93,14 @@ func (s *Sites) addresses() []string {
 	return addresses
 }
 
-// open returns the listening sockets of the daemon called name.
-func (s *Sites) open(name string) (listeners []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			for _, ln := range listeners {
-				ln.Close()
-			}
-		}
-	}()
+// open returns the listening sockets of the sites of the daemon called name.
+// inherited are those that systemd passes.
+func (s *Sites) open(name string, inherited []net.Listener) (listeners []net.Listener, err error) {
 	if s.count > 0 && len(s.listen) > 0 {
 		return nil, command.Usagef("--sites and --listen exclude each other: list every address with --listen")
 	}
-	handedOver, err := handedOver(name)
-	if err != nil || len(handedOver) > 0 {
-		return handedOver, err
+	if len(inherited) > 0 {
+		return inherited, nil
 	}
 	if slices.Contains(s.listen, fromSystemd) {
 		return nil, command.Usagef("systemd handed over no sockets: start %s by its .socket unit, or leave out --listen systemd to have it open ports itself", name)
@@ -114,52 +108,84 @@ func (s *Sites) open(name string) (listeners []net.Listener, err error) {
 	for _, address := range s.addresses() {
 		ln, err := net.Listen("tcp", address)
 		if err != nil {
-			return listeners, fmt.Errorf("open the site: %w; use --listen for another address", err)
+			closeAll(listeners)
+			return nil, fmt.Errorf("open the site: %w; use --listen for another address", err)
 		}
 		listeners = append(listeners, ln)
 	}
 	return listeners, nil
 }
 
-// handedOver returns the sockets that systemd passes, if any. They must have
-// the daemon's name: another name means that they are for another daemon, or
-// that a unit is wrong. Every error is one of a unit's settings, which a retry
-// does not fix. Unlike activation.Listeners, it does not skip unusable sockets.
-func handedOver(name string) ([]net.Listener, error) {
+func closeAll(listeners []net.Listener) {
+	for _, ln := range listeners {
+		ln.Close()
+	}
+}
+
+// A handover is the sockets that systemd passes to a daemon.
+type handover struct {
+	sites []net.Listener
+	admin net.Listener // nil if there is none
+}
+
+func (h *handover) close() {
+	closeAll(h.sites)
+	if h.admin != nil {
+		h.admin.Close()
+	}
+}
+
+// handedOver returns the sockets that systemd passes, if any. Those of sites
+// must have the daemon's name, and the admin socket its own: another name means
+// that they are for another daemon, or that a unit is wrong. A daemon that does
+// not listen has no sites: clients would wait there forever. Every error is one
+// of a unit's settings, which a retry does not fix. Unlike
+// activation.Listeners, handedOver does not skip unusable sockets.
+func handedOver(name string, listens bool) (h handover, err error) {
 	announced, pid := os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_PID") // gone after the next line
 	files := activation.Files(true)
 	if announced != "" && len(files) == 0 && pid == strconv.Itoa(os.Getpid()) {
-		return nil, command.Usagef("systemd announced %q sockets but handed over none", announced)
+		return h, command.Usagef("systemd announced %q sockets but handed over none", announced)
 	}
 	// All are checked before one is used: if one is missing, its number may
 	// belong to a descriptor of our own by now, which must stay open.
 	for _, f := range files {
-		if f.Name() != name {
-			return nil, command.Usagef("systemd handed over the socket %q, and not one for %s: give its .socket unit FileDescriptorName=%[2]s, or have it start another service", f.Name(), name)
+		switch {
+		case f.Name() == admin.SocketName:
+		case !listens:
+			return h, command.Usagef("systemd handed over the socket %q, but %s does not listen: remove the .socket unit, have it start another service, or give it FileDescriptorName=%s if it is for operators", f.Name(), name, admin.SocketName)
+		case f.Name() != name:
+			return h, command.Usagef("systemd handed over the socket %q, and not one for %s: give its .socket unit FileDescriptorName=%[2]s, or have it start another service", f.Name(), name)
 		}
 		if err := checkListening(f); err != nil {
-			return nil, command.Usagef("use the socket %q from systemd: %w: is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
+			return h, command.Usagef("use the socket %q from systemd: %w: is it a stream socket in a .socket unit with Accept=no?", f.Name(), err)
 		}
 	}
-	var listeners []net.Listener
+	defer func() {
+		if err != nil {
+			h.close()
+		}
+	}()
 	for _, f := range files {
 		ln, err := net.FileListener(f)
 		f.Close() // ln has a copy
 		if err != nil {
-			return listeners, fmt.Errorf("use the socket %q from systemd: %w", f.Name(), err)
+			return h, fmt.Errorf("use the socket %q from systemd: %w", f.Name(), err)
 		}
-		listeners = append(listeners, ln)
+		if f.Name() != admin.SocketName {
+			h.sites = append(h.sites, ln)
+			continue
+		}
+		if h.admin != nil {
+			ln.Close()
+			return h, command.Usagef("systemd handed over two admin sockets: one .socket unit with FileDescriptorName=%s is enough", admin.SocketName)
+		}
+		h.admin = ln
+		if err := admin.CheckSocket(ln.Addr()); err != nil {
+			return h, command.Usagef("use the socket %q from systemd: %w", f.Name(), err)
+		}
 	}
-	return listeners, nil
-}
-
-// refuseSockets returns an error if systemd passes sockets to the daemon called
-// name, which does not listen: clients would wait there forever.
-func refuseSockets(name string) error {
-	if files := activation.Files(true); len(files) > 0 {
-		return command.Usagef("systemd handed over the socket %q, but %s does not listen: remove the .socket unit, or have it start another service", files[0].Name(), name)
-	}
-	return nil
+	return h, nil
 }
 
 // checkListening returns an error unless f is a listening socket.

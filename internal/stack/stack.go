@@ -273,7 +273,7 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	defer notify.close()
 	log := s.out.prefixed(d.name)
 	defer log.end()
-	cmd := exec.Command(path, d.args...)
+	cmd := exec.Command(path, append(d.args, "--admin", filepath.Join(s.dir, d.name+".admin"))...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// The URL holds a password: others may read command lines.
 	cmd.Env = environment(slices.Concat(s.cfg.Env, []string{"REVQ_AMQP_URL=" + strings.Join(d.urls, ","), "NOTIFY_SOCKET=" + notify.path})...)
