@@ -15,6 +15,10 @@ const eventOverhead = wire.MaxIDLength + 64
 // EventSource sends the mark as Last-Event-ID when it reconnects.
 func appendEvent(dst []byte, m wire.Message, data []byte) []byte {
 	head := make([]byte, 0, eventOverhead)
+	if m.Type == wire.TypeMark { // without data it is no event, but EventSource remembers the mark
+		head = wire.Mark{Offset: m.Offset, ID: m.ID}.Append(append(head, "id: "...))
+		return AppendChunk(dst, append(head, "\n\n"...))
+	}
 	if m.Type != wire.TypeResult { // an event without a type is a message to EventSource
 		head = append(append(append(head, "event: "...), m.Type...), '\n')
 	}

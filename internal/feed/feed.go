@@ -8,10 +8,8 @@
 package feed
 
 import (
-	"cmp"
 	"fmt"
 	"hash/maphash"
-	"slices"
 	"sync"
 
 	"github.com/revq/revq/internal/memory"
@@ -72,22 +70,16 @@ func ParseFormat(name string) (Format, error) {
 	return 0, fmt.Errorf("there is no format %q: use text or json", name)
 }
 
-// A record says where a result or a mark message is in the logs.
-type record struct {
-	offset int64
-	id     digest
-	ends   [formats]Position
-}
-
 // A Feed holds the logs of all formats.
 type Feed struct {
 	logs [formats]*Log
 
-	mu      sync.Mutex
-	last    wire.Mark // the newest
-	records []record  // of results and mark messages, the oldest first
-	gone    int       // the first records whose results a log no longer holds
+	mu   sync.RWMutex
+	last wire.Mark // the newest
+	index
+	live    uint64 // the number of the first record after the backlog
 	seen    *Window
+	awaited map[digest]*awaited
 	wakes   []func()
 	data    []byte // scratch: of the newest message
 	frame   []byte // scratch
@@ -96,7 +88,7 @@ type Feed struct {
 // New returns an empty feed. What is appended before GoLive is the backlog:
 // only listeners that resume get it.
 func New(cfg Config) *Feed {
-	f := &Feed{last: wire.Mark{Offset: -1}, seen: NewWindow(cfg.Window)}
+	f := &Feed{last: wire.Mark{Offset: -1}, seen: NewWindow(cfg.Window), awaited: make(map[digest]*awaited)}
 	for i := range f.logs {
 		f.logs[i] = newLog(Format(i), cfg.MaxBytes)
 	}
@@ -124,6 +116,9 @@ func (f *Feed) wake() {
 func (f *Feed) GoLive() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !f.logs[0].isLive() {
+		f.live = f.end()
+	}
 	for _, l := range f.logs {
 		if !l.isLive() {
 			l.liveMark = f.last
@@ -139,12 +134,11 @@ func (f *Feed) GoLive() {
 func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	id := digestOf(r.ID)
 	if !f.seen.Add(r) {
 		return
 	}
 	f.last = wire.Mark{Offset: offset, ID: r.ID}
-	rec := record{offset: offset, id: id}
+	rec := record{offset: offset, id: nameOf(r.ID), queue: nameOf(r.Queue), class: classOf(r.Kind)}
 	m := resultMessage(offset, r)
 	f.data = appendJSON(f.data[:0], m)
 	var starts [formats]Position
@@ -152,8 +146,9 @@ func (f *Feed) Append(offset int64, r task.Result) {
 		f.frame = appendMessage(f.frame[:0], format, m, f.data)
 		starts[format], rec.ends[format] = f.logs[format].append(f.frame)
 	}
-	f.records = append(f.records, rec)
+	f.add(rec)
 	f.trim(starts)
+	f.tell(rec)
 	f.data, f.frame = small(f.data), small(f.frame)
 	f.wake()
 }
@@ -174,58 +169,28 @@ func (f *Feed) AppendMark(offset int64, id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = wire.Mark{Offset: offset, ID: id}
-	rec := record{offset: offset, id: digestOf(id)}
+	rec := record{offset: offset, id: nameOf(id), class: mark}
 	for format, l := range f.logs {
 		rec.ends[format] = l.End()
 	}
-	// Without results, trim is never called.
-	if n := len(f.records); n-f.gone > marksInARow && f.records[n-marksInARow].ends == rec.ends {
-		f.records[n-1] = rec
-		return
-	}
-	f.records = append(f.records, rec)
+	f.addMark(rec) // without results, trim is never called
 }
-
-// marksInARow is how many mark messages are recorded between two results. A
-// listener that stands at another one resumes from the broker.
-const marksInARow = 64
 
 // AppendGap tells all listeners that results are missing here, and why.
 func (f *Feed) AppendGap(reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	rec := record{offset: f.last.Offset, class: gap}
+	var starts [formats]Position
 	for format := range formats {
 		f.frame = AppendGap(f.frame[:0], format, f.last, reason)
-		f.logs[format].append(f.frame)
+		starts[format], rec.ends[format] = f.logs[format].append(f.frame)
 	}
-	// Offsets from before may mean other results from now on.
-	f.records, f.gone = nil, 0
+	f.add(rec)
+	f.trim(starts)
+	f.stream = f.end() // offsets from before may mean other results from now on
 	f.last = wire.Mark{Offset: -1}
 	f.wake()
-}
-
-// trim drops the records of results that a log no longer holds, given where the
-// logs start. The Text log may hold short texts by the million, but a listener
-// that resumes so far back can get them from the broker. trim drops a quarter
-// of the records at once, so that the array is reused and the rest is seldom
-// moved.
-func (f *Feed) trim(starts [formats]Position) {
-	for f.gone < len(f.records) && !f.records[f.gone].held(starts) {
-		f.gone++
-	}
-	if f.gone > len(f.records)/4 {
-		f.records = slices.Delete(f.records, 0, f.gone)
-		f.gone = 0
-	}
-}
-
-func (r record) held(starts [formats]Position) bool {
-	for format, start := range starts {
-		if r.ends[format] < start {
-			return false
-		}
-	}
-	return true
 }
 
 // A Verdict is what Find says about a mark.
@@ -241,35 +206,38 @@ const (
 
 // Find returns the position after a mark in the log of one format.
 func (f *Feed) Find(format Format, m wire.Mark) (Position, Verdict) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	pos, _, verdict := f.find(format, m)
+	return pos, verdict
+}
+
+// find also returns the number of the first record after the mark.
+func (f *Feed) find(format Format, m wire.Mark) (pos Position, next uint64, verdict Verdict) {
 	l := f.logs[format]
 	switch {
 	case m.Offset > f.last.Offset:
-		return 0, Ahead
+		return 0, 0, Ahead
 	case f.last.Offset < 0 && l.isLive(): // the stream is empty so far, and the mark is its beginning
-		return l.End(), Here
+		return l.End(), f.end(), Here
 	}
-	records := f.records[f.gone:]
-	i, found := slices.BinarySearchFunc(records, m.Offset, func(r record, offset int64) int {
-		return cmp.Compare(r.offset, offset)
-	})
+	next, lowest, found := f.search(m.Offset)
 	switch {
-	case found && m.ID != "" && records[i].id != digestOf(m.ID):
-		return 0, Foreign
+	case found && m.ID != "" && f.at(next).id != digestOf(m.ID):
+		return 0, 0, Foreign
 	case found:
-		i++ // i is the first record after the mark
-	case i == 0 || m.ID != "": // something with this id was at the mark
-		return 0, Older
+		next++
+	case next == lowest || m.ID != "": // something with this id was at the mark
+		return 0, 0, Older
 	}
-	return records[i-1].ends[format], Here
+	return f.begin(next, format), next, Here
 }
 
 // Last returns the mark of the newest result or mark message. Its offset is -1
 // if there is none.
 func (f *Feed) Last() wire.Mark {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	return f.last
 }
 
@@ -278,8 +246,8 @@ func (f *Feed) Last() wire.Mark {
 // -1 at the beginning of the stream, and while the position is Pending, since
 // it is not known then.
 func (f *Feed) Join(format Format) (Position, wire.Mark) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	if !f.logs[format].isLive() {
 		return Pending, wire.Mark{Offset: -1}
 	}
@@ -297,12 +265,26 @@ func AppendResult(dst []byte, format Format, offset int64, r task.Result) []byte
 	return appendOne(dst, format, resultMessage(offset, r))
 }
 
+// AppendPlace appends the frame that says where a listener stands without a
+// result: for one with a filter, since others were left out. In the Text format
+// it appends nothing.
+func AppendPlace(dst []byte, format Format, m wire.Mark) []byte {
+	return appendOne(dst, format, wire.Message{Type: wire.TypeMark, Offset: m.Offset, ID: m.ID})
+}
+
 // types are the types of messages by the kinds of results.
 var types = [...]string{
 	task.Done:     wire.TypeResult,
 	task.GivenUp:  wire.TypeFailed,
 	task.Progress: wire.TypeProgress,
 	task.Lost:     wire.TypeLost,
+}
+
+func classOf(kind task.Kind) class {
+	if kind == task.Progress {
+		return message
+	}
+	return last
 }
 
 func resultMessage(offset int64, r task.Result) wire.Message {

@@ -44,3 +44,14 @@ func AppendClose(dst []byte, code uint16, reason string) []byte {
 	}
 	return AppendFrame(dst, OpClose, append(binary.BigEndian.AppendUint16(nil, code), reason...))
 }
+
+// payload returns the payload of a frame that AppendFrame has made.
+func payload(frame []byte) []byte {
+	switch frame[1] {
+	case 126:
+		return frame[4:]
+	case 127:
+		return frame[10:]
+	}
+	return frame[2:]
+}
