@@ -92,7 +92,7 @@ EXAMPLES:
 		Program: &programs.Program,
 		Checks:  []func() error{broker.Check, check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
-			broker.InHand, programs.Concurrency = cfg.Concurrency, cfg.Concurrency
+			broker.ResultsInFlight, programs.Concurrency = cfg.Concurrency, cfg.Concurrency
 			cfg.DrainTimeout, cfg.DeliveryLimit = d.StopTimeout(), broker.Topology.DeliveryLimit
 			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
 			var handle worker.Handler = reverse.New(job)

@@ -57,15 +57,15 @@ type Config struct {
 	// connections give it more of these processes.
 	PublishConnections int
 
-	// MaxUnconfirmed is how many messages may be in flight at once over all
+	// MaxInFlight is how many messages may be in flight at once over all
 	// connections; further ones are refused with ErrBusy. Default 8,192: a
 	// broker on two cores confirms that many in a quarter of a second.
-	MaxUnconfirmed int
+	MaxInFlight int
 
-	// InHand is how many results can wait for their confirmation at once, such
+	// ResultsInFlight is how many results there can be in flight at once, such
 	// as the concurrency of a worker. A message that holds half of them is
 	// published without waiting for more. Default 0: not known.
-	InHand int
+	ResultsInFlight int
 
 	// MaxResult is the maximum length of a result's text, in bytes, that a
 	// reader passes on; a longer one is reported as lost. Default 16 MiB, the
@@ -89,7 +89,7 @@ func DefaultConfig(name string) Config {
 		RetryMin:       100 * time.Millisecond,
 		RetryMax:       2 * time.Second,
 		ConfirmTimeout: 1500 * time.Millisecond,
-		MaxUnconfirmed: 8192,
+		MaxInFlight:    8192,
 		MaxResult:      task.MaxText,
 		Topology:       DefaultTopology(),
 
@@ -132,17 +132,28 @@ func (c *Config) PublishSettings() []setting.Setting {
 
 // Check returns what is wrong with the URLs. It does not repeat them, since
 // they hold passwords. That is why the flag does not validate them itself.
-func (c *Config) Check() error {
-	if len(c.URLs) == 0 {
+func (c *Config) Check() error { return checkURLs(trimmed(c.URLs)) }
+
+func checkURLs(urls []string) error {
+	if len(urls) == 0 {
 		return errors.New("no broker is given: set --amqp-url to " + urlForm)
 	}
-	for i, url := range c.URLs {
-		c.URLs[i] = strings.TrimSpace(url) // a credential file ends with a line break
-		if _, err := amqp.ParseURI(c.URLs[i]); err != nil {
+	for i, url := range urls {
+		if _, err := amqp.ParseURI(url); err != nil {
 			return fmt.Errorf("URL %d of the broker cannot be used: give %s, and percent-encode special characters in the password", i+1, urlForm)
 		}
 	}
 	return nil
+}
+
+// trimmed returns the URLs without spaces around them: a credential file ends
+// with a line break.
+func trimmed(urls []string) []string {
+	trimmed := make([]string, len(urls))
+	for i, url := range urls {
+		trimmed[i] = strings.TrimSpace(url)
+	}
+	return trimmed
 }
 
 // A credential is a file with the URL. It records whether it was used.
@@ -169,14 +180,14 @@ func (c *Config) Reload() error {
 	if err != nil {
 		return fmt.Errorf("read the credential: %w", err)
 	}
-	fresh := Config{URLs: strings.Split(string(text), ",")}
-	if err := fresh.Check(); err != nil {
+	fresh := trimmed(strings.Split(string(text), ","))
+	if err := checkURLs(fresh); err != nil {
 		return err
 	}
-	if slices.Equal(fresh.URLs, c.urls()) {
+	if slices.Equal(fresh, c.urls()) {
 		return errors.New("the credential file has not changed: if systemd does not refresh it on reload, restart instead")
 	}
-	c.reloaded.Store(&fresh.URLs)
+	c.reloaded.Store(&fresh)
 	return nil
 }
 
@@ -187,13 +198,13 @@ func (c *Config) urls() []string {
 			return *urls
 		}
 	}
-	return c.URLs
+	return trimmed(c.URLs)
 }
 
 // Login returns the virtual host and the user of the first URL. All URLs are of
 // one broker.
 func (c *Config) Login() (vhost, user string) {
-	uri, err := amqp.ParseURI(c.URLs[0])
+	uri, err := amqp.ParseURI(trimmed(c.URLs)[0])
 	if err != nil {
 		return "", "" // the caller did not call Check
 	}

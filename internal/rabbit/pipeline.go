@@ -94,8 +94,8 @@ func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipelin
 		// amqp091-go drops a notification that is not received within five
 		// seconds. The channels have room for every message in flight and a
 		// probe, so that its reader never has to wait.
-		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxUnconfirmed+1)),
-		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxUnconfirmed)),
+		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxInFlight+1)),
+		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxInFlight)),
 		blocks:   s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
 		wake:     make(chan struct{}, 1),
 	}
@@ -107,7 +107,7 @@ func (p *pipeline) take(pub *publication) error {
 	defer p.mu.Unlock()
 	now := time.Now()
 	pub.deadline = now.Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
-	most := p.cfg.MaxUnconfirmed
+	most := p.cfg.MaxInFlight
 	if p.probing {
 		most++ // the probe does not count
 	}

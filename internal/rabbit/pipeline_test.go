@@ -19,8 +19,8 @@ func fakePipeline(cfg Config) *pipeline {
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return &pipeline{
 		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler), shared: &shared{},
-		confirms: make(chan amqp.Confirmation, cfg.MaxUnconfirmed),
-		returns:  make(chan amqp.Return, cfg.MaxUnconfirmed),
+		confirms: make(chan amqp.Confirmation, cfg.MaxInFlight),
+		returns:  make(chan amqp.Return, cfg.MaxInFlight),
 		blocks:   make(chan amqp.Blocking, 1),
 		wake:     make(chan struct{}, 1),
 	}

@@ -53,12 +53,12 @@ type lane struct {
 // NewPublisher returns a Publisher. It is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections)}
-	p.results.most, p.results.maxWaiting = maxBundle, cfg.MaxUnconfirmed
-	if n := cfg.InHand; n > 0 {
+	p.results.most, p.results.maxWaiting = maxBundle, cfg.MaxInFlight
+	if n := cfg.ResultsInFlight; n > 0 {
 		p.results.most = max(1, min(n/2, maxBundle)) // more might never come
 	}
 	p.results.publish = func(m amqp.Publishing) <-chan error { return p.publish(resultsKey, m) }
-	cfg.MaxUnconfirmed = max(1, cfg.MaxUnconfirmed/len(p.lanes))
+	cfg.MaxInFlight = max(1, cfg.MaxInFlight/len(p.lanes))
 	for i := range p.lanes {
 		role := "publisher"
 		if len(p.lanes) > 1 {

@@ -274,7 +274,7 @@ func TestFullQueue(t *testing.T) {
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
-	r.cfg.MaxUnconfirmed = 1
+	r.cfg.MaxInFlight = 1
 	r.declared()
 	p := r.publisher()
 	first, second := p.PublishTask(newTask(1)), p.PublishTask(newTask(2))

@@ -175,12 +175,12 @@ func (r *rig) suspend() (resume func()) {
 func testSuspended(t *testing.T, n *node.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.ConfirmTimeout = 500 * time.Millisecond
-	r.cfg.MaxUnconfirmed = 10
+	r.cfg.MaxInFlight = 10
 	p := r.publisher()
 	resume := r.suspend()
 	began := time.Now()
 	var answers []<-chan error
-	for i := range r.cfg.MaxUnconfirmed {
+	for i := range r.cfg.MaxInFlight {
 		answers = append(answers, p.PublishTask(newTask(i)))
 	}
 	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(-1)) }, ErrBusy)
@@ -204,8 +204,8 @@ func testSuspended(t *testing.T, n *node.Node) {
 	for _, d := range r.take(TasksQueue, r.length(TasksQueue)) {
 		seen[d.MessageId] = true
 	}
-	if len(seen) != r.cfg.MaxUnconfirmed+1 {
-		t.Errorf("%d tasks are in the queue, want %d", len(seen), r.cfg.MaxUnconfirmed+1)
+	if len(seen) != r.cfg.MaxInFlight+1 {
+		t.Errorf("%d tasks are in the queue, want %d", len(seen), r.cfg.MaxInFlight+1)
 	}
 }
 

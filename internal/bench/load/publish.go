@@ -44,7 +44,7 @@ type resultPublisher struct {
 func PublishResults(ctx context.Context, url string, window int) (Publisher, error) {
 	cfg := rabbit.DefaultConfig("bench")
 	cfg.URLs = []string{url}
-	cfg.MaxUnconfirmed = 2 * window // a result may reach listeners before its confirmation reaches us
+	cfg.MaxInFlight = 2 * window // a result may reach listeners before its confirmation reaches us
 	cfg.ConfirmTimeout = publishTimeout
 	running, stop := context.WithCancel(context.Background())
 	p := &resultPublisher{
