@@ -315,7 +315,7 @@ func (d *Daemon) Serve(s Server) func(context.Context) error {
 // Run runs work until ctx ends, and reports the daemon's state to the service
 // manager. The background functions run until work has ended. Run returns
 // work's error, or an error if the stop took too long.
-func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, background ...func(context.Context) error) error {
+func (d *Daemon) Run(ctx context.Context, work func(context.Context) error, background ...func(context.Context)) error {
 	backCtx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var running sync.WaitGroup

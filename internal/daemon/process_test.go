@@ -73,10 +73,9 @@ func small(does string) {
 				d.Log.Info("work ended")
 				return nil
 			}
-			background := func(ctx context.Context) error {
+			background := func(ctx context.Context) {
 				<-ctx.Done()
 				d.Log.Info("background ended")
-				return nil
 			}
 			return d.Run(ctx, work, background)
 		}

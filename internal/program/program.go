@@ -59,7 +59,7 @@ func Socket() daemon.Program {
 			server := socket.New(cfg, results, reader, d.Log)
 			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
 			d.Status, d.Reload = server.Status, broker.Reload
-			return d.Run(ctx, d.Serve(server), func(ctx context.Context) error { return reader.Run(ctx, results) })
+			return d.Run(ctx, d.Serve(server), func(ctx context.Context) { reader.Run(ctx, results) })
 		},
 	}
 }
@@ -109,7 +109,7 @@ EXAMPLES:
 			d.Ready = func() error { return cmp.Or(consumer.Ready(), w.Ready()) }
 			d.Alive = []func() error{consumer.Alive, publisher.Alive}
 			d.Status, d.Reload = w.Status, broker.Reload
-			return d.Run(ctx, func(ctx context.Context) error { return consumer.Run(ctx, take) }, publisher.Run)
+			return d.Run(ctx, func(ctx context.Context) error { consumer.Run(ctx, take); return nil }, publisher.Run)
 		},
 	}
 }

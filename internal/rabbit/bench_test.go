@@ -112,8 +112,8 @@ func BenchmarkConsume(b *testing.B) {
 		var left atomic.Int64
 		left.Store(int64(b.N))
 		done := make(chan struct{})
-		r.run(func(ctx context.Context) error {
-			return NewConsumer(r.cfg, inFlight, r.log).Run(ctx, func(_ context.Context, d *Delivery) {
+		r.run(func(ctx context.Context) {
+			NewConsumer(r.cfg, inFlight, r.log).Run(ctx, func(_ context.Context, d *Delivery) {
 				if err := d.Ack(); err != nil {
 					b.Error(err)
 				}

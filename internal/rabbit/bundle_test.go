@@ -255,12 +255,11 @@ func TestLostResults(t *testing.T) {
 	r.out.says(t, fmt.Sprintf("offset=0 id=bad error=%q", errGarbled))
 	r.out.says(t, fmt.Sprintf("offset=%d id=empty error=%q", places, task.ErrNoText))
 	history := make(chan read, 100)
-	r.run(func(ctx context.Context) error {
+	r.run(func(ctx context.Context) {
 		_ = reader.History(ctx, -1, 0, func(offset int64, res task.Result) error {
 			history <- read{offset, res}
 			return nil
 		}, func(int64, string) error { return nil }, func() error { return nil })
-		return nil
 	})
 	check(history)
 }

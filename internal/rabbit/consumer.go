@@ -80,7 +80,7 @@ func (d *Delivery) Requeue() error {
 // The context of handle ends when ctx does, or when the session of the delivery
 // ends. When ctx has ended, Run takes no more tasks, waits until every call of
 // handle has returned, and returns.
-func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) error {
+func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delivery)) {
 	// Handlers of a dead session do not hold up the next session: they can no
 	// longer do anything at the broker. Run waits for them only at the end.
 	var handlers sync.WaitGroup
@@ -107,7 +107,6 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 			handlers.Wait()
 		})
 	})
-	return nil
 }
 
 func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, *Delivery), wait func()) error {

@@ -38,8 +38,8 @@ func (r *rig) consume(c *Consumer) <-chan *held {
 
 func (r *rig) consumeUntil(c *Consumer) (tasks <-chan *held, stop func()) {
 	all := make(chan *held, 1000)
-	stop = r.run(func(ctx context.Context) error {
-		return c.Run(ctx, func(ctx context.Context, d *Delivery) {
+	stop = r.run(func(ctx context.Context) {
+		c.Run(ctx, func(ctx context.Context, d *Delivery) {
 			h := &held{d, ctx, make(chan struct{})}
 			all <- h
 			select {
@@ -231,8 +231,8 @@ func TestStopGivesTasksBack(t *testing.T) {
 
 	began, returned := make(chan struct{}, n), make(chan error, 2*n)
 	c := NewConsumer(r.cfg, n, r.log)
-	stop := r.run(func(ctx context.Context) error {
-		return c.Run(ctx, func(ctx context.Context, d *Delivery) {
+	stop := r.run(func(ctx context.Context) {
+		c.Run(ctx, func(ctx context.Context, d *Delivery) {
 			began <- struct{}{}
 			<-ctx.Done()
 			returned <- d.Requeue()

@@ -119,8 +119,8 @@ func TestDeadLettersThatComeBack(t *testing.T) {
 	r := setup(t).declared()
 	r.enqueue(tasksKey, text("a"), text("b"))
 	r.die(2, (*Delivery).Refuse)
-	r.run(func(ctx context.Context) error {
-		return NewConsumer(r.cfg, 1, r.log).Run(ctx, func(_ context.Context, d *Delivery) { d.Refuse() })
+	r.run(func(ctx context.Context) {
+		NewConsumer(r.cfg, 1, r.log).Run(ctx, func(_ context.Context, d *Delivery) { d.Refuse() })
 	})
 	var ids []string
 	err := DeadLetters(t.Context(), r.cfg, func(l DeadLetter) (Fate, error) {

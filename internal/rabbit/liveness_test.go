@@ -48,7 +48,7 @@ func TestHangingLoops(t *testing.T) {
 		reader := NewReader(r.cfg, everything, r.log)
 		short(reader.link)
 		f := &follower{make(chan read), make(chan string), make(chan struct{})}
-		r.run(func(ctx context.Context) error { return reader.Run(ctx, f) })
+		r.run(func(ctx context.Context) { reader.Run(ctx, f) })
 		eventually(t, "noticed", hangs(reader.Alive))
 		receive(t, "result", f.results)
 		eventually(t, "alive", reader.Alive)
@@ -59,14 +59,13 @@ func TestHangingLoops(t *testing.T) {
 		l := newLink(r.cfg, "test", nil, r.log)
 		short(l)
 		goOn := make(chan struct{})
-		r.run(func(ctx context.Context) error {
+		r.run(func(ctx context.Context) {
 			l.run(ctx, func(*session) error {
 				<-goOn
 				l.loop.Idle()
 				<-ctx.Done()
 				return nil
 			})
-			return nil
 		})
 		eventually(t, "noticed", hangs(l.Alive))
 		close(goOn)

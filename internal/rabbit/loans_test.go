@@ -87,8 +87,8 @@ func TestAcksOfADyingSession(t *testing.T) {
 	var mu sync.Mutex
 	handled := make(map[string]int)
 	allOnce := make(chan struct{})
-	r.run(func(ctx context.Context) error {
-		return NewConsumer(r.cfg, n/4, r.log).Run(ctx, func(_ context.Context, d *Delivery) {
+	r.run(func(ctx context.Context) {
+		NewConsumer(r.cfg, n/4, r.log).Run(ctx, func(_ context.Context, d *Delivery) {
 			mu.Lock()
 			handled[d.task.ID]++
 			all := len(handled) == n

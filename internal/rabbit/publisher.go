@@ -71,13 +71,12 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 
 // Run keeps the publisher connected until ctx ends. It answers messages that
 // are in flight then with ErrLost.
-func (p *Publisher) Run(ctx context.Context) error {
+func (p *Publisher) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	for _, l := range p.lanes {
 		running.Go(func() { l.run(ctx) })
 	}
 	running.Wait()
-	return nil
 }
 
 func (l *lane) run(ctx context.Context) {

@@ -92,7 +92,7 @@ func (r *Reader) Current() error {
 }
 
 // Run follows the stream until ctx ends.
-func (r *Reader) Run(ctx context.Context, f Follower) error {
+func (r *Reader) Run(ctx context.Context, f Follower) {
 	r.link.run(ctx, func(s *session) error {
 		err := r.follow(ctx, s, f)
 		switch {
@@ -105,7 +105,6 @@ func (r *Reader) Run(ctx context.Context, f Follower) error {
 		}
 		return err
 	})
-	return nil
 }
 
 // follow reads until the session or ctx ends.

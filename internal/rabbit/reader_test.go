@@ -47,7 +47,7 @@ func (r *rig) follow(reader *Reader) <-chan read {
 
 func (r *rig) followUntil(reader *Reader) (f *follower, stop func()) {
 	f = &follower{make(chan read, 100_000), make(chan string, 100), make(chan struct{})}
-	stop = r.run(func(ctx context.Context) error { return reader.Run(ctx, f) })
+	stop = r.run(func(ctx context.Context) { reader.Run(ctx, f) })
 	return f, stop
 }
 
@@ -226,7 +226,7 @@ func TestReaderTellsWhatExpiredMeanwhile(t *testing.T) {
 	stop()
 	publish(10, 500)
 	f.live = make(chan struct{})
-	r.run(func(ctx context.Context) error { return reader.Run(ctx, f) })
+	r.run(func(ctx context.Context) { reader.Run(ctx, f) })
 	if reason := receive(t, "gap", f.gaps); reason != errMissing.Error() {
 		t.Errorf("gap: %s, want: %v", reason, errMissing)
 	}
@@ -256,7 +256,7 @@ func TestReaderAndClocks(t *testing.T) {
 					publish(i)
 				}
 				c := &counter{live: make(chan int, 1), came: make(chan string, 100)}
-				r.run(func(ctx context.Context) error { return NewReader(r.cfg, everything, r.log).Run(ctx, c) })
+				r.run(func(ctx context.Context) { NewReader(r.cfg, everything, r.log).Run(ctx, c) })
 				if n := receive(t, "end of the backlog", c.live); n != backlog {
 					t.Errorf("live after %d results, want %d", n, backlog)
 				}
@@ -444,7 +444,7 @@ func TestReaderTellsMarks(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	c := &counter{live: make(chan int, 1), came: make(chan string, 10)}
-	stop := r.run(func(ctx context.Context) error { return NewReader(r.cfg, 10, r.log).Run(ctx, c) })
+	stop := r.run(func(ctx context.Context) { NewReader(r.cfg, 10, r.log).Run(ctx, c) })
 	receive(t, "end of the backlog", c.live)
 	stop()
 	if len(c.marks) != 1 || c.n != 0 {

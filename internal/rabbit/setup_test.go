@@ -91,17 +91,17 @@ func (r *rig) channel() *amqp.Channel {
 }
 
 // run runs f until stop is called or the test ends; stop waits for its end.
-func (r *rig) run(f func(context.Context) error) (stop func()) {
+func (r *rig) run(f func(context.Context)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx)
+	}()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		select {
-		case err := <-done:
-			if err != nil {
-				r.t.Errorf("Run = %v", err)
-			}
+		case <-done:
 		case <-time.After(patience):
 			r.t.Errorf("Run does not return; the goroutines:\n%s", stacks())
 		}

@@ -63,7 +63,7 @@ func setup(t testing.TB) *rig {
 	r.tasks = rabbit.NewPublisher(r.cfg, r.log)
 	r.run(r.tasks.Run)
 	reader := rabbit.NewReader(r.cfg, 1000, r.log)
-	r.run(func(ctx context.Context) error { return reader.Run(ctx, follower(r.results)) })
+	r.run(func(ctx context.Context) { reader.Run(ctx, follower(r.results)) })
 	r.eventually("ready", r.tasks.Ready)
 	return r
 }
@@ -77,7 +77,7 @@ func (f follower) AppendGap(string)              {}
 func (f follower) GoLive()                       {}
 
 // run runs f until stop is called or the test ends; stop waits for its end.
-func (r *rig) run(f func(context.Context) error) (stop func()) {
+func (r *rig) run(f func(context.Context)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -106,8 +106,8 @@ func (r *rig) workAs(name string, work worker.Config, h worker.Handler) (w *work
 	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
 	w = worker.New(work, h, publisher, r.log)
 	stopPublisher := r.run(publisher.Run)
-	stopConsumer := r.run(func(ctx context.Context) error {
-		return consumer.Run(ctx, func(ctx context.Context, d *rabbit.Delivery) { w.Handle(ctx, d) })
+	stopConsumer := r.run(func(ctx context.Context) {
+		consumer.Run(ctx, func(ctx context.Context, d *rabbit.Delivery) { w.Handle(ctx, d) })
 	})
 	r.eventually("ready", publisher.Ready)
 	r.eventually("ready", consumer.Ready)

@@ -53,7 +53,7 @@ func PublishResults(ctx context.Context, url string, window int) (Publisher, err
 	}
 	go func() {
 		defer close(p.stopped)
-		_ = p.publisher.Run(running) // it returns nil
+		p.publisher.Run(running)
 	}()
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()

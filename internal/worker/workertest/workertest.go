@@ -27,7 +27,7 @@ func FailingWorker() {
 			w := worker.New(cfg, failing{}, publisher, d.Log)
 			d.Ready = consumer.Ready
 			take := func(ctx context.Context, t *rabbit.Delivery) { w.Handle(ctx, t) }
-			return d.Run(ctx, func(ctx context.Context) error { return consumer.Run(ctx, take) }, publisher.Run)
+			return d.Run(ctx, func(ctx context.Context) error { consumer.Run(ctx, take); return nil }, publisher.Run)
 		},
 	})
 }
