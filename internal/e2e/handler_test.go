@@ -5,7 +5,9 @@ package e2e
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -154,5 +156,27 @@ func TestWorkerWithProgramIsKilled(t *testing.T) {
 	})
 	if took > 5*time.Second {
 		t.Errorf("it was there for another %v", took)
+	}
+}
+
+// Nothing that systemd says to a worker, and no secret of the worker's, reaches a program; nor does an open file.
+func TestProgramEnvironment(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	l := s.listen(t, "json")
+	// Files that our own parent has left open reach every process.
+	bare, err := exec.Command(program(t, "ls /proc/$$/fd")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.startWorker(t, "--", program(t, `env | sed 's/=.*//' | grep -v -e '^PWD$' -e '^_$' -e '^SHLVL$' | sort; ls /proc/$$/fd`))
+	send(t, s.apiSites[0], "a", "x")
+	got := strings.Fields(l.collect(t, []string{"a"})[0].Text)
+	got = slices.DeleteFunc(got, func(word string) bool {
+		return word == "LANG" || word == "TZ" // if the worker has them
+	})
+	want := "PATH REVQ_ATTEMPT REVQ_DEADLINE REVQ_LAST_ATTEMPT REVQ_QUEUE REVQ_TASK_ID " + strings.Join(strings.Fields(string(bare)), " ")
+	if strings.Join(got, " ") != want {
+		t.Errorf("the program has %s, want %s", got, want)
 	}
 }

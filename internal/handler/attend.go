@@ -23,7 +23,7 @@ import (
 func Attend(ctx context.Context, cfg Config, in, out, stderr *os.File) error {
 	program := cfg.program()
 	cmd := exec.Command(program[0], program[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, stderr
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = unitEnvironment(), in, out, stderr
 	p, err := proc.Start(cmd)
 	if err != nil {
 		return fmt.Errorf("start the program: %w", err)

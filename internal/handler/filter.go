@@ -44,6 +44,16 @@ func environment() []string {
 	return env
 }
 
+// unitEnvironment returns the variables of the unit that a program has to
+// itself, except those with which the service manager speaks to its main
+// process: a program that uses them would speak for revq.
+func unitEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return name == "NOTIFY_SOCKET" || strings.HasPrefix(name, "WATCHDOG_") || strings.HasPrefix(name, "LISTEN_")
+	})
+}
+
 // Handle runs the program for t.
 func (f *filter) Handle(ctx context.Context, t task.Task) (string, error) {
 	if err := f.slots.take(ctx); err != nil {

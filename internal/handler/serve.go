@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 
 	"github.com/revq/revq/internal/task"
 )
@@ -25,7 +24,7 @@ func Serve(ctx context.Context, cfg Config, in io.Reader, out io.Writer, log *sl
 	jobs := make(chan job)
 	go func() { cancel(readJobs(ctx, in, jobs)) }()
 	f := newFilter(cfg, log)
-	f.env = os.Environ() // the unit's, with what its owner has given to the program
+	f.env = unitEnvironment()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
