@@ -129,7 +129,7 @@ EXAMPLES:
    revq bench --up raw
    revq bench --amqp-url amqp://guest:guest@localhost raw --text-bytes 1000`,
 		Flags: []cli.Flag{
-			amount("unsettled", "`N` messages in flight (published, not confirmed) at once", &b.Unsettled, 1, bench.MaxUnsettled),
+			amount("in-flight", "`N` messages in flight (published, not confirmed) at once", &b.RawInFlight, 1, bench.MaxRawInFlight),
 			b.textBytes("`BYTES` in a message"),
 		},
 		Action: b.action(b.Raw),

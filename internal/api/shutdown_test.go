@@ -19,7 +19,7 @@ func held() (b *broker, published chan string, confirm chan error) {
 	}}, published, confirm
 }
 
-func TestShutdownAnswersWhatIsInHand(t *testing.T) {
+func TestShutdownAnswersRequestsInFlight(t *testing.T) {
 	t.Parallel()
 	b, published, confirm := held()
 	s := setup(t, b)

@@ -79,7 +79,7 @@ func (b *Bench) raw(ctx context.Context, publishOnly bool) error {
 		return fmt.Errorf("the broker: %w", err)
 	}
 	raw := Raw{
-		URL: b.AMQP, Unsettled: b.Unsettled, TextBytes: b.TextBytes, Window: b.window(),
+		URL: b.AMQP, InFlight: b.RawInFlight, TextBytes: b.TextBytes, Window: b.window(),
 		Processes: map[string]Processes{"load": Self()}, PublishOnly: publishOnly,
 	}
 	local(raw.Processes, "broker", target)

@@ -35,7 +35,7 @@ type Config struct {
 	TextBytes   int // length of a text; also of Raw and Worker
 
 	// Raw.
-	Unsettled int // messages in flight at once
+	RawInFlight int // messages in flight at once
 
 	// Pipeline.
 	Rate          float64 // texts a second; 0 for as many as possible
@@ -70,7 +70,7 @@ const (
 	MaxConnections = 10_000
 	MaxBatch       = 10_000 // what the API accepts
 	MaxTextBytes   = 16 << 20
-	MaxUnsettled   = 65_535 // the largest prefetch in AMQP
+	MaxRawInFlight = 65_535 // the largest prefetch in AMQP
 	MaxListeners   = 1_000_000
 	MaxInFlight    = 1_000_000
 	MaxWindow      = 1_000_000
@@ -94,10 +94,10 @@ func DefaultConfig() Config {
 		Duration: 10 * time.Second,
 		Warmup:   time.Second,
 
-		Kind:      load.Form,
-		Batch:     100,
-		TextBytes: 100,
-		Unsettled: 256,
+		Kind:        load.Form,
+		Batch:       100,
+		TextBytes:   100,
+		RawInFlight: 256,
 
 		Rate:          100,
 		InFlight:      1024,

@@ -19,7 +19,7 @@ import (
 // reads. It creates a quorum queue and a stream, and deletes them.
 type Raw struct {
 	URL       string
-	Unsettled int // messages in flight at once; also the prefetch
+	InFlight  int // messages in flight at once; also the prefetch
 	TextBytes int
 
 	Window Window // of each measurement; there is no warm-up
@@ -89,7 +89,7 @@ func (r *Raw) measure(ctx context.Context, what string, progress func(string, fl
 	w := Window{Duration: r.Window.Duration, Count: r.Window.Count}.begin(func(done float64) { progress(what, done) })
 	n, err = do(ctx, w)
 	if n > 0 {
-		result := report.RawResult{What: what, TextBytes: r.TextBytes, Unsettled: r.Unsettled, Messages: n, Seconds: w.seconds(), Usage: usage.end()}
+		result := report.RawResult{What: what, TextBytes: r.TextBytes, InFlight: r.InFlight, Messages: n, Seconds: w.seconds(), Usage: usage.end()}
 		result.PerSecond = float64(n) / result.Seconds
 		measured(result)
 	}
@@ -109,8 +109,8 @@ func (r *Raw) publish(ctx context.Context, queue string, w *window) (confirmed i
 	if err := broker.ch.Confirm(false); err != nil {
 		return 0, err
 	}
-	confirms := broker.ch.NotifyPublish(make(chan amqp.Confirmation, r.Unsettled))
-	free := make(chan struct{}, r.Unsettled) // holds a value for each message in flight
+	confirms := broker.ch.NotifyPublish(make(chan amqp.Confirmation, r.InFlight))
+	free := make(chan struct{}, r.InFlight) // holds a value for each message in flight
 	ctx, enough := context.WithCancel(ctx)
 	defer enough()
 	var total int64             // messages sent; set when no more are sent
@@ -186,7 +186,7 @@ func (r *Raw) consume(ctx context.Context, queue string, stream bool, n int64, w
 		return 0, err
 	}
 	defer broker.close()
-	if err := broker.ch.Qos(r.Unsettled, 0, false); err != nil {
+	if err := broker.ch.Qos(r.InFlight, 0, false); err != nil {
 		return 0, err
 	}
 	var args amqp.Table
@@ -198,7 +198,7 @@ func (r *Raw) consume(ctx context.Context, queue string, stream bool, n int64, w
 	if err != nil {
 		return 0, err
 	}
-	group := int64(max(1, min(ackGroup, r.Unsettled/4)))
+	group := int64(max(1, min(ackGroup, r.InFlight/4)))
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	heard := time.Now()

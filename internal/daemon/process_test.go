@@ -439,7 +439,7 @@ func TestStopTimeout(t *testing.T) {
 }
 
 // A running request is answered before the daemon ends.
-func TestFinishRequestInHand(t *testing.T) {
+func TestFinishRequestInFlight(t *testing.T) {
 	t.Parallel()
 	ln, addr := daemontest.Listen(t)
 	d := startAPI(t, daemontest.Config{Sockets: []daemontest.Socket{ln}})

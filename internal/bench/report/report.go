@@ -44,7 +44,7 @@ func (r *Report) Empty() bool {
 type RawResult struct {
 	What      string           `json:"what"`
 	TextBytes int              `json:"text_bytes"`
-	Unsettled int              `json:"unsettled"` // messages in flight at once
+	InFlight  int              `json:"in_flight"` // messages in flight at once
 	Messages  int64            `json:"messages"`
 	Seconds   float64          `json:"seconds"`
 	PerSecond float64          `json:"per_second"`

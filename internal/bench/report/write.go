@@ -51,7 +51,7 @@ func (r *Report) Write(w io.Writer) error {
 func (r *Report) writeRaw(out *tables) {
 	out.begin("raw: the broker alone", "what", "bytes", "in flight", "messages", "seconds", "messages/s", "broker µs/message", "others' CPUs")
 	for _, x := range r.Raw {
-		out.row(x.What, x.TextBytes, x.Unsettled, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages), others(x.Usage, x.Seconds))
+		out.row(x.What, x.TextBytes, x.InFlight, x.Messages, seconds(x.Seconds), rate(x.PerSecond), perMessage(x.Usage, "broker", x.Messages), others(x.Usage, x.Seconds))
 	}
 	out.end()
 }
