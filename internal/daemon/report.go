@@ -29,10 +29,6 @@ const (
 	// retryInterval is how soon a message that the service manager did not take
 	// is sent again: much sooner than the shortest of its timeouts.
 	retryInterval = 100 * time.Millisecond
-
-	// extension is how much more time the daemon asks the service manager for,
-	// each statusInterval while it stops. A daemon that hangs does not ask.
-	extension = 5 * time.Second
 )
 
 // A reporter tells the service manager the daemon's state.
@@ -48,16 +44,6 @@ type reporter struct {
 	owed  []string // messages about the last reload that could not be sent yet, in order
 	hangs bool     // it was logged that something hangs
 	wrong error    // of the last reload
-}
-
-// told is what the service manager knows. It changes when a message was sent: a
-// state that could not be sent is sent later, if it still holds.
-type told struct {
-	ready    bool
-	stopping bool
-	status   string
-	statusAt time.Time // when a status, or a request for more time, was last sent
-	aliveAt  time.Time
 }
 
 // report tells the service manager the daemon's state until ctx ends. The end
@@ -108,46 +94,29 @@ func (r *reporter) interval() time.Duration {
 func (r *reporter) look(running context.Context) {
 	alive := r.alive()
 	does, why := r.d.state(running, alive)
-	state := string(does)
+	status := string(does)
 	if why != nil {
-		state += ": " + why.Error()
-	}
-	now, is := time.Now(), r.told
-	var say []string
-	if running.Err() != nil && !is.stopping {
-		is.stopping = true
-		say = append(say, daemon.SdNotifyStopping)
-	}
-	impatient := r.d.Patience > 0 && time.Since(r.began) > r.d.Patience
-	if !is.ready && (does == admin.Ready || does == admin.Waiting && impatient) {
-		is.ready = true
-		r.readyOnce.Do(func() { r.d.Log.Info("ready") })
-		say = append(say, daemon.SdNotifyReady)
-	}
-	due := len(say) > 0 || now.Sub(is.statusAt) >= statusInterval
-	if alive == nil && r.watchdog > 0 && now.Sub(is.aliveAt) >= r.watchdog/2-r.watchdog/16 {
-		is.aliveAt = now
-		say = append(say, daemon.SdNotifyWatchdog)
+		status += ": " + why.Error()
 	}
 	if r.d.Status != nil {
-		state += "; " + r.d.Status()
+		status += "; " + r.d.Status()
 	}
 	if r.wrong != nil {
-		state += "; the last reload changed nothing: " + r.wrong.Error()
+		status += "; the last reload changed nothing: " + r.wrong.Error()
 	}
-	if alive == nil && is.stopping && due {
-		is.statusAt = now
-		say = append(say, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extension.Microseconds()))
+	now := time.Now()
+	say, then := decide(seen{
+		at: now, does: does, alive: alive == nil, status: status, watchdog: r.watchdog,
+		impatient: r.d.Patience > 0 && now.Sub(r.began) > r.d.Patience,
+	}, r.told)
+	if then.ready {
+		r.readyOnce.Do(func() { r.d.Log.Info("ready") })
 	}
-	if state != is.status && due {
-		is.status, is.statusAt = state, now
-		say = append(say, statusLine(state))
-	}
-	if !is.stopping {
+	if !then.stopping {
 		r.pay()
 	}
 	if len(say) > 0 && r.send(strings.Join(say, "\n")) {
-		r.told = is
+		r.told = then
 	}
 }
 
@@ -246,12 +215,6 @@ func (r *reporter) reload() {
 		r.owed = append(r.owed, daemon.SdNotifyReady)
 		r.pay()
 	}
-}
-
-// statusLine returns the message that sets the status. It replaces line breaks,
-// which would begin another assignment.
-func statusLine(status string) string {
-	return "STATUS=" + strings.ReplaceAll(status, "\n", "; ")
 }
 
 // failed returns the message that says why the daemon ends, with the errno of
