@@ -53,6 +53,8 @@ var (
 	byeFull       = farewell{wire.CloseTryAgain, "too many listeners: try another site, or later"}
 	byeNoBroker   = farewell{wire.CloseTryAgain, "the broker is away: try another site, or later"}
 	byeTurnOver   = farewell{wire.CloseTryAgain, "others wait to resume: reconnect and resume after your last result"}
+	byeOver       = farewell{wire.CloseNormal, "this was the last message about the task"}
+	byeNoResult   = farewell{wire.CloseNormal, "the task has no result: it is given up, or the result cannot be sent; JSON listeners are told why"}
 	byeNoHistory  = farewell{wire.CloseTryAgain, "cannot resume now: try again"}
 )
 
@@ -133,10 +135,14 @@ func (eventsDialect) appendPing(dst []byte) []byte {
 	return feed.AppendChunk(dst, []byte(":\n\n")) // a comment
 }
 
-// appendBye ends the body; a browser reconnects by itself.
+// appendBye ends the body; a browser reconnects by itself. If nothing more will
+// come, it sends wire.EndEventID then, and the answer makes it stop.
 func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
 	words := []byte(": " + why.reason + "\n\n")
-	if why.code == wire.CloseTryAgain {
+	switch why.code {
+	case wire.CloseNormal:
+		words = []byte("id: " + wire.EndEventID + "\n\n")
+	case wire.CloseTryAgain:
 		words = unavailable(front.NewProblem(fasthttp.StatusServiceUnavailable, why.reason))
 	}
 	return feed.AppendChunk(feed.AppendChunk(dst, words), nil)

@@ -19,6 +19,7 @@ type listener struct {
 
 	dialect dialect
 	log     *feed.Log
+	view    *feed.View    // of what it wants; nil for everything
 	pos     feed.Position // everything before it has been written; feed.Pending before the greeting
 
 	// If a frame was written in part, it ends at frameEnd, and nothing but its
@@ -68,6 +69,9 @@ func (l *listener) next() (b []byte, fromLog bool, err error) {
 		b, err = l.held.Read(l.pos, l.frameEnd)
 		return b, true, err
 	}
+	if l.view != nil {
+		return l.nextWanted()
+	}
 	b, err = l.log.Read(l.pos)
 	if err != nil {
 		l.dismiss(byeFellBehind)
@@ -80,6 +84,9 @@ func (l *listener) next() (b []byte, fromLog bool, err error) {
 // listener can resume from its mark, which cannot be kept before.
 func (l *listener) greet() {
 	pos, at := l.log.Live()
+	if l.view != nil {
+		pos, at = l.view.Live()
+	}
 	if l.pos = pos; pos != feed.Pending {
 		l.control = feed.AppendGreeting(l.control, l.log.Format(), at, wire.Greeting)
 	}
@@ -167,6 +174,7 @@ func (l *listener) ping(now time.Time, interval time.Duration) (there bool) {
 	case l.leaving:
 	case l.pingedAt.IsZero() || !l.dialect.answersPings():
 		l.pingedAt, l.heard = now, 0
+		l.appendPlace()
 		l.control = l.dialect.appendPing(l.control)
 	default:
 		return now.Sub(l.pingedAt) < interval

@@ -42,9 +42,9 @@ var lookBack = int64(feed.DefaultConfig().Backlog)
 // resume greets l and brings it to its place in the live log, after a mark. It
 // sends l the results that the log no longer holds from the source, before it
 // returns. Afterwards, l.conn is nil if the listener is gone.
-func (s *Server) resume(l *listener, format feed.Format, after wire.Mark) {
-	l.control = feed.AppendGreeting(l.control, format, after, wire.Greeting)
-	c := catchUp{s: s, l: l, format: format}
+func (s *Server) resume(l *listener, what wanted, after wire.Mark) {
+	l.control = feed.AppendGreeting(l.control, what.format, after, wire.Greeting)
+	c := catchUp{s: s, l: l, format: what.format, filter: what.filter}
 	switch err := c.resume(s.stopped, after); {
 	case err == nil:
 		l.pos = c.pos
@@ -62,7 +62,12 @@ func (s *Server) resume(l *listener, format feed.Format, after wire.Mark) {
 	case errors.Is(err, errTooMany):
 		s.sayBye(l, byeNoHistory)
 	case errors.Is(err, errTurnOver):
+		c.place()
 		s.sayBye(l, byeTurnOver)
+	case errors.Is(err, errOver):
+		s.sayBye(l, byeOver)
+	case errors.Is(err, errNoResult):
+		s.sayBye(l, byeNoResult)
 	default:
 		s.log.Warn("a listener could not resume", "after", after.String(), "error", err)
 		s.sayBye(l, byeNoHistory)
@@ -78,6 +83,9 @@ var (
 	errTold  = errors.New("the listener was told of a gap and is closed")
 	errThere = errors.New("the live log continues from here")
 
+	errOver     = errors.New("the last message about the task was read")
+	errNoResult = errors.New("the last message about the task was read, and the format has none for it")
+
 	// Reasons for gaps, as listeners receive them.
 	errAnotherStream = errors.New("the stream of results was re-created: the offset belongs to the old stream")
 	errExpired       = errors.New("the offset is too old: results of that age are no longer kept")
@@ -89,10 +97,12 @@ type catchUp struct {
 	s      *Server
 	l      *listener
 	format feed.Format
+	filter *feed.Filter // nil for everything
 	turn   *turn
 
 	after   wire.Mark     // the last message that the listener has received
-	at      int64         // offset of the last message read from the stream
+	at      wire.Mark     // the last message read from the stream
+	leftOut int           // number of results that the filter left out after the last one that was sent
 	earlier bool          // a message before the mark was read
 	met     bool          // the message at the mark was read
 	seen    *feed.Window  // results before and after the mark
@@ -111,7 +121,7 @@ func (c *catchUp) resume(ctx context.Context, after wire.Mark) error {
 	}
 	defer c.s.turns.finish(c.turn)
 	err = c.run(c.turn.ctx, after, verdict)
-	if cause := context.Cause(c.turn.ctx); cause != nil && err != nil && !errors.Is(err, errWrite) {
+	if cause := context.Cause(c.turn.ctx); cause != nil && err != nil && !errors.Is(err, errWrite) && !errors.Is(err, errOver) && !errors.Is(err, errNoResult) {
 		return cause
 	}
 	return err
@@ -128,9 +138,26 @@ func (c *catchUp) run(ctx context.Context, after wire.Mark, verdict feed.Verdict
 		}
 	}
 	if errors.Is(err, errThere) {
+		c.place()
 		return c.flush()
 	}
 	return err
+}
+
+// place tells the listener where it stands, if results were left out.
+func (c *catchUp) place() {
+	if c.leftOut > 0 {
+		c.l.control = feed.AppendPlace(c.l.control, c.format, c.at)
+		c.leftOut = 0
+	}
+}
+
+// find returns the place after a mark in the log.
+func (c *catchUp) find(m wire.Mark) (feed.Position, feed.Verdict) {
+	if c.l.view != nil {
+		return c.l.view.Find(m)
+	}
+	return c.s.feed.Find(c.format, m)
 }
 
 // await waits until the backlog was read, and then for aheadPatience until the
@@ -148,7 +175,7 @@ func (c *catchUp) await(ctx context.Context, after wire.Mark) (feed.Verdict, err
 				return 0, errors.New("the backlog of results is not read yet")
 			}
 		} else {
-			pos, verdict := c.s.feed.Find(c.format, after)
+			pos, verdict := c.find(after)
 			if verdict != feed.Ahead || now.Sub(live) > aheadPatience {
 				c.pos = pos
 				return verdict, nil
@@ -164,7 +191,7 @@ func (c *catchUp) await(ctx context.Context, after wire.Mark) (feed.Verdict, err
 
 // read reads the history, from lookBack results before the mark on.
 func (c *catchUp) read(ctx context.Context, after wire.Mark) error {
-	c.after, c.at, c.seen = after, after.Offset, feed.NewWindow(remembered)
+	c.after, c.at, c.seen = after, after, feed.NewWindow(remembered)
 	c.earlier, c.met = false, after.Offset < 0 // a mark at the beginning always exists
 	return c.s.source.History(ctx, after.Offset, lookBack, c.take, c.takeMark, func() error { return c.end(ctx) })
 }
@@ -180,7 +207,7 @@ func (c *catchUp) end(ctx context.Context) error {
 	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
 	for began := time.Now(); ; {
-		pos, verdict := c.s.feed.Find(c.format, wire.Mark{Offset: c.at})
+		pos, verdict := c.find(wire.Mark{Offset: c.at.Offset})
 		switch {
 		case verdict == feed.Here:
 			c.pos = pos
@@ -200,7 +227,7 @@ func (c *catchUp) end(ctx context.Context) error {
 
 // handOver returns errThere if the log continues after the last message read.
 func (c *catchUp) handOver() error {
-	pos, verdict := c.s.feed.Find(c.format, wire.Mark{Offset: c.at})
+	pos, verdict := c.find(wire.Mark{Offset: c.at.Offset})
 	if verdict != feed.Here {
 		return nil
 	}
@@ -225,15 +252,40 @@ func (c *catchUp) take(offset int64, r task.Result) error {
 		return err
 	}
 	if c.seen.Add(r) && further {
-		c.l.control = feed.AppendResult(c.l.control, c.format, offset, r)
-		if len(c.l.control) >= catchUpBytes {
-			if err := c.flush(); err != nil {
-				return err
-			}
+		if err := c.send(offset, r); err != nil {
+			return err
 		}
 	}
 	if further {
 		return c.handOver()
+	}
+	return nil
+}
+
+// placeEvery is how many results in a row are left out before the listener is
+// told where it stands: if its connection breaks, it need not begin anew.
+const placeEvery = 10_000
+
+// send collects a result for the next write, or leaves it out.
+func (c *catchUp) send(offset int64, r task.Result) error {
+	if c.filter != nil && !c.filter.Wants(r) {
+		c.turn.sent.Add(int64(len(r.Text))) // it is not the listener who is slow
+		if c.leftOut++; c.leftOut < placeEvery {
+			return nil
+		}
+		c.place()
+		return c.flush()
+	}
+	before := len(c.l.control)
+	c.l.control = feed.AppendResult(c.l.control, c.format, offset, r)
+	c.leftOut = 0
+	switch {
+	case c.filter != nil && c.filter.Ends(r) && len(c.l.control) == before:
+		return errNoResult
+	case c.filter != nil && c.filter.Ends(r):
+		return errOver
+	case len(c.l.control) >= catchUpBytes:
+		return c.flush()
 	}
 	return nil
 }
@@ -265,7 +317,7 @@ func (c *catchUp) step(offset int64, id string) (further bool, err error) {
 	case !c.met:
 		return false, errExpired
 	}
-	c.at = offset
+	c.at = wire.Mark{Offset: offset, ID: id}
 	return true, nil
 }
 

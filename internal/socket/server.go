@@ -2,6 +2,7 @@
 // appended to a feed to every listener.
 //
 //	GET /listen_results   a greeting, then each result
+//	GET /results/ID       the last message about one task
 //	GET /healthz          the process answers
 //	GET /readyz           results can arrive
 //
@@ -50,6 +51,7 @@ type Server struct {
 	running   sync.WaitGroup
 	next      atomic.Uint64 // distributes listeners over the shards
 	listeners atomic.Int64
+	waiting   atomic.Int64 // requests for one result that wait
 
 	stopped context.Context // ends with Shutdown
 	stop    context.CancelFunc
@@ -81,6 +83,7 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 		Config: cfg.Config,
 		Routes: []front.Route{
 			{Path: wire.ListenPath, Methods: []string{fasthttp.MethodGet}, Handle: s.listen},
+			{Path: wire.ResultPath, Methods: []string{fasthttp.MethodGet}, Handle: s.result},
 		},
 		Elsewhere:      "listen at " + wire.ListenPath,
 		Ready:          source.Ready,
@@ -171,17 +174,32 @@ func (s *Server) Alive() error {
 	return errors.Join(errs...)
 }
 
+// wanted is what a listener asks for.
+type wanted struct {
+	format feed.Format
+	filter *feed.Filter // nil for everything
+	after  *wire.Mark   // the mark after which it resumes, nil for new results only
+}
+
 // listen lets a client listen, or returns the problem with its request.
 func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
 	format, err := feed.ParseFormat(string(ctx.QueryArgs().Peek(wire.FormatParameter)))
 	if err != nil {
 		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
-	after, err := resumeMark(ctx)
+	filter, err := parseFilter(ctx.QueryArgs())
 	if err != nil {
 		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
 	events := acceptsEvents(ctx)
+	if events && string(ctx.Request.Header.Peek(wire.LastEventIDHeader)) == wire.EndEventID {
+		ctx.SetStatusCode(fasthttp.StatusNoContent) // a browser that was sent the last message about a task
+		return nil
+	}
+	after, err := resumeMark(ctx)
+	if err != nil {
+		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
+	}
 	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
 		full := front.NewProblem(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected already, which is the maximum: try another site, or later", s.cfg.MaxListeners))
 		if !events {
@@ -195,13 +213,13 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
 		return nil
 	}
 	if events {
-		return s.listenEvents(ctx, after)
+		return s.listenEvents(ctx, wanted{feed.Events, filter, after})
 	}
-	return s.listenWebsocket(ctx, format, after)
+	return s.listenWebsocket(ctx, wanted{format, filter, after})
 }
 
 // listenEvents answers with server-sent events.
-func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *wire.Mark) *front.Problem {
+func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, what wanted) *front.Problem {
 	if !ctx.Request.Header.IsHTTP11() {
 		return front.NewProblem(fasthttp.StatusHTTPVersionNotSupported,
 			"events come in chunks, which need HTTP/1.1; a proxy in between must use it too (nginx: proxy_http_version 1.1)")
@@ -209,13 +227,13 @@ func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, after *wire.Mark) *front
 	header := eventsHeader + front.CORSLines(ctx) + "\r\n"
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(c net.Conn) {
-		s.join(&listener{conn: c, dialect: eventsDialect{}, control: []byte(header)}, feed.Events, after)
+		s.join(&listener{conn: c, dialect: eventsDialect{}, control: []byte(header)}, what)
 	})
 	return nil
 }
 
 // listenWebsocket answers the handshake of a websocket.
-func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, after *wire.Mark) *front.Problem {
+func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, what wanted) *front.Problem {
 	h := &ctx.Request.Header
 	if p := checkHandshake(h); p != nil {
 		return p
@@ -225,7 +243,7 @@ func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, format feed.Format, a
 	ctx.Response.Header.Set("Connection", "Upgrade")
 	ctx.Response.Header.Set("Sec-WebSocket-Accept", acceptKey(h.Peek("Sec-WebSocket-Key")))
 	ctx.Hijack(func(c net.Conn) {
-		s.join(&listener{conn: c, dialect: websocketDialect{}}, format, after)
+		s.join(&listener{conn: c, dialect: websocketDialect{}}, what)
 	})
 	return nil
 }
@@ -248,9 +266,8 @@ func resumeMark(ctx *fasthttp.RequestCtx) (*wire.Mark, error) {
 	return &mark, err
 }
 
-// join starts to serve l, whose handshake is complete. after is the mark after
-// which it resumes, or nil for new results only.
-func (s *Server) join(l *listener, format feed.Format, after *wire.Mark) {
+// join starts to serve l, whose handshake is complete.
+func (s *Server) join(l *listener, what wanted) {
 	l.conn = front.Detach(l.conn)
 	fd, err := descriptor(l.conn)
 	pollable := err == nil
@@ -258,16 +275,24 @@ func (s *Server) join(l *listener, format feed.Format, after *wire.Mark) {
 		l.fd = fd
 		prepareSocket(fd, &s.cfg)
 	}
-	l.log = s.feed.Log(format)
+	l.log = s.feed.Log(what.format)
+	if what.filter != nil {
+		l.view = s.feed.View(what.filter, what.format)
+	}
 	switch {
 	case s.listeners.Add(1) > int64(s.cfg.MaxListeners):
 		l.leaving, l.control = true, l.dialect.appendBye(l.control, byeFull)
-	case after != nil:
-		s.resume(l, format, *after)
+	case what.after != nil:
+		s.resume(l, what, *what.after)
 	default:
 		var at wire.Mark
-		if l.pos, at = s.feed.Join(format); l.pos != feed.Pending {
-			l.control = feed.AppendGreeting(l.control, format, at, wire.Greeting)
+		if l.view != nil {
+			l.pos, at = l.view.Join()
+		} else {
+			l.pos, at = s.feed.Join(what.format)
+		}
+		if l.pos != feed.Pending {
+			l.control = feed.AppendGreeting(l.control, what.format, at, wire.Greeting)
 		}
 	}
 	switch {

@@ -62,12 +62,18 @@ const (
 // EventsType is the media type of server-sent events, whose data is a Message.
 const EventsType = "text/event-stream"
 
+// EndEventID is the id of the last event of a stream with IDParameter. A
+// browser's EventSource reconnects with it in LastEventIDHeader and is answered
+// 204, which makes it stop.
+const EndEventID = "end"
+
 // Greeting is the text of the first message to a listener.
 const Greeting = "Salut, let's wait some text..."
 
 // The status codes of close frames that a server sends (RFC 6455, section
 // 7.4.1).
 const (
+	CloseNormal        = 1000 // that was the last message about the only task that was wanted
 	CloseProtocolError = 1002
 	CloseInvalidData   = 1007
 	ClosePolicy        = 1008 // the listener was too slow, or sent too much

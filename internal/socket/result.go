@@ -1,0 +1,64 @@
+package socket
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/wire"
+)
+
+const (
+	// maxWait is how long a request for one result may wait: proxies usually
+	// end a request without an answer after a minute.
+	maxWait = time.Minute
+
+	// maxWaiting is how many requests may wait for a result at once. Each is a
+	// connection with a goroutine and a read buffer, up to about 40 KiB.
+	maxWaiting = 1000
+)
+
+// result answers with the last message about a task, or returns the problem.
+func (s *Server) result(ctx *fasthttp.RequestCtx) *front.Problem {
+	id, err := url.PathUnescape(string(front.NameIn(&ctx.Request.Header, wire.ResultPath)))
+	if err == nil {
+		err = wire.CheckID(id)
+	}
+	if err != nil {
+		return front.NewProblem(fasthttp.StatusBadRequest, wire.ResultPath+"ID: "+err.Error())
+	}
+	var wait time.Duration
+	if text := ctx.QueryArgs().Peek(wire.WaitParameter); len(text) > 0 {
+		if wait, err = wire.ParseDelay(string(text), maxWait); err != nil {
+			return front.NewProblem(fasthttp.StatusBadRequest, "?"+wire.WaitParameter+"=: "+err.Error())
+		}
+	}
+	if wait > 0 {
+		defer s.waiting.Add(-1)
+		if s.waiting.Add(1) > maxWaiting {
+			return front.NewProblem(fasthttp.StatusServiceUnavailable,
+				fmt.Sprintf("%d requests wait for results already, which is the maximum: ask without ?wait=, or at another site", maxWaiting))
+		}
+	}
+	limited, cancel := context.WithTimeout(s.stopped, wait)
+	defer cancel()
+	message := s.feed.Await(limited, id)
+	switch {
+	case message != nil:
+		ctx.SetContentType("application/json")
+		ctx.Response.Header.Set("Cache-Control", "no-store")
+		ctx.Response.SetBodyRaw(message)
+		return nil
+	case s.stopped.Err() != nil:
+		return front.NewProblem(fasthttp.StatusServiceUnavailable, "the server restarts: ask again")
+	}
+	if err := s.source.Ready(); err != nil {
+		return front.NewProblem(fasthttp.StatusServiceUnavailable, "the result is not known, and none can arrive: "+err.Error())
+	}
+	return front.NewProblem(fasthttp.StatusNotFound,
+		"no result of this task is in memory: it may be waiting or running, or its result is older; wait with ?"+wire.WaitParameter+"=30s, or listen with ?after=")
+}
