@@ -113,8 +113,8 @@ func deadShow() *cli.Command {
 				if l.Error != "" {
 					failure = fmt.Sprintf("error:    %q\n", l.Error)
 				}
-				_, err := fmt.Fprintf(&page, "id:       %s\nreason:   %s\n%sdied:     %s\nin:       %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
-					id(l), reason(l), failure, when(l.Died), cmp.Or(visible.Text(l.Queue), "unknown"), l.Count, when(l.Task.Accepted), l.Task.Text)
+				_, err := fmt.Fprintf(&page, "id:       %s\nreason:   %s\n%sdied:     %s\nqueue:    %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
+					id(l), reason(l), failure, when(l.Died), l.Task.Queue, l.Count, when(l.Task.Accepted), l.Task.Text)
 				return rabbit.Keep, err
 			})
 			return errors.Join(err, printPage(cmd, &page))
@@ -324,7 +324,7 @@ func (w *letterWriter) write(l rabbit.DeadLetter) error {
 		return err
 	}
 	object := letterObject{
-		ID: l.Task.ID, Reason: l.Reason, Error: l.Error, Queue: l.Queue, Count: l.Count,
+		ID: l.Task.ID, Reason: l.Reason, Error: l.Error, Queue: l.Task.Queue, Count: l.Count,
 		Died: l.Died.UTC(), Accepted: l.Task.Accepted.UTC(), Text: l.Task.Text,
 	}
 	if l.Invalid != nil {

@@ -12,7 +12,9 @@ import (
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/visible"
+	"github.com/revq/revq/internal/wire"
 )
 
 func setup() *cli.Command {
@@ -27,11 +29,14 @@ everything that is named revq or begins with revq. and a name.
 
 An exchange or a queue that exists is not changed. If it differs from what the
 flags ask for, revq prints how to keep or to change it, and ends with status 1.
+With --queue it looks only at that queue.
 
 EXAMPLES:
    revq setup
+   revq setup --queue thumbnails --max-tasks 10000
    revq setup --max-tasks 100000 --results-max-age 7D`,
-		Flags: command.Flags(slices.Concat(broker.Settings(), broker.Topology.Settings())),
+		Flags: command.Flags(slices.Concat(broker.Settings(), broker.Topology.Settings(), setting.In("sizes",
+			broker.Topology.QueueSetting("declare the `QUEUE` of tasks with this name; --max-tasks and --delivery-limit are its sizes then")))),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := command.NoArguments(cmd); err != nil {
 				return err
@@ -49,7 +54,7 @@ EXAMPLES:
 			switch {
 			case errors.As(err, &differences):
 				for _, d := range differences {
-					explain(stderr, d, vhost)
+					explain(stderr, d, broker.Topology.Queue, vhost)
 				}
 				return fmt.Errorf("not changed, since they exist and differ from what the flags ask for: %s", names(differences))
 			case errors.Is(err, rabbit.ErrForbidden):
@@ -77,9 +82,12 @@ func names(differences rabbit.Differences) string {
 
 // explain prints how an object differs from what the flags ask for, and the
 // commands that keep or change it.
-func explain(w io.Writer, d rabbit.Difference, vhost string) {
+func explain(w io.Writer, d rabbit.Difference, queue, vhost string) {
 	fmt.Fprintf(w, "revq: the %s %s exists, but differs:\n", d.Kind, d.Name)
 	var keep []string
+	if queue != wire.DefaultQueue {
+		keep = append(keep, "--queue "+queue)
+	}
 	for _, a := range d.Arguments {
 		fmt.Fprintf(w, "    %s is %s, the flags ask for %s\n", a.Name, visible.Line(orNone(a.Is)), orNone(a.Asked))
 		keep = append(keep, fmt.Sprintf("--%s %s", a.Flag, shellQuote(visible.Line(a.Keep()))))
@@ -92,7 +100,7 @@ func explain(w io.Writer, d rabbit.Difference, vhost string) {
 	var first string
 	var commands []string
 	switch d.Name {
-	case rabbit.TasksQueue:
+	case rabbit.TasksQueueOf(queue):
 		first = "stop the API, wait until the queue is empty, delete it"
 		commands = []string{p + " list_queues name messages", remove}
 	case rabbit.DeadQueue:

@@ -87,8 +87,11 @@ EXAMPLES:
    revq-worker --handler persistent --concurrency 2 -- /usr/local/bin/classify.py --model small
    revq-worker --handler unix:/run/classify.sock`,
 		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings(), job.Settings(), programs.Settings(),
-			setting.In("handler", rabbit.DeliveryLimitSetting(&broker.Topology.DeliveryLimit).
-				With("Give workers the one that the queue was declared with: handlers are told which attempt is the last one."))),
+			setting.In("handler",
+				broker.Topology.QueueSetting("name of the `QUEUE` to take tasks from").
+					With("A queue other than reverse_text needs a program or a handler's socket."),
+				rabbit.DeliveryLimitSetting(&broker.Topology.DeliveryLimit).
+					With("Give workers the one that the queue was declared with: handlers are told which attempt is the last one."))),
 		Program: &programs.Program,
 		Checks:  []func() error{broker.Check, check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {

@@ -126,12 +126,13 @@ func (b *bundler) send() {
 	}
 }
 
-// next removes the results of the next message from waiting.
+// next removes the results of the next message from waiting. They are of one
+// queue, whose name is a header of the message.
 func (b *bundler) next() []unsent {
 	n, bytes := 0, 0
 	for n < min(len(b.waiting), b.most) {
 		size := b.waiting[n].bytes()
-		if n > 0 && bytes+size > maxBundleBytes {
+		if n > 0 && (bytes+size > maxBundleBytes || b.waiting[n].result.Queue != b.waiting[0].result.Queue) {
 			break
 		}
 		bytes += size
@@ -158,7 +159,9 @@ func encodeBundle(bundle []unsent) amqp.Publishing {
 		digests = appendDigest(digests, u.result.Of)
 	}
 	first := bundle[0].result
-	m := message(first.ID, body, first.Done, amqp.Table{digestHeader: string(digests)})
+	headers := amqp.Table{digestHeader: string(digests)}
+	setQueue(headers, first.Queue)
+	m := message(first.ID, body, first.Done, headers)
 	m.ContentType = bundleType
 	return m
 }

@@ -20,9 +20,10 @@ type Consumer struct {
 	prefetch int
 }
 
-// NewConsumer returns a Consumer that holds up to prefetch tasks at once.
+// NewConsumer returns a Consumer that takes tasks from the Topology's Queue and
+// holds up to prefetch of them at once.
 func NewConsumer(cfg Config, prefetch int, log *slog.Logger) *Consumer {
-	return &Consumer{link: newLink(cfg, "consumer", []string{TasksQueue}, log), prefetch: prefetch}
+	return &Consumer{link: newLink(cfg, "consumer", []string{TasksQueueOf(cfg.Topology.Queue)}, log), prefetch: prefetch}
 }
 
 // Ready returns nil while tasks are being consumed, otherwise the reason.
@@ -111,12 +112,13 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 
 func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, *Delivery), wait func()) error {
 	const tag = "revq-worker"
-	deliveries, err := s.consume(ctx, s.ch, TasksQueue, tag, c.prefetch, nil)
+	topology := c.link.cfg.Topology
+	deliveries, err := s.consume(ctx, s.ch, TasksQueueOf(topology.Queue), tag, c.prefetch, nil)
 	if err != nil {
 		return err
 	}
 	c.link.up()
-	loans := newLoans(s.ch, c.prefetch)
+	loans := newLoans(s.ch, topology.Queue, c.prefetch)
 	loans.gaveUp = c.lookForDeadQueue(s)
 
 	// Handlers learn of a stop only once the broker sends no more tasks: it
@@ -194,7 +196,7 @@ func (c *Consumer) lookForDeadQueue(s *session) func() {
 			switch {
 			case s.ctx.Err() != nil:
 			case err != nil:
-				c.link.log.Error("the queue of dead letters is missing; dead letters stay in "+TasksQueue+": run `revq setup`", "queue", DeadQueue, "error", err)
+				c.link.log.Error("the queue of dead letters is missing; dead letters stay in the queue of tasks: run `revq setup`", "queue", DeadQueue, "error", err)
 			default:
 				c.link.log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
 			}

@@ -269,8 +269,9 @@ func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) 
 	if err != nil {
 		add(0, d.MessageId, task.Result{}, err)
 	}
+	queue := queueHeaderOf(d.Headers)
 	for i, r := range results {
-		r.Of = digestAt(d.Headers, i)
+		r.Queue, r.Of = queue, digestAt(d.Headers, i)
 		add(i, r.ID, r, checkResult(r, most))
 	}
 	return entries, nil

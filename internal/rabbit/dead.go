@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A DeadLetter is a task that was dead-lettered.
@@ -28,9 +30,8 @@ type DeadLetter struct {
 	// itself.
 	Error string
 
-	// Queue and Died say where and when the task was dead-lettered. Count is
-	// how often that has happened.
-	Queue string
+	// Died is when the task was dead-lettered, and Count how often that has
+	// happened.
 	Died  time.Time
 	Count int64
 }
@@ -128,11 +129,12 @@ func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan am
 	defer cancel()
 	headers := amqp.Table{}
 	for name, value := range d.Headers {
-		if !strings.HasPrefix(name, "x-") && name != diedHeader && name != errorHeader { // those tell of its death
+		if !strings.HasPrefix(name, "x-") && name != diedHeader && name != errorHeader && name != queueHeader { // those tell of its death
 			headers[name] = value
 		}
 	}
-	confirmation, err := s.ch.PublishWithDeferredConfirm(Exchange, tasksKey, true, false, amqp.Publishing{
+	queue := deadQueueOf(d.Headers)
+	confirmation, err := s.ch.PublishWithDeferredConfirm(Exchange, tasksKeyOf(queue), true, false, amqp.Publishing{
 		Headers:         headers,
 		ContentType:     d.ContentType,
 		ContentEncoding: d.ContentEncoding,
@@ -151,7 +153,7 @@ func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan am
 	}
 	select {
 	case <-returns: // comes before the confirmation
-		return ErrUnroutable
+		return fmt.Errorf("%w, %s: run `%s`", task.ErrNoQueue, queue, Topology{Queue: queue}.setupCommand())
 	default:
 	}
 	if !acked {
@@ -176,6 +178,7 @@ func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
 // encodeDead returns t as the dead letter of a worker.
 func encodeDead(t task.Task, reason string, died time.Time) amqp.Publishing {
 	m := encodeTask(t)
+	setQueue(m.Headers, t.Queue)
 	if len(reason) > maxError {
 		reason = reason[:maxError]
 	}
@@ -187,24 +190,40 @@ func encodeDead(t task.Task, reason string, died time.Time) amqp.Publishing {
 // decodeDead reads what is known of a dead letter: what the worker wrote that
 // gave it up, or the broker's newest x-death entry.
 func decodeDead(d amqp.Delivery) DeadLetter {
-	t, err := decodeTask(d)
+	t, err := decodeTask(d, deadQueueOf(d.Headers))
 	letter := DeadLetter{Task: t, Invalid: err}
 	if d.MessageId == "" {
 		letter.Task.ID = ""
 	}
 	if letter.Died = timeHeader(d.Headers, diedHeader); !letter.Died.IsZero() {
-		letter.Reason, letter.Queue, letter.Count = rejected, TasksQueue, 1
+		letter.Reason, letter.Count = rejected, 1
 		letter.Error, _ = d.Headers[errorHeader].(string)
 		return letter
 	}
-	deaths, _ := d.Headers["x-death"].([]any)
-	if len(deaths) == 0 {
-		return letter
-	}
-	death, _ := deaths[0].(amqp.Table)
+	death := newestDeath(d.Headers)
 	letter.Reason, _ = death["reason"].(string)
-	letter.Queue, _ = death["queue"].(string)
 	letter.Died, _ = death["time"].(time.Time)
 	letter.Count = intHeader(death, "count")
 	return letter
+}
+
+// newestDeath returns what the broker wrote when it last dead-lettered the
+// message; nil if it did not.
+func newestDeath(headers amqp.Table) amqp.Table {
+	deaths, _ := headers["x-death"].([]any)
+	if len(deaths) == 0 {
+		return nil
+	}
+	death, _ := deaths[0].(amqp.Table)
+	return death
+}
+
+// deadQueueOf returns the name of the queue of tasks that a dead letter comes
+// from: as its worker wrote, or as the broker did that dead-lettered it.
+func deadQueueOf(headers amqp.Table) string {
+	if _, ok := headers[queueHeader]; ok {
+		return queueHeaderOf(headers)
+	}
+	from, _ := newestDeath(headers)["queue"].(string)
+	return cmp.Or(queueOf(from), wire.DefaultQueue)
 }

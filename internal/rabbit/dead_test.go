@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // letters returns what is in the dead letters.
@@ -60,7 +61,7 @@ func TestDeadLetters(t *testing.T) {
 			t.Fatalf("%d letters, want 2: %+v", len(letters), letters)
 		}
 		fails, odd := letters[0], letters[1]
-		if fails.Task.ID != "fails" || fails.Reason != "delivery_limit" || fails.Invalid != nil || fails.Queue != TasksQueue || fails.Died.IsZero() || fails.Count != 1 {
+		if fails.Task.ID != "fails" || fails.Reason != "delivery_limit" || fails.Invalid != nil || fails.Task.Queue != wire.DefaultQueue || fails.Died.IsZero() || fails.Count != 1 {
 			t.Errorf("letter %+v, want one of too many attempts", fails)
 		}
 		if odd.Task.ID != "odd" || odd.Reason != "rejected" || odd.Invalid == nil {
@@ -97,8 +98,8 @@ func TestDeadLettersKeepWhatCannotBeRequeued(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := DeadLetters(t.Context(), r.cfg, func(DeadLetter) (Fate, error) { return Requeue, nil })
-	if !errors.Is(err, ErrUnroutable) {
-		t.Errorf("DeadLetters = %v, want ErrUnroutable", err)
+	if !errors.Is(err, task.ErrNoQueue) {
+		t.Errorf("DeadLetters = %v, want task.ErrNoQueue", err)
 	}
 	var ids []string
 	for _, l := range r.letters() {
@@ -178,7 +179,7 @@ func TestPublishDead(t *testing.T) {
 	if l.Task.ID != "sick" || l.Task.Text != "abc" || !l.Task.Accepted.Equal(accepted) || l.Invalid != nil {
 		t.Errorf("letter %+v, want the task", l)
 	}
-	if l.Reason != "rejected" || l.Queue != TasksQueue || l.Count != 1 || time.Since(l.Died) > time.Minute {
+	if l.Reason != "rejected" || l.Task.Queue != wire.DefaultQueue || l.Count != 1 || time.Since(l.Died) > time.Minute {
 		t.Errorf("letter %+v, want what the broker would write", l)
 	}
 	if !strings.HasPrefix(l.Error, "exit status 65\nno picture \uFFFD") || len(l.Error) > 2*maxError {

@@ -26,8 +26,9 @@ const ackInterval = 10 * time.Millisecond
 // the queue. Loans that are done after one that is not are acknowledged one by
 // one.
 type loans struct {
-	ch   *amqp.Channel
-	most int // acknowledgements to gather
+	ch    *amqp.Channel
+	queue string // whose tasks they are
+	most  int    // acknowledgements to gather
 
 	gaveUp func() // called when the task of a loan may have become a dead letter
 
@@ -38,8 +39,8 @@ type loans struct {
 	timed bool        // a timer will send them
 }
 
-func newLoans(ch *amqp.Channel, prefetch int) *loans {
-	return &loans{ch: ch, most: max(1, prefetch/2), gaveUp: func() {}}
+func newLoans(ch *amqp.Channel, queue string, prefetch int) *loans {
+	return &loans{ch: ch, queue: queue, most: max(1, prefetch/2), gaveUp: func() {}}
 }
 
 // begin adds d, the newest delivery.
@@ -47,7 +48,7 @@ func (l *loans) begin(d amqp.Delivery) *Delivery {
 	if len(d.Body) > memory.Large {
 		memory.GiveBack() // takes effect once the task has been handled
 	}
-	t, err := decodeTask(d)
+	t, err := decodeTask(d, l.queue)
 	loan := &Delivery{d: d, task: t, invalid: err, loans: l}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -28,6 +28,17 @@ const (
 	digestHeader = "revq-text-sha256"
 	digestDigits = 16
 
+	// queueHeader is the name of the queue of the task that a result or a dead
+	// letter is of. Without it, as in messages of earlier versions, that is the
+	// default queue.
+	queueHeader = "revq-queue"
+
+	// What a task that is published again carries along: how many attempts
+	// have failed, when the next one may begin, and when the task is given up.
+	failedHeader  = "revq-failed"
+	dueHeader     = "revq-due"
+	expiresHeader = "revq-expires"
+
 	// deliveryCountHeader is set by quorum queues. It is the number of earlier
 	// deliveries of the message that were not acknowledged.
 	deliveryCountHeader = "x-delivery-count"
@@ -38,8 +49,11 @@ const (
 
 func encodeTask(t task.Task) amqp.Publishing {
 	headers := amqp.Table{}
-	if !t.Accepted.IsZero() {
-		headers[acceptedHeader] = t.Accepted.UnixMicro()
+	setTime(headers, acceptedHeader, t.Accepted)
+	setTime(headers, dueHeader, t.NotBefore)
+	setTime(headers, expiresHeader, t.Expires)
+	if t.Failed > 0 {
+		headers[failedHeader] = t.Failed
 	}
 	return message(t.ID, []byte(t.Text), t.Accepted, headers)
 }
@@ -49,9 +63,8 @@ func encodeResult(r task.Result) amqp.Publishing {
 	if r.Of != 0 {
 		headers[digestHeader] = string(appendDigest(make([]byte, 0, digestDigits), r.Of))
 	}
-	if !r.Accepted.IsZero() {
-		headers[acceptedHeader] = r.Accepted.UnixMicro()
-	}
+	setTime(headers, acceptedHeader, r.Accepted)
+	setQueue(headers, r.Queue)
 	return message(r.ID, []byte(r.Text), r.Done, headers)
 }
 
@@ -67,10 +80,19 @@ func message(id string, body []byte, when time.Time, headers amqp.Table) amqp.Pu
 	}
 }
 
-// decodeTask reads a task that any AMQP client may have enqueued. A task
-// without a message id gets a new id, so its repetitions cannot be recognised.
-func decodeTask(d amqp.Delivery) (task.Task, error) {
-	t := task.Task{ID: d.MessageId, Text: string(d.Body), Accepted: timeHeader(d.Headers, acceptedHeader)}
+// decodeTask reads a task of a queue that any AMQP client may have enqueued. A
+// task without a message id gets a new id, so its repetitions cannot be
+// recognised.
+func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
+	t := task.Task{
+		ID:        d.MessageId,
+		Queue:     queue,
+		Text:      string(d.Body),
+		Accepted:  timeHeader(d.Headers, acceptedHeader),
+		NotBefore: timeHeader(d.Headers, dueHeader),
+		Expires:   timeHeader(d.Headers, expiresHeader),
+		Failed:    max(0, intHeader(d.Headers, failedHeader)),
+	}
 	if t.ID == "" {
 		t.ID = task.NewID()
 	}
@@ -87,6 +109,7 @@ func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
 	}
 	r := task.Result{
 		ID:       d.MessageId,
+		Queue:    queueHeaderOf(d.Headers),
 		Text:     string(d.Body),
 		Of:       digestAt(d.Headers, 0),
 		Accepted: timeHeader(d.Headers, acceptedHeader),
@@ -133,6 +156,27 @@ func digestAt(headers amqp.Table, i int) task.Digest {
 		return 0
 	}
 	return task.Digest(d)
+}
+
+// setQueue sets the queueHeader for a queue other than the default one.
+func setQueue(headers amqp.Table, name string) {
+	if name != wire.DefaultQueue && name != "" {
+		headers[queueHeader] = name
+	}
+}
+
+func queueHeaderOf(headers amqp.Table) string {
+	if name, ok := headers[queueHeader].(string); ok && wire.CheckQueue(name) == nil {
+		return name
+	}
+	return wire.DefaultQueue
+}
+
+// setTime sets no header for the zero time.
+func setTime(headers amqp.Table, name string, t time.Time) {
+	if !t.IsZero() {
+		headers[name] = t.UnixMicro()
+	}
 }
 
 // timeHeader returns the zero time if there is no such header.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
 )
 
 // expiryInterval is how often a pipeline looks for overdue messages. A
@@ -37,13 +39,20 @@ const probeKey = "probe"
 
 // A publication is a message to publish and its answer.
 type publication struct {
-	key      string
-	message  amqp.Publishing
-	deadline time.Time
-	answer   chan error // has room for the one answer
-	settled  bool
-	probe    bool // it is meant for no queue
+	exchange, key string
+	message       amqp.Publishing
+	deadline      time.Time
+	answer        chan error // has room for the one answer
+	settled       bool
+	probe         bool // it is meant for no queue
+	optional      bool // its queue need not exist: if it does not, nothing is repaired
 }
+
+// route tells messages apart that the broker returns. Tasks with the same id
+// may be in flight to several queues.
+type route struct{ exchange, key, id string }
+
+func (p *publication) route() route { return route{p.exchange, p.key, p.message.MessageId} }
 
 // shared is the state that the pipelines of one publisher share.
 type shared struct {
@@ -135,7 +144,7 @@ func (p *pipeline) probe() {
 	p.mu.Unlock()
 	if !probing {
 		// If messages are refused, so is the probe: the cause is known then.
-		_ = p.take(&publication{key: probeKey, probe: true, answer: make(chan error, 1)})
+		_ = p.take(&publication{exchange: Exchange, key: probeKey, probe: true, answer: make(chan error, 1)})
 	}
 }
 
@@ -192,7 +201,7 @@ func (p *pipeline) write(ctx context.Context) error {
 			return nil
 		}
 		for _, pub := range p.next() {
-			if _, err := p.s.ch.PublishWithDeferredConfirm(Exchange, pub.key, !pub.probe, false, pub.message); err != nil {
+			if _, err := p.s.ch.PublishWithDeferredConfirm(pub.exchange, pub.key, !pub.probe, false, pub.message); err != nil {
 				err = fmt.Errorf("publish: %w", err)
 				if errors.Is(err, amqp.ErrClosed) {
 					err = p.s.why(err)
@@ -228,7 +237,7 @@ func (p *pipeline) next() []*publication {
 func (p *pipeline) watch(ctx context.Context) error {
 	expiry := time.NewTicker(expiryInterval)
 	defer expiry.Stop()
-	returned := make(map[string]int) // unroutable and not confirmed yet, by message id
+	returned := make(map[route]int) // unroutable and not confirmed yet
 	var repaired time.Time
 	var tag uint64
 	for {
@@ -243,7 +252,7 @@ func (p *pipeline) watch(ctx context.Context) error {
 			// The broker returns a message before it confirms it, so the
 			// return, if any, has arrived already.
 			p.drainReturns(returned)
-			if unroutable := p.confirmed(c.Ack, returned); unroutable && time.Since(repaired) > repairInterval {
+			if missing := p.confirmed(c.Ack, returned); missing && time.Since(repaired) > repairInterval {
 				repaired = time.Now()
 				go p.repair()
 			}
@@ -266,14 +275,14 @@ func (p *pipeline) watch(ctx context.Context) error {
 	}
 }
 
-func (p *pipeline) drainReturns(returned map[string]int) {
+func (p *pipeline) drainReturns(returned map[route]int) {
 	for {
 		select {
 		case r, ok := <-p.returns:
 			if !ok {
 				return // the session has ended; watch still receives its last confirmations
 			}
-			returned[r.MessageId]++
+			returned[route{r.Exchange, r.RoutingKey, r.MessageId}]++
 		default:
 			return
 		}
@@ -281,8 +290,8 @@ func (p *pipeline) drainReturns(returned map[string]int) {
 }
 
 // confirmed answers the oldest publication in flight, and reports whether the
-// broker returned it as unroutable.
-func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool) {
+// broker returned it as unroutable although its queue has to exist.
+func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pub := p.sent[0]
@@ -291,21 +300,24 @@ func (p *pipeline) confirmed(ack bool, returned map[string]int) (unroutable bool
 	if pub.probe {
 		p.probing = false
 	}
-	id := pub.message.MessageId
 	switch {
-	case returned[id] > 0:
-		if returned[id]--; returned[id] == 0 {
-			delete(returned, id)
+	case len(returned) > 0 && returned[pub.route()] > 0:
+		if returned[pub.route()]--; returned[pub.route()] == 0 {
+			delete(returned, pub.route())
 		}
-		unroutable = true
-		pub.settle(ErrUnroutable)
+		if pub.optional {
+			pub.settle(task.ErrNoQueue)
+		} else {
+			missing = true
+			pub.settle(ErrUnroutable)
+		}
 	case ack:
 		pub.settle(nil)
 	default:
 		pub.settle(ErrRefused)
 	}
 	p.review()
-	return unroutable
+	return missing
 }
 
 // setBlocked answers all publications when the broker stops reading: the

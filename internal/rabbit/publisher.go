@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // The reasons why a message is not known to be queued. ErrNotConnected is one,
@@ -57,7 +58,9 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	if n := cfg.ResultsInFlight; n > 0 {
 		p.results.most = max(1, min(n/2, maxBundle)) // more might never come
 	}
-	p.results.publish = func(m amqp.Publishing) <-chan error { return p.publish(resultsKey, m) }
+	p.results.publish = func(m amqp.Publishing) <-chan error {
+		return p.publish(&publication{exchange: Exchange, key: resultsKey, message: m})
+	}
 	cfg.MaxInFlight = max(1, cfg.MaxInFlight/len(p.lanes))
 	for i := range p.lanes {
 		role := "publisher"
@@ -144,17 +147,21 @@ func (p *Publisher) Alive() error {
 	return nil
 }
 
-// PublishTask sends t to the workers. The channel gets exactly one value within
-// the ConfirmTimeout: nil once the broker has confirmed t, otherwise the reason
-// why t is not known to be queued.
+// PublishTask sends t to the workers of its queue. The channel gets exactly one
+// value within the ConfirmTimeout: nil once the broker has confirmed t,
+// [task.ErrNoQueue] if there is no such queue, otherwise the reason why t is not
+// known to be queued.
 func (p *Publisher) PublishTask(t task.Task) <-chan error {
-	return p.publish(tasksKey, encodeTask(t))
+	return p.publish(&publication{
+		exchange: Exchange, key: tasksKeyOf(t.Queue), message: encodeTask(t),
+		optional: t.Queue != wire.DefaultQueue && t.Queue != "",
+	})
 }
 
 // PublishDead sends t to the dead letters, with the reason, and answers as
 // PublishTask does.
 func (p *Publisher) PublishDead(t task.Task, reason string) <-chan error {
-	return p.publish(deadKey, encodeDead(t, reason, time.Now()))
+	return p.publish(&publication{exchange: Exchange, key: deadKey, message: encodeDead(t, reason, time.Now())})
 }
 
 // PublishResult sends r to the listeners, together with other results of about
@@ -163,8 +170,8 @@ func (p *Publisher) PublishDead(t task.Task, reason string) <-chan error {
 // earlier messages.
 func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results.add(r) }
 
-func (p *Publisher) publish(key string, m amqp.Publishing) <-chan error {
-	pub := &publication{key: key, message: m, answer: make(chan error, 1)}
+func (p *Publisher) publish(pub *publication) <-chan error {
+	pub.answer = make(chan error, 1)
 	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error { return pipe.take(pub) }); err != nil {
 		pub.settle(err)
 	}

@@ -12,12 +12,16 @@ import (
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/wire"
 )
 
 // Setup declares all objects at the broker, binds them, and returns those that
 // did not exist before. It changes no existing object. The error is
 // [Differences] if an object has other arguments, and [ErrForbidden] if the
-// user lacks a permission.
+// user lacks a permission. If the Topology's Queue is not the default one, only
+// the arguments of that queue are compared: the sizes of other objects are not
+// what the caller asked about.
 func Setup(ctx context.Context, cfg Config) (created []string, err error) {
 	s, err := openAny(ctx, cfg, "setup")
 	if err != nil {
@@ -105,6 +109,9 @@ func (s *session) setup(t Topology) (created []string, err error) {
 	}
 	var differences Differences
 	for _, o := range t.objects() {
+		if t.Queue != wire.DefaultQueue && !isMissing[o.name] && o.name != TasksQueueOf(t.Queue) {
+			continue
+		}
 		arguments, err := s.compare(o)
 		switch {
 		case err != nil:

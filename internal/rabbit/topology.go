@@ -5,17 +5,19 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/wire"
 )
 
 // The objects at the broker, and the keys that lead to them. They are the same
 // for every installation: use virtual hosts to run several on one broker.
 const (
 	Exchange     = "revq"         // direct; everything is published here
-	TasksQueue   = "revq.tasks"   // quorum; the API writes, workers read
+	TasksQueue   = "revq.tasks"   // quorum; the API writes, workers read; see TasksQueueOf
 	DeadQueue    = "revq.dead"    // quorum; dead letters
 	ResultsQueue = "revq.results" // stream; workers write, sockets read
 
@@ -29,10 +31,42 @@ const (
 	resultsKey = "results"
 )
 
+// TasksQueueOf returns the name at the broker of the queue of tasks called name.
+// The default queue, which is older than the others, has the short name.
+func TasksQueueOf(name string) string { return withQueue(TasksQueue, name) }
+
+func tasksKeyOf(name string) string { return withQueue(tasksKey, name) }
+
+func withQueue(prefix, name string) string {
+	if name == wire.DefaultQueue || name == "" {
+		return prefix
+	}
+	return prefix + "." + name
+}
+
+// queueOf returns the name of the queue of tasks that is called tasksQueue at
+// the broker, and "" if it is another object.
+func queueOf(tasksQueue string) string {
+	if tasksQueue == TasksQueue {
+		return wire.DefaultQueue
+	}
+	name, ok := strings.CutPrefix(tasksQueue, TasksQueue+".")
+	if !ok || wire.CheckQueue(name) != nil {
+		return ""
+	}
+	return name
+}
+
 // Topology has the sizes of the objects at the broker. An object keeps the
 // sizes that it was declared with: to change them, delete the object and
 // declare it again.
 type Topology struct {
+	// Queue is the name of the queue of tasks that a consumer takes tasks from,
+	// that a setup declares, and that MaxTasks and DeliveryLimit are for.
+	// Default wire.DefaultQueue. That one is declared in any case, with the
+	// default sizes if this is another one.
+	Queue string
+
 	// MaxTasks is how many tasks may wait; the broker refuses more. Default
 	// 1,000,000: minutes of work for fast workers, and a few GB at most if
 	// texts are short.
@@ -60,6 +94,7 @@ type Topology struct {
 // DefaultTopology returns the default sizes.
 func DefaultTopology() Topology {
 	return Topology{
+		Queue:               wire.DefaultQueue,
 		MaxTasks:            1_000_000,
 		DeliveryLimit:       5,
 		ResultsMaxAge:       "24h",
@@ -111,6 +146,14 @@ func (t *Topology) Settings() []setting.Setting {
 	)
 }
 
+// QueueSetting declares the name of the queue of tasks. usage has the word QUEUE
+// in backquotes.
+func (t *Topology) QueueSetting(usage string) setting.Setting {
+	s := setting.String("queue", usage, &t.Queue, wire.CheckQueue)
+	s.Pattern = fmt.Sprintf(`[a-z][a-z0-9_-]{0,%d}`, wire.MaxQueueLength-1)
+	return s
+}
+
 // DeliveryLimitSetting declares the delivery limit of the queue of tasks.
 func DeliveryLimitSetting(dest *int64) setting.Setting {
 	return setting.Count(deliveryLimitFlag, "attempts", "failed `ATTEMPTS` that are repeated; the next failure makes the task a dead letter", dest, 1, 1_000_000)
@@ -138,7 +181,7 @@ type queue struct {
 // queues returns the queues in the order in which they are declared: a queue
 // comes after those that it refers to.
 func (t Topology) queues() []queue {
-	return []queue{
+	all := []queue{
 		{name: DeadQueue, key: deadKey, args: amqp.Table{
 			amqp.QueueTypeArg: amqp.QueueTypeQuorum,
 			// Looking at a dead letter delivers it. RabbitMQ 4 would drop one
@@ -155,21 +198,37 @@ func (t Topology) queues() []queue {
 			amqp.StreamMaxLenBytesArg:         maxBytesFlag,
 			amqp.StreamMaxSegmentSizeBytesArg: segmentBytesFlag,
 		}},
-		{name: TasksQueue, key: tasksKey, args: amqp.Table{
-			amqp.QueueTypeArg:     amqp.QueueTypeQuorum,
-			amqp.QueueMaxLenArg:   t.MaxTasks - beyondLimit,
-			amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
-			deliveryLimitArg:      t.DeliveryLimit,
-			// At least once needs reject-publish: a dead letter leaves the
-			// queue only when the dead queue has confirmed it.
-			"x-dead-letter-strategy":    "at-least-once",
-			"x-dead-letter-exchange":    Exchange,
-			"x-dead-letter-routing-key": deadKey,
-		}, flags: map[string]string{
-			amqp.QueueMaxLenArg: maxTasksFlag,
-			deliveryLimitArg:    deliveryLimitFlag,
-		}},
 	}
+	if defaults := DefaultTopology(); t.Queue != defaults.Queue {
+		all = append(all, defaults.tasks())
+	}
+	return append(all, t.tasks())
+}
+
+// tasks returns the queue of tasks.
+func (t Topology) tasks() queue {
+	return queue{name: TasksQueueOf(t.Queue), key: tasksKeyOf(t.Queue), args: amqp.Table{
+		amqp.QueueTypeArg:     amqp.QueueTypeQuorum,
+		amqp.QueueMaxLenArg:   t.MaxTasks - beyondLimit,
+		amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
+		deliveryLimitArg:      t.DeliveryLimit,
+		// At least once needs reject-publish: a dead letter leaves the
+		// queue only when the dead queue has confirmed it.
+		"x-dead-letter-strategy":    "at-least-once",
+		"x-dead-letter-exchange":    Exchange,
+		"x-dead-letter-routing-key": deadKey,
+	}, flags: map[string]string{
+		amqp.QueueMaxLenArg: maxTasksFlag,
+		deliveryLimitArg:    deliveryLimitFlag,
+	}}
+}
+
+// setupCommand is the command that declares the objects.
+func (t Topology) setupCommand() string {
+	if t.Queue == wire.DefaultQueue {
+		return "revq setup"
+	}
+	return "revq setup --queue " + t.Queue
 }
 
 // ensure checks whether the objects named in uses exist. If one is missing, it
@@ -197,7 +256,7 @@ func (s *session) ensure(t Topology, uses []string) error {
 		return bind(ch, t)
 	})
 	if isRefused(err) {
-		return fmt.Errorf("%s does not exist, and this user may not declare it: run `revq setup` as a user who may: %w", absent, err)
+		return fmt.Errorf("%s does not exist, and this user may not declare it: run `%s` as a user who may: %w", absent, t.setupCommand(), err)
 	}
 	return err
 }

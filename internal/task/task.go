@@ -89,6 +89,9 @@ var (
 	ErrTooLong = errors.New("the text is too long")
 )
 
+// ErrNoQueue is the error of publishing a task to a queue that does not exist.
+var ErrNoQueue = errors.New("the broker has no such queue")
+
 // NewID returns a new task id: a UUID of version 7 (RFC 9562), which sorts by
 // the time of its creation.
 func NewID() string {
