@@ -7,6 +7,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -23,6 +24,7 @@ const maxLines = 10_000
 type batch struct {
 	s       *Server
 	ctx     *fasthttp.RequestCtx
+	queue   string // of all its tasks
 	pending []line // not yet answered, oldest first
 	places  int    // of MaxInFlight, that the batch holds
 	status  int    // common to the lines answered so far, 0 before the first
@@ -54,7 +56,7 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *front.Problem {
 		return front.NewProblem(fasthttp.StatusRequestEntityTooLarge,
 			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
 	}
-	b := batch{s: s, ctx: ctx}
+	b := batch{s: s, ctx: ctx, queue: s.known.of(&ctx.Request.Header)}
 	defer func() { s.release(b.places) }() // 0 except after a panic
 	number := 0
 	for text := range bytes.SplitSeq(body, []byte("\n")) {
@@ -87,7 +89,7 @@ func (b *batch) publish(text []byte) line {
 	if p != nil {
 		return line{problem: p}
 	}
-	t, p := b.s.newTask(sub, b.ctx.Time())
+	t, p := b.s.newTask(sub, b.queue, b.ctx.Time())
 	if p != nil {
 		return line{problem: p}
 	}
@@ -132,7 +134,9 @@ func (b *batch) answerOldest() {
 		err = l.outcome.err
 	}
 	if err != nil {
-		l.problem = uncertain(l.id, err)
+		l.problem = b.s.unqueued(task.Task{ID: l.id, Queue: b.queue}, err)
+	} else if l.problem == nil {
+		b.s.known.add(b.queue)
 	}
 	resp := &b.ctx.Response
 	status := fasthttp.StatusAccepted

@@ -16,7 +16,7 @@ import (
 func checkTask(t *testing.T, sub submission) {
 	t.Helper()
 	s := &Server{cfg: DefaultConfig()}
-	tk, p := s.newTask(sub, time.Time{})
+	tk, p := s.newTask(sub, wire.DefaultQueue, time.Time{})
 	if p != nil {
 		return
 	}

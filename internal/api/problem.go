@@ -37,10 +37,15 @@ func (s *Server) busy() *front.Problem {
 		"%d texts are waiting for the broker already: retry this one in a second", s.cfg.MaxInFlight))
 }
 
-// uncertain is the problem of a task that may or may not be queued.
-func uncertain(id string, err error) *front.Problem {
+// unqueued is the problem of a task that is not known to be queued.
+func (s *Server) unqueued(t task.Task, err error) *front.Problem {
+	if errors.Is(err, task.ErrNoQueue) {
+		p := s.known.missing(t.Queue).With(wire.TaskIDHeader, t.ID)
+		p.ID = t.ID
+		return p
+	}
 	p := front.NewProblem(fasthttp.StatusServiceUnavailable, err.Error()+": send the text again with this id").
-		With(wire.TaskIDHeader, id)
-	p.ID = id
+		With(wire.TaskIDHeader, t.ID)
+	p.ID = t.ID
 	return p
 }

@@ -3,6 +3,7 @@
 // them.
 //
 //	POST /queue_reverse_text   queue a text, or many
+//	POST /queue/NAME           queue a text, or many, for the workers of NAME
 //	GET  /healthz              the process answers
 //	GET  /readyz               tasks can be published
 //
@@ -33,8 +34,8 @@ import (
 type Publisher interface {
 	// PublishTask publishes t. The returned channel is buffered and receives
 	// exactly one value, within the publisher's own deadline: nil once the
-	// broker has confirmed t, otherwise the reason why t may not be queued. The
-	// client sees the reason.
+	// broker has confirmed t, task.ErrNoQueue if there is no such queue,
+	// otherwise the reason why t may not be queued. The client sees the reason.
 	PublishTask(t task.Task) <-chan error
 
 	// Ready returns nil while tasks can be published, otherwise the reason why
@@ -51,6 +52,7 @@ type Server struct {
 	cfg   Config
 	pub   Publisher
 	front *front.Server
+	known queues
 
 	lastCall time.Duration // defaultLastCall, except in tests
 	inFlight atomic.Int64  // tasks published and not yet confirmed or failed
@@ -61,11 +63,17 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 	s := &Server{cfg: cfg, pub: p, lastCall: defaultLastCall}
 	s.front = front.New(front.App{
 		Config: cfg.Config,
-		Routes: []front.Route{{
-			Path: wire.QueuePath, Methods: []string{fasthttp.MethodPost},
-			Check: checkHead, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
-		}},
-		Elsewhere: "texts go to POST " + wire.QueuePath,
+		Routes: []front.Route{
+			{
+				Path: wire.QueuePath, Methods: []string{fasthttp.MethodPost},
+				Check: checkHead, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
+			},
+			{
+				Path: wire.QueuePrefix, Methods: []string{fasthttp.MethodPost},
+				Check: s.checkNamed, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
+			},
+		},
+		Elsewhere: "texts go to POST " + wire.QueuePath + " or " + wire.QueuePrefix + "NAME",
 		Ready:     p.Ready,
 		BodyLimit: func(h *fasthttp.RequestHeader) int { return s.bodyLimit(mediaOf(h.ContentType())) },
 		TooLarge: fmt.Sprintf("the body is too big: a text may have %d bytes, a batch (%s) %d in all",
@@ -123,7 +131,7 @@ func (s *Server) queue(ctx *fasthttp.RequestCtx) *front.Problem {
 	if p := sub.takeKey(keyOf(&ctx.Request.Header)); p != nil {
 		return p
 	}
-	t, p := s.newTask(sub, ctx.Time())
+	t, p := s.newTask(sub, s.known.of(&ctx.Request.Header), ctx.Time())
 	if p != nil {
 		return p
 	}
@@ -132,19 +140,21 @@ func (s *Server) queue(ctx *fasthttp.RequestCtx) *front.Problem {
 	}
 	defer s.release(1)
 	if err := <-s.pub.PublishTask(t); err != nil {
-		return uncertain(t.ID, err)
+		return s.unqueued(t, err)
 	}
+	s.known.add(t.Queue)
 	answerAccepted(ctx, t.ID)
 	return nil
 }
 
-// newTask returns the task of sub, or a problem if its text is not valid.
-func (s *Server) newTask(sub submission, now time.Time) (task.Task, *front.Problem) {
+// newTask returns the task of sub for a queue, or a problem if its text is not
+// valid.
+func (s *Server) newTask(sub submission, queue string, now time.Time) (task.Task, *front.Problem) {
 	if err := task.CheckText(sub.text, s.cfg.MaxText); err != nil {
 		return task.Task{}, badText(err)
 	}
 	if sub.id == "" {
 		sub.id = task.NewID()
 	}
-	return task.Task{ID: sub.id, Text: sub.text, Accepted: now}, nil
+	return task.Task{ID: sub.id, Queue: queue, Text: sub.text, Accepted: now}, nil
 }
