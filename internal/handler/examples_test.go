@@ -56,3 +56,43 @@ func TestExamples(t *testing.T) {
 		})
 	}
 }
+
+// The programs in the directory examples, as in their own comments.
+func TestExamplePrograms(t *testing.T) {
+	t.Parallel()
+	const gif = "R0lGODlhAgACAPAAAP8AAAAAACH5BAAAAAAALAAAAAACAAIAAAIChFEAOw==" // red
+	for _, tt := range []struct{ name, mode, needs, text, has, refused, says string }{
+		{"thumbnail", filterMode, "convert", gif, "/9j/4AAQSkZJRg", "aGVsbG8gd29ybGQ=", "this is no PNG, JPEG or GIF"},
+		{"summarise.py", persistentMode, "python3", "Cats sleep. Some cats like fish, and cats hunt fish. It rained. Fish swim.", "cats like fish", " ", "nothing to summarise"},
+		{"chart.js", persistentMode, "node", "3 1 4 1 5 9", `points="0.0,75.0 60.0,100.0 `, "3 pies", "give two numbers"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(tt.needs); err != nil {
+				if os.Getenv("CI") != "" {
+					t.Fatal(err)
+				}
+				t.Skip(err)
+			}
+			program, err := filepath.Abs("examples/" + tt.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := quick()
+			cfg.Mode, cfg.Program = tt.mode, []string{program}
+			r := newRig(t, cfg)
+			if got, err := r.handle(tt.text); err != nil || !strings.Contains(got, tt.has) {
+				t.Errorf("%q, %v, want %q in it", got, err, tt.has)
+			}
+			r.expect(tt.refused, worker.Never, tt.says)
+			if got, err := r.handle(tt.text); err != nil || !strings.Contains(got, tt.has) {
+				t.Errorf("after a refusal: %q, %v, want %q in it", got, err, tt.has)
+			}
+			if tt.mode == persistentMode {
+				if err := Check(t.Context(), cfg, textLog(r.log), func(string, error) {}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
