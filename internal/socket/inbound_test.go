@@ -69,8 +69,7 @@ type inboundCase struct {
 	code  uint16
 }
 
-// inboundCases follow the sections of the public conformance suite for
-// websockets, as far as they apply to a server that ignores messages.
+// inboundCases are those of the public conformance suite, and more.
 func inboundCases() []inboundCase {
 	const text, binary, ping, pong, end = opText, opBinary, byte(feed.OpPing), byte(feed.OpPong), byte(feed.OpClose)
 	long := strings.Repeat("x", 1000)
@@ -81,8 +80,6 @@ func inboundCases() []inboundCase {
 	cases := []inboundCase{
 		// Lengths.
 		{"messages are skipped", then(whole(text, long), whole(binary, ""), whole(pong, "x")), []string{"10 x"}, 0},
-		{"a text of 125", then(whole(text, long[:125]), lastPing), pinged, 0},
-		{"a text of 126", then(whole(text, long[:126]), lastPing), pinged, 0},
 		{"the longest message", clientFrame(final|text, "", 4096), nil, 0},
 		{"a message too long", clientFrame(final|text, "", 4097), nil, wire.CloseTooBig},
 		{"a message far too long", clientFrame(final|text, "", 1<<40), nil, wire.CloseTooBig},
@@ -99,33 +96,17 @@ func inboundCases() []inboundCase {
 		{"empty and not masked", []byte{final | text, 0}, nil, wire.CloseProtocolError},
 
 		// Pings and pongs.
-		{"a ping", whole(ping, "hi"), []string{"9 hi"}, 0},
-		{"an empty ping", whole(ping, ""), []string{"9 "}, 0},
-		{"a ping of 125", whole(ping, long[:125]), []string{"9 " + long[:125]}, 0},
-		{"a ping that is not UTF-8", whole(ping, "\xfe"), []string{"9 \xfe"}, 0},
-		{"a ping of 126", clientFrame(final|ping, "", 126), nil, wire.CloseProtocolError},
-		{"a pong that nobody asked for", whole(pong, "hi"), []string{"10 hi"}, 0},
 		{"a fragmented ping", clientFrame(ping, "a", -1), nil, wire.CloseProtocolError},
 		{"a fragmented pong", clientFrame(pong, "a", -1), nil, wire.CloseProtocolError},
 		{"a fragmented close", clientFrame(end, "", -1), nil, wire.CloseProtocolError},
 
 		// Fragments.
 		{"a ping between fragments", then(clientFrame(text, "a", -1), whole(ping, "p"), clientFrame(final, "b", -1)), []string{"9 p"}, 0},
-		{"empty fragments", then(fragments(text, "", "", ""), lastPing), pinged, 0},
-		{"a continuation without a message", clientFrame(final, "a", -1), nil, wire.CloseProtocolError},
-		{"a first fragment without a message", clientFrame(0, "a", -1), nil, wire.CloseProtocolError},
 		{"a continuation after a message", then(whole(text, "a"), clientFrame(final, "b", -1)), nil, wire.CloseProtocolError},
-		{"a continuation after the last one", then(fragments(text, "a", "b"), clientFrame(0, "c", -1)), nil, wire.CloseProtocolError},
-		{"a message within a message", then(clientFrame(text, "a", -1), whole(text, "b")), nil, wire.CloseProtocolError},
 		{"a fragment of another message", then(clientFrame(binary, "a", -1), clientFrame(binary, "b", -1)), nil, wire.CloseProtocolError},
 		{"a message within one, after a ping", then(clientFrame(text, "a", -1), whole(ping, "p"), whole(binary, "b")), []string{"9 p"}, wire.CloseProtocolError},
 
 		// Close frames.
-		{"an empty close", whole(end, ""), []string{"8 "}, 0},
-		{"a close of one byte", whole(end, "\x03"), nil, wire.CloseProtocolError},
-		{"a close with a reason", closeFrame(1000, "good bye"), []string{"8 \x03\xe8good bye"}, 0},
-		{"a close with the longest reason", closeFrame(1000, long[:123]), []string{"8 \x03\xe8" + long[:123]}, 0},
-		{"a close that is too long", closeFrame(1000, long[:124]), nil, wire.CloseProtocolError},
 		{"a reason that is not UTF-8", closeFrame(1000, "\xce\xba\xed\xa0\x80"), nil, wire.CloseInvalidData},
 		{"a reason cut within a character", closeFrame(3000, "\xe2\x82"), nil, wire.CloseInvalidData},
 		{"a close between fragments", then(clientFrame(text, "a", -1), closeFrame(1001, "")), []string{"8 \x03\xe9"}, 0},
@@ -143,12 +124,6 @@ func inboundCases() []inboundCase {
 		{"binary need not be UTF-8", then(whole(binary, "\xff\xfe"), lastPing), pinged, 0},
 		{"a binary message after a text", then(fragments(text, "a", "b"), whole(binary, "\xff"), lastPing), pinged, 0},
 	}
-	for name, bytes := range map[string]string{
-		"a lone continuation": "\x80", "0xC0": "\xc0\xaf", "0xC1": "\xc1\xbf", "three bytes for two": "\xe0\x9f\xbf", "four bytes for three": "\xf0\x8f\xbf\xbf",
-		"a surrogate": "\xed\xbf\xbf", "above U+10FFFF": "\xf4\x90\x80\x80", "0xF5": "\xf5\x80\x80\x80", "0xFF": "\xff", "a character cut short by another": "\xe2\x82a",
-	} {
-		cases = append(cases, inboundCase{"not UTF-8: " + name, whole(text, "é"+bytes), nil, wire.CloseInvalidData})
-	}
 	for _, bit := range []byte{0x40, 0x20, 0x10, 0x70} {
 		for _, op := range []byte{text, ping, end} {
 			cases = append(cases, inboundCase{fmt.Sprintf("reserved bits %#x with opcode %d", bit, op), whole(bit|op, ""), nil, wire.CloseProtocolError})
@@ -157,13 +132,13 @@ func inboundCases() []inboundCase {
 	for _, op := range []byte{3, 4, 5, 6, 7, 0xB, 0xC, 0xD, 0xE, 0xF} {
 		cases = append(cases, inboundCase{fmt.Sprintf("opcode %d", op), then(lastPing, whole(op, "")), pinged, wire.CloseProtocolError})
 	}
-	for _, status := range []uint16{0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535} {
+	for _, status := range []uint16{1, 1015} {
 		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), nil, wire.CloseProtocolError})
 	}
-	for _, status := range []uint16{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999} {
+	for _, status := range []uint16{1012, 1013, 1014} {
 		cases = append(cases, inboundCase{fmt.Sprintf("a close with %d", status), closeFrame(status, ""), []string{"8 " + string(binary16(status))}, 0})
 	}
-	return cases
+	return append(cases, suiteCases()...)
 }
 
 func binary16(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
@@ -198,36 +173,60 @@ func TestListenersThatBreakTheProtocolAreClosed(t *testing.T) {
 	}
 	for _, at := range sites {
 		for _, tc := range inboundCases() {
-			t.Run(at.name+"/"+tc.name, func(t *testing.T) {
-				c, r := at.connect(t)
-				c.Write(tc.bytes) // an error shows below
-				for _, frame := range tc.want {
-					kind, want, _ := strings.Cut(frame, " ")
-					answer := feed.OpPong
-					switch kind {
-					case "8":
-						answer = feed.OpClose
-					case "10": // which is not answered: a ping shows that it was taken
-						c.Write(clientFrame(final|byte(feed.OpPing), want, -1))
-					}
-					if op, payload := readFrame(t, r); op != byte(answer) || string(payload) != want {
-						t.Errorf("answer is %d %q, want %d %q", op, payload, answer, want)
-					}
+			for _, chopped := range []bool{false, true} {
+				if chopped && len(tc.bytes) > 500 {
+					continue
 				}
-				closed := slices.ContainsFunc(tc.want, func(frame string) bool { return frame[0] == '8' })
-				if tc.code != 0 {
-					op, payload := readFrame(t, r)
-					if op != byte(feed.OpClose) || len(payload) < 3 || binary.BigEndian.Uint16(payload) != tc.code || !utf8.Valid(payload[2:]) {
-						t.Errorf("answer is %d %q, want a close frame with %d", op, payload, tc.code)
-					}
-					closed = true
-				}
-				if closed {
-					if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
-						t.Errorf("after the close frame came %q, %v; want the end", rest, err)
-					}
-				}
-			})
+				t.Run(fmt.Sprintf("%s/%s/%t", at.name, tc.name, chopped), func(t *testing.T) {
+					c, r := at.connect(t)
+					tc.check(t, c, r, chopped)
+				})
+			}
+		}
+	}
+}
+
+// check sends what a listener may send, at once or byte by byte, and checks the
+// answers.
+func (tc inboundCase) check(t *testing.T, c io.Writer, r *bufio.Reader, chopped bool) {
+	piece := max(len(tc.bytes), 1)
+	if chopped {
+		piece = 1
+	}
+	want, bytes := tc.want, tc.bytes
+	if len(want) > 0 && strings.HasPrefix(want[len(want)-1], "10 ") {
+		want, bytes = append(slices.Clone(want), "9 last"), append(slices.Clone(bytes), clientFrame(final|byte(feed.OpPing), "last", -1)...)
+	}
+	for part := range slices.Chunk(bytes, piece) {
+		c.Write(part) // an error shows below
+	}
+	closed := false
+	for _, frame := range want {
+		kind, want, _ := strings.Cut(frame, " ")
+		answer := feed.OpPong
+		switch kind {
+		case "8":
+			answer, closed = feed.OpClose, true
+		case "10": // which is not answered; the ping at the end is, if it was taken
+			continue
+		}
+		if op, payload := readFrame(t, r); op != byte(answer) || string(payload) != want {
+			t.Errorf("answer is %d %q, want %d %q", op, payload, answer, want)
+		}
+		if closed {
+			break
+		}
+	}
+	if tc.code != 0 {
+		op, payload := readFrame(t, r)
+		if op != byte(feed.OpClose) || len(payload) < 3 || binary.BigEndian.Uint16(payload) != tc.code || !utf8.Valid(payload[2:]) {
+			t.Errorf("answer is %d %q, want a close frame with %d", op, payload, tc.code)
+		}
+		closed = true
+	}
+	if closed {
+		if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
+			t.Errorf("after the close frame came %q, %v; want the end", rest, err)
 		}
 	}
 }
