@@ -114,8 +114,8 @@ func (c *conversation) fresh() bool {
 	return err == nil && silent
 }
 
-// ask has the program handle j. It returns false if the conversation is over.
-func (c *conversation) ask(ctx context.Context, j job, cfg *Config) (text string, err *worker.Error, goesOn bool) {
+// ask has the program handle j. It calls report with each progress. It returns false if the conversation is over.
+func (c *conversation) ask(ctx context.Context, j job, cfg *Config, report func(progress string)) (text string, err *worker.Error, goesOn bool) {
 	if c.voice != nil {
 		c.voice.begin(j.id)
 	}
@@ -123,13 +123,13 @@ func (c *conversation) ask(ctx context.Context, j job, cfg *Config) (text string
 	keeps := true // the program follows the protocol
 	err, goesOn = c.during(ctx, j.deadline, func() *worker.Error {
 		var wrong *worker.Error
-		text, wrong, keeps = c.exchange(j, cfg)
+		text, wrong, keeps = c.exchange(j, cfg, report)
 		return wrong
 	})
 	return text, err, goesOn && keeps
 }
 
-func (c *conversation) exchange(j job, cfg *Config) (text string, err *worker.Error, keeps bool) {
+func (c *conversation) exchange(j job, cfg *Config, report func(progress string)) (text string, err *worker.Error, keeps bool) {
 	if err := c.send(encodeJob(j)); err != nil {
 		return "", c.broken(worker.Failed, "hand the task to the program", err), false
 	}
@@ -150,6 +150,7 @@ func (c *conversation) exchange(j job, cfg *Config) (text string, err *worker.Er
 		case r.id != j.id:
 			return "", verdict(worker.Failed, "the program answered for the task %.80q", r.id), false
 		case r.kind == isProgress:
+			report(r.text)
 			continue
 		case r.kind == isError:
 			said := r.text

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -31,28 +32,38 @@ type pool struct {
 	open  func(ctx context.Context, j job) (*conversation, *worker.Error)
 	slots slots
 
+	hot    hot
 	ending sync.WaitGroup
 	mu     sync.Mutex
 	idle   []*conversation // the one used last is at the end
 }
 
 func newPool(cfg Config, open func(context.Context, job) (*conversation, *worker.Error)) *pool {
-	return &pool{cfg: cfg, open: open, slots: make(slots, cfg.Concurrency)}
+	return &pool{cfg: cfg, open: open, slots: make(slots, cfg.Concurrency), hot: newHot(runtime.GOMAXPROCS(0))}
 }
 
 // Handle has a program handle t.
 func (p *pool) Handle(ctx context.Context, t task.Task) (string, error) {
+	return p.HandleReporting(ctx, t, func(string) {})
+}
+
+// HandleReporting is Handle, and passes on what the program says of its
+// progress.
+func (p *pool) HandleReporting(ctx context.Context, t task.Task, report func(progress string)) (string, error) {
 	if err := p.slots.take(ctx); err != nil {
 		return "", err
 	}
 	release := p.slots.release
 	defer func() { release() }()
+	defer p.hot.leave(p.hot.enter(ctx))
 	j := p.cfg.job(t)
 	c, err := p.take(ctx, j)
 	if err != nil {
 		return "", err
 	}
-	text, err, goesOn := c.ask(ctx, j, &p.cfg)
+	began := time.Now()
+	text, err, goesOn := c.ask(ctx, j, &p.cfg, report)
+	p.hot.took(time.Since(began))
 	switch {
 	case !goesOn:
 		c.end(0)

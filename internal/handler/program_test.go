@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -475,6 +476,21 @@ func TestPersistent(t *testing.T) {
 				t.Errorf("%d slots are still taken", n)
 			}
 		})
+	}
+}
+
+// What a program says of its progress is passed on, in order.
+func TestReports(t *testing.T) {
+	t.Parallel()
+	cfg := quick()
+	cfg.Mode, cfg.Program = persistentMode, program(t, "")
+	r := newRig(t, cfg)
+	var said []string
+	text := "!" + `{"id":ID,"progress":"half \u00e4"}` + "\n" + `{"id":ID,"progress":null}` + "\n" +
+		`{"id":ID,"progress": { "percent" : 50 } }` + "\n" + `{"id":ID,"progress":75}` + "\n" + `{"id":ID,"text":"x"}`
+	got, err := r.h.(*pool).HandleReporting(t.Context(), task.Task{ID: "task-1", Text: text}, func(progress string) { said = append(said, progress) })
+	if want := []string{"half ä", "", `{"percent":50}`, "75"}; err != nil || got != "x" || !slices.Equal(said, want) {
+		t.Errorf("%q, %v; it said %q, want %q", got, err, said, want)
 	}
 }
 

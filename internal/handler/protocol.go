@@ -65,14 +65,14 @@ func parseJob(line []byte) (job, error) {
 		return job{}, errors.New("the deadline is no time in seconds since 1970")
 	}
 	ms := int64(math.Round(r.Deadline * 1000))
-	return job{r.ID, r.Queue, r.Text, r.Attempt, r.Last, time.UnixMilli(ms)}, nil
+	return job{id: r.ID, queue: r.Queue, text: r.Text, attempt: r.Attempt, last: r.Last, deadline: time.UnixMilli(ms)}, nil
 }
 
 // A reply is a line of a program, of one of the kinds below.
 type reply struct {
 	kind  replyKind
 	id    string
-	text  string // of a result or an error
+	text  string // of a result, an error or a progress
 	retry worker.Outcome
 }
 
@@ -152,7 +152,7 @@ func parseReply(line []byte) (reply, error) {
 	case r.Text != nil:
 		return reply{kind: isResult, id: *r.ID, text: *r.Text}, nil
 	case r.Progress != nil:
-		return reply{kind: isProgress, id: *r.ID}, nil
+		return reply{kind: isProgress, id: *r.ID, text: progressText(r.Progress)}, nil
 	}
 	retry := worker.Failed
 	if r.Retry != nil {
@@ -162,6 +162,23 @@ func parseReply(line []byte) (reply, error) {
 		}
 	}
 	return reply{kind: isError, id: *r.ID, text: *r.Error, retry: retry}, nil
+}
+
+// progressText returns what listeners are told of a progress: a string as it
+// is, other JSON in its compact form. Null says nothing.
+func progressText(value json.RawMessage) string {
+	var text *string
+	if json.Unmarshal(value, &text) == nil {
+		if text == nil {
+			return ""
+		}
+		return *text
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, value); err != nil {
+		return "" // cannot happen: it was a part of valid JSON
+	}
+	return compact.String()
 }
 
 // unmarshal is json.Unmarshal for objects in valid UTF-8.
