@@ -25,7 +25,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
 )
@@ -123,9 +122,9 @@ type Server struct {
 }
 
 // NewServer returns a server. It calls status for each request of the status,
-// and registers the collectors beside those of the process and of Go's runtime.
-func NewServer(log *slog.Logger, status func() Status, collectors ...prometheus.Collector) *Server {
-	registry := newRegistry(collectors)
+// and shows the metrics beside those of the process and of Go's runtime.
+func NewServer(log *slog.Logger, status func() Status, metrics Metrics) *Server {
+	registry := newRegistry(metrics)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

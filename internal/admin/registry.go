@@ -9,9 +9,9 @@ import (
 	"github.com/revq/revq/internal/command"
 )
 
-// newRegistry returns a registry with the collectors, and those that every
-// daemon has.
-func newRegistry(more []prometheus.Collector) *prometheus.Registry {
+// newRegistry returns a registry with the metrics, and those that every program
+// has.
+func newRegistry(more Metrics) *prometheus.Registry {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "revq_build_info",
 		Help:        "Always 1. The labels say which revq this is, and which Go it was built with.",
@@ -20,7 +20,6 @@ func newRegistry(more []prometheus.Collector) *prometheus.Registry {
 	build.Set(1)
 	r := prometheus.NewRegistry()
 	r.MustRegister(build, collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	r.MustRegister(more...)
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), more)
 	return r
 }

@@ -24,4 +24,42 @@ type Status struct {
 	State State  `json:"state"`
 	Why   string `json:"why,omitempty"`  // it waits or hangs
 	Load  string `json:"load,omitempty"` // in a few words, for people
+
+	Broker  []Connection `json:"broker,omitempty"`
+	Blocked bool         `json:"blocked"` // the broker takes no messages: it is short of memory or disk space
+
+	API    *API    `json:"api,omitempty"`    // of revq-api only
+	Worker *Worker `json:"worker,omitempty"` // of revq-worker only
+}
+
+// A Connection is the daemon's connection to the broker for one purpose.
+type Connection struct {
+	Role      string `json:"role"` // the purpose
+	Connected bool   `json:"connected"`
+	Why       string `json:"why,omitempty"` // it is not connected
+}
+
+// An API is what a revq-api has to do.
+type API struct {
+	InFlight       int `json:"in_flight"` // texts that wait for the broker's confirmation
+	MaxInFlight    int `json:"max_in_flight"`
+	Connections    int `json:"connections"` // of clients, at all sites
+	MaxConnections int `json:"max_connections"`
+}
+
+// A Worker is what a revq-worker has to do.
+type Worker struct {
+	Queue  string `json:"queue"`            // the name of the queue of tasks
+	Slots  int    `json:"slots"`            // tasks at once
+	Busy   int    `json:"busy"`             // slots with a task
+	Paused string `json:"paused,omitempty"` // why tasks wait for the handler
+	Tasks  []Task `json:"tasks,omitempty"`  // in hand, those that were taken first first
+}
+
+// A Task is one that a worker has in hand.
+type Task struct {
+	ID       string    `json:"id"`
+	Attempt  int64     `json:"attempt"`
+	Accepted time.Time `json:"accepted,omitzero"` // when its text was accepted; missing if unknown
+	Since    time.Time `json:"since"`             // when the worker took it
 }

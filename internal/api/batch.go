@@ -138,6 +138,7 @@ func (b *batch) answerOldest() {
 	} else if l.problem == nil {
 		b.s.known.add(b.queue)
 	}
+	b.s.counts.add(l.problem)
 	resp := &b.ctx.Response
 	status := fasthttp.StatusAccepted
 	if l.problem == nil {

@@ -55,7 +55,8 @@ type Server struct {
 	known queues
 
 	lastCall time.Duration // defaultLastCall, except in tests
-	inFlight atomic.Int64  // tasks published and not yet confirmed or failed
+	counts   counts
+	inFlight atomic.Int64 // tasks published and not yet confirmed or failed
 }
 
 // New returns a server that publishes to p. It serves nothing until Serve.
@@ -124,6 +125,13 @@ func (s *Server) queue(ctx *fasthttp.RequestCtx) *front.Problem {
 	if media == ndjson {
 		return s.queueBatch(ctx)
 	}
+	p := s.queueOne(ctx, media)
+	s.counts.add(p)
+	return p
+}
+
+// queueOne publishes the text of a POST.
+func (s *Server) queueOne(ctx *fasthttp.RequestCtx, media media) *front.Problem {
 	sub, p := parse(media, ctx.PostBody())
 	if p != nil {
 		return p

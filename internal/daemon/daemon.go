@@ -16,7 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
 
@@ -73,9 +72,13 @@ type Daemon struct {
 	// has changed.
 	Reload func() error
 
-	// Metrics are what the admin socket shows of the daemon's counters, beside
-	// those of every program.
-	Metrics []prometheus.Collector
+	// Metrics are what the admin socket shows beside the metrics that every
+	// program has.
+	Metrics admin.Metrics
+
+	// Describe adds to the status that the admin socket shows what only this
+	// daemon has.
+	Describe func(*admin.Status)
 
 	// Patience is how long to wait for Ready before serving anyway: a server
 	// can answer that it has no broker. Until then clients wait in the queues

@@ -183,9 +183,19 @@ func (d *Daemon) serveAdmin(ctx, running context.Context) {
 		if d.Status != nil {
 			s.Load = d.Status()
 		}
+		if d.Describe != nil {
+			d.Describe(&s)
+		}
 		return s
 	}
-	if err := admin.NewServer(d.Log, status, d.Metrics...).Serve(ctx, d.admin); err != nil {
+	ready := admin.Gauge("revq_ready", "1 if the daemon does its work, 0 if it waits, hangs or stops.", nil, func(send admin.Value) {
+		if is, _ := d.state(running, d.alive()); is == admin.Ready {
+			send(1)
+		} else {
+			send(0)
+		}
+	})
+	if err := admin.NewServer(d.Log, status, append(d.Metrics, ready)).Serve(ctx, d.admin); err != nil {
 		d.Log.Error("nobody can look into this daemon any more", "error", err)
 	}
 }

@@ -37,6 +37,7 @@ func API() daemon.Program {
 			server := api.New(cfg, publisher, d.Log)
 			d.Ready, d.Alive = publisher.Ready, []func() error{publisher.Alive}
 			d.Status, d.Reload = server.Status, broker.Reload
+			d.Metrics, d.Describe = apiMetrics(server, publisher, d.Addresses()), describeAPI(server, publisher, d.Addresses())
 			return d.Run(ctx, d.Serve(server), publisher.Run)
 		},
 	}
@@ -112,6 +113,7 @@ EXAMPLES:
 			d.Ready = func() error { return cmp.Or(consumer.Ready(), w.Ready()) }
 			d.Alive = []func() error{consumer.Alive, publisher.Alive}
 			d.Status, d.Reload = w.Status, broker.Reload
+			d.Metrics, d.Describe = workerMetrics(w, publisher, consumer, broker.Topology.Queue), describeWorker(w, publisher, consumer, broker.Topology.Queue)
 			return d.Run(ctx, func(ctx context.Context) error { consumer.Run(ctx, take); return nil }, publisher.Run)
 		},
 	}

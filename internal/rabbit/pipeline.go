@@ -46,6 +46,7 @@ type publication struct {
 	settled       bool
 	probe         bool // it is meant for no queue
 	optional      bool // its queue need not exist: if it does not, nothing is repaired
+	counted       *counted
 }
 
 // route tells messages apart that the broker returns. Tasks with the same id
@@ -70,6 +71,7 @@ type shared struct {
 func (p *publication) settle(err error) {
 	if !p.settled {
 		p.settled = true
+		p.counted.count(err, p.deadline)
 		p.answer <- err
 	}
 }

@@ -38,6 +38,7 @@ type Publisher struct {
 	turn    atomic.Uint32
 	shared  shared
 	results bundler
+	counts  [kinds]*counted
 }
 
 // burst is how many messages in a row go to the same connection, so that
@@ -53,7 +54,7 @@ type lane struct {
 
 // NewPublisher returns a Publisher. It is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
-	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections)}
+	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections), counts: newCounts(cfg)}
 	p.results.most, p.results.maxWaiting = maxBundle, cfg.MaxInFlight
 	if n := cfg.ResultsInFlight; n > 0 {
 		p.results.most = max(1, min(n/2, maxBundle)) // more might never come
@@ -171,7 +172,7 @@ func (p *Publisher) PublishDead(t task.Task, reason string) <-chan error {
 func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results.add(r) }
 
 func (p *Publisher) publish(pub *publication) <-chan error {
-	pub.answer = make(chan error, 1)
+	pub.answer, pub.counted = make(chan error, 1), p.counts[kindOf(pub.key)]
 	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error { return pipe.take(pub) }); err != nil {
 		pub.settle(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -55,6 +56,10 @@ type link struct {
 	uses []string // the objects at the broker that it needs
 	log  *slog.Logger
 	loop *liveness.Loop // run, and the functions that it calls
+
+	session atomic.Pointer[session] // nil while there is none
+	ended   atomic.Int64            // sessions
+	depths  depths
 
 	mu  sync.Mutex
 	err error // why there is no session; nil while there is one
@@ -129,6 +134,9 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 		return fmt.Errorf("connect to %s: %w", host(url), err)
 	}
 	s.loop = l.loop
+	l.session.Store(s)
+	defer l.ended.Add(1)
+	defer l.session.Store(nil)
 	defer s.close()
 	defer s.loop.Busy()
 	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology, l.uses) })

@@ -61,13 +61,14 @@ type Worker struct {
 	results Publisher
 	log     *slog.Logger
 
-	busy atomic.Int64
-	gate *gate
+	busy   atomic.Int64
+	gate   *gate
+	counts *counts
 }
 
 // New returns a Worker that has h handle tasks and publishes to results.
 func New(cfg Config, h Handler, results Publisher, log *slog.Logger) *Worker {
-	return &Worker{cfg: cfg, handler: h, results: results, log: log, gate: newGate()}
+	return &Worker{cfg: cfg, handler: h, results: results, log: log, gate: newGate(), counts: newCounts()}
 }
 
 // Busy returns how many tasks are running.
@@ -89,6 +90,7 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
 	t, err := d.Task()
+	defer w.counts.end(w.counts.begin(t, d.Attempt()))
 	if err == nil && len(t.Text) > w.cfg.MaxText {
 		err = fmt.Errorf("%w (--max-text)", task.CheckText(t.Text, w.cfg.MaxText))
 	}
@@ -184,6 +186,7 @@ var errDrained = errors.New("the worker was told to stop, and the time for runni
 // note passes the outcome of an attempt to the gate, and logs when tasks begin
 // or cease to wait.
 func (w *Worker) note(round int, o Outcome, err error) {
+	w.counts.attempts[o].Add(1)
 	switch is, wait, changed := w.gate.ended(round, o, err); {
 	case changed && is == paused && o != Stopped:
 		w.log.Warn("the handler is out of order; tasks wait", "error", err, "wait", wait.Round(time.Millisecond))
@@ -219,11 +222,12 @@ func (w *Worker) republish(t task.Task, d Delivery) {
 
 // attempt calls the handler. A panic in it is an error like any other.
 func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err error) {
-	defer func() {
+	defer func(began time.Time) {
+		w.counts.handling.Add(time.Since(began))
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the handler panicked: %v\n%s", p, debug.Stack())
 		}
-	}()
+	}(time.Now())
 	return w.handler.Handle(ctx, t)
 }
 

@@ -1,0 +1,88 @@
+package worker
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/revq/revq/internal/tally"
+	"github.com/revq/revq/internal/task"
+)
+
+// outcomeNames are the names of the outcomes, in their order.
+var outcomeNames = [...]string{"done", "failed", "never", "later", "misconfigured", "stopped"}
+
+// counts are what a worker counts.
+type counts struct {
+	attempts       [len(outcomeNames)]atomic.Int64
+	wait, handling *tally.Times
+
+	mu    sync.Mutex
+	tasks []Running // in hand; those without a Since are free places
+	free  []int     // places in tasks
+}
+
+// A Running is a task that a worker has in hand.
+type Running struct {
+	ID       string
+	Attempt  int64
+	Accepted time.Time // when the client's text was accepted; zero if unknown
+	Since    time.Time // when the worker took it
+}
+
+func newCounts() *counts {
+	return &counts{wait: tally.NewTimes(tally.Slow), handling: tally.NewTimes(tally.Slow)}
+}
+
+// begin records that the worker has taken t, and returns its place for end.
+func (c *counts) begin(t task.Task, attempt int64) (place int) {
+	now := time.Now()
+	if !t.Accepted.IsZero() {
+		c.wait.Add(now.Sub(t.Accepted))
+	}
+	r := Running{ID: t.ID, Attempt: attempt, Accepted: t.Accepted, Since: now}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.free); n > 0 {
+		place = c.free[n-1]
+		c.free = c.free[:n-1]
+		c.tasks[place] = r
+		return place
+	}
+	c.tasks = append(c.tasks, r)
+	return len(c.tasks) - 1
+}
+
+func (c *counts) end(place int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tasks[place] = Running{}
+	c.free = append(c.free, place)
+}
+
+// Running returns the tasks in hand, those that were taken first first.
+func (w *Worker) Running() []Running {
+	w.counts.mu.Lock()
+	running := slices.DeleteFunc(slices.Clone(w.counts.tasks), func(r Running) bool { return r.Since.IsZero() })
+	w.counts.mu.Unlock()
+	slices.SortFunc(running, func(a, b Running) int { return a.Since.Compare(b.Since) })
+	return running
+}
+
+// Slots returns how many tasks the worker handles at once.
+func (w *Worker) Slots() int { return w.cfg.Concurrency }
+
+// Attempts calls each with every outcome, and how many attempts had it.
+func (w *Worker) Attempts(each func(outcome string, attempts int64)) {
+	for i, name := range outcomeNames {
+		each(name, w.counts.attempts[i].Load())
+	}
+}
+
+// WaitTimes returns how long texts waited from the moment when they were
+// accepted until a worker took them. Each attempt counts.
+func (w *Worker) WaitTimes() tally.Snapshot { return w.counts.wait.Snapshot() }
+
+// HandlingTimes returns how long attempts took.
+func (w *Worker) HandlingTimes() tally.Snapshot { return w.counts.handling.Snapshot() }
