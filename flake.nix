@@ -50,7 +50,7 @@
           send = command "send" "Send texts";
           listen = command "listen" "Print results as they come";
           setup = command "setup" "Declare the exchange and the queues at the broker";
-          dead = command "dead" "See to the tasks that were given up";
+          dead = command "dead" "List, inspect, requeue and delete dead letters";
           api = daemon "api" "Take texts over HTTP and queue them";
           socket = daemon "socket" "Push results to listeners";
           worker = daemon "worker" "Take tasks, handle them, publish the results";

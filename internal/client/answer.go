@@ -12,8 +12,8 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// An Uncertain answer means that the text may be queued or not. To post it
-// again is safe under the same id only. Every other error means that the text
+// An Uncertain answer means that the text may be queued or not. It is safe to
+// post it again only under the same id. Every other error means that the text
 // is not queued.
 type Uncertain struct{ Reason error }
 
@@ -26,7 +26,7 @@ func IsUncertain(answer error) bool {
 	return errors.As(answer, &u)
 }
 
-// IsFinal reports whether an answer is the last word about a text: it was
+// IsFinal reports whether a retry cannot change an answer: the text was
 // accepted, or refused for what it is.
 func IsFinal(answer error) bool {
 	var refusal *Refusal
@@ -51,14 +51,14 @@ func retryable(err error) bool {
 	return errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrUnreachable)
 }
 
-// mayPass reports whether a refusal may be over soon: what revq says so of,
-// and what a proxy answers while revq is restarted.
+// mayPass reports whether a refusal with this status may be over soon. It may
+// be revq's, or a proxy's while revq restarts.
 func mayPass(status int) bool {
 	return wire.Retryable(status) || status == http.StatusBadGateway || status == http.StatusGatewayTimeout
 }
 
-// maybeQueued reports whether a text may be queued in spite of a refusal: the
-// API then names the task, and a proxy does not know whether the API has it.
+// maybeQueued reports whether a text may be queued in spite of a refusal. The
+// API then names the task. A proxy does not know whether the API has it.
 func maybeQueued(answer error) bool {
 	var refusal *Refusal
 	return errors.As(answer, &refusal) &&

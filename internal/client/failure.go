@@ -16,11 +16,11 @@ import (
 var ErrUnreachable = errors.New("cannot reach the API")
 
 // ErrTLS means that client and server do not agree on TLS, or on whether to
-// use it: nothing was sent, and trying again does not help.
+// use it: nothing was sent, and a retry does not help.
 var ErrTLS = errors.New("cannot connect")
 
-// ErrNoAnswer means that the connection broke, or the time was over, before
-// an answer came.
+// ErrNoAnswer means that the connection broke, or the time ran out, before an
+// answer came.
 var ErrNoAnswer = errors.New("no answer came")
 
 // failure returns why a request got no answer, given the error of the HTTP
@@ -52,15 +52,15 @@ func (s *Sender) failure(ctx context.Context, to *url.URL, err error, connected 
 	return fmt.Errorf("%w: connect to %s: %w", ErrUnreachable, site, err)
 }
 
-// probeTimeout bounds the look at what a server speaks.
+// probeTimeout bounds the check of whether a server speaks TLS.
 const probeTimeout = 2 * time.Second
 
 func errSpeaksTLS(to *url.URL) error {
 	return fmt.Errorf("%w to http://%s: the server speaks TLS there: use https://", ErrTLS, to.Host)
 }
 
-// wantsTLS reports whether TLS is spoken where a request without it got no
-// answer: most such servers close the connection without a word.
+// wantsTLS reports whether a server that did not answer a request without TLS
+// speaks TLS: most such servers just close the connection.
 func (s *Sender) wantsTLS(ctx context.Context, to *url.URL) bool {
 	if to.Scheme != "http" || s.reached {
 		return false
@@ -81,7 +81,7 @@ func (s *Sender) wantsTLS(ctx context.Context, to *url.URL) bool {
 	return errors.As(err, &alert) && alert.Op == "remote error"
 }
 
-// noAnswer returns an ErrNoAnswer that says whether the time was over.
+// noAnswer returns an ErrNoAnswer that says whether the time ran out.
 func (s *Sender) noAnswer(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return &Uncertain{fmt.Errorf("%w within %v", ErrNoAnswer, s.Timeout)}

@@ -32,31 +32,31 @@ const (
 	maxMessage = 100 << 20
 )
 
-// ErrRefused means that the server does not let us listen; trying again does
-// not help.
+// ErrRefused means that the server does not let us listen, and that a retry
+// does not help.
 var ErrRefused = errors.New("the server refuses")
 
 // A Listener receives results, as messages in the JSON format. When its
 // connection is lost, it reconnects and resumes after the last result received.
 //
-// All functions are called from the goroutine that runs Run; those that are
-// nil are not.
+// The functions are called from the goroutine that runs Run. Any of them may be
+// nil.
 type Listener struct {
 	// URLs are those of the system's socket sites, as
 	// ws://localhost:8083; wire.ListenPath is added to a path that does not end with
-	// it. When a connection is lost, or cannot be made, the next one is tried:
-	// offsets are the same at all sites.
+	// it. When a connection is lost or cannot be made, the listener tries the
+	// next site: offsets are the same at all sites.
 	URLs []string
 
 	// TLS is for URLs of wss; nil stands for the usual settings.
 	TLS *tls.Config
 
-	// After is where to begin; nil for what comes from now on. It moves on
-	// with what is received.
+	// After is the mark after which to begin; nil for new results only. Run
+	// updates it with each message.
 	After *wire.Mark
 
-	// Silence is how long nothing may come, neither a message nor a ping,
-	// before the connection is given up. Default 90 s.
+	// Silence is the longest time without a message or a ping. After that,
+	// the listener closes the connection. Default 90 s.
 	Silence time.Duration
 
 	// Greeted is called with the first message of each connection.
@@ -65,8 +65,8 @@ type Listener struct {
 	// Received is called with every other message: results, and gaps.
 	Received func(Message) error
 
-	// Lost is called when there is no connection, with the reason and the
-	// time until the next attempt.
+	// Lost is called when the connection is lost or cannot be made, with the
+	// reason and the time until the next attempt.
 	Lost func(reason error, wait time.Duration)
 
 	current int // index of the URL
@@ -81,8 +81,8 @@ type Message struct {
 }
 
 // Run listens until ctx ends, a function returns an error, or the server
-// refuses (ErrRefused), and returns why. When the connection is lost, or there
-// is none yet, it connects again, after waits that grow and are jittered.
+// refuses (ErrRefused), and returns why. When the connection is lost or cannot
+// be made, it tries again, after waits that grow and are jittered.
 func (l *Listener) Run(ctx context.Context) error {
 	if len(l.URLs) == 0 {
 		return fmt.Errorf("%w: there is none", ErrBadURL)
@@ -103,7 +103,7 @@ func (l *Listener) Run(ctx context.Context) error {
 		case errors.As(err, &final):
 			return final.error
 		}
-		if l.After != from || time.Since(began) > retryMax { // it did work
+		if l.After != from || time.Since(began) > retryMax { // the connection worked
 			wait, failed = retryMin, 0
 		}
 		pause := wait/2 + rand.N(wait/2)
@@ -122,7 +122,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 }
 
-// URL returns the one of URLs that is connected to, or is being tried.
+// URL returns the URL that is connected, or that is tried next.
 func (l *Listener) URL() string { return l.URLs[l.current] }
 
 // A finalError ends Run.
@@ -163,14 +163,15 @@ func (l *Listener) once(ctx context.Context) error {
 	}
 }
 
-// A lostError is why a connection ended, with the server's words if it closed it.
+// A lostError is why a connection ended. It has the server's reason if the
+// server closed it.
 type lostError struct{ err error }
 
 func (e *lostError) Error() string { return visible.Line(e.err.Error()) }
 func (e *lostError) Unwrap() error { return e.err }
 
-// moveOn records how far the listener has come. A greeting tells where one that
-// had no place yet has begun. After a gap comes all that is kept.
+// moveOn updates After. A greeting says where a listener without a mark has
+// begun. After a gap, the server sends everything that is kept.
 func (l *Listener) moveOn(m wire.Message) {
 	switch {
 	case m.Type == wire.TypeResult, m.Type == wire.TypeLost, m.Type == wire.TypeGreeting && l.After == nil:
@@ -184,7 +185,7 @@ func (l *Listener) moveOn(m wire.Message) {
 func (l *Listener) address() (*url.URL, error) {
 	u, err := parseURL(l.URL(), wire.ListenPath, "ws", "wss")
 	if err != nil {
-		return nil, err // Run has let it pass
+		return nil, err // cannot happen: Run has checked the URLs
 	}
 	query := u.Query()
 	query.Set(wire.FormatParameter, wire.FormatJSON)
@@ -205,7 +206,7 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 		NetDialContext: func(dialCtx context.Context, network, address string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(dialCtx, network, address)
 			if err == nil {
-				// The handshake knows no context: closing the connection ends it.
+				// The handshake takes no context, but ends with the connection.
 				stop = context.AfterFunc(ctx, func() { conn.Close() })
 			}
 			return conn, err
@@ -218,7 +219,7 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	conn, res, err := dialer.DialContext(ctx, address.String(), nil)
 	stop()
 	if err == nil {
-		return conn, nil // which may be closed: then reading tells
+		return conn, nil // if ctx has just closed it, reading fails
 	}
 	if res == nil {
 		if ctx.Err() != nil {

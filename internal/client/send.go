@@ -46,13 +46,13 @@ type Sender struct {
 }
 
 // Send posts tasks and returns an answer for each: nil if it was accepted,
-// otherwise why not, and whether that is certain. It tries again, with the
-// same ids, what failed for a reason that may pass. A text that is not UTF-8
-// is not posted: JSON would make another text of it.
+// otherwise why not, and whether that is certain. It retries what failed for a
+// reason that may pass, with the same ids. It does not post a text that is not
+// UTF-8: JSON would change it.
 //
-// The second error says that there is no use in sending more: nothing that
-// answers as revq does was reached in time, or ctx has ended. It is then also
-// the reason for each task that is not decided.
+// The second error says that sending more is of no use: no server that answers
+// as revq does was reached in time, or ctx has ended. It is then also the
+// reason for each task that is not decided.
 func (s *Sender) Send(ctx context.Context, tasks []task.Task) ([]error, error) {
 	r := newRecord(tasks)
 	err := s.attempts(ctx, r)
@@ -60,7 +60,7 @@ func (s *Sender) Send(ctx context.Context, tasks []task.Task) ([]error, error) {
 }
 
 // attempts posts the tasks that are left until all are decided, the time is
-// over, or there is no use in going on.
+// over, or trying again is of no use.
 func (s *Sender) attempts(ctx context.Context, r *record) error {
 	limited, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
@@ -81,7 +81,7 @@ func (s *Sender) attempts(ctx context.Context, r *record) error {
 			r.fail(err, uncertain, ctx.Err() != nil)
 		}
 		there = there || s.reached || uncertain
-		if err != nil && !errors.Is(err, ErrNoAnswer) && !(errors.Is(err, ErrUnreachable) && there) {
+		if retry := err == nil || errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrUnreachable) && there; !retry {
 			return err
 		}
 		if len(r.left) == 0 {

@@ -83,7 +83,7 @@ func TestBoot(t *testing.T) {
 		{"RabbitMQ restarts and nothing is lost", b.restartBroker},
 		{"the daemons start before the broker", b.brokerLate},
 		{"a wrong setting stops a worker", b.wrongWorker},
-		{"a wrong setting leaves the socket open until it is mended", b.wrongAPI},
+		{"a wrong setting leaves the socket open until it is fixed", b.wrongAPI},
 		{"memory is limited", b.memory},
 		{"the sandbox forbids the rest", b.sandbox},
 		{"everything stops in time", b.stop},

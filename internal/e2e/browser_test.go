@@ -130,11 +130,11 @@ func TestBrowser(t *testing.T) {
 	if _, err := s.node.Ctl(ctx, "delete_queue", "-p", s.vhost, "revq.results"); err != nil {
 		t.Fatal(err)
 	}
-	send(t, s.apiSites[0], "anew", "abcdef") // the worker declares the stream, which was deleted
+	send(t, s.apiSites[0], "again", "abcdef") // the worker declares the stream, which was deleted
 	if m := parse(t, await("events", "gap").Data); m.Type != wire.TypeGap || m.Text == "" {
 		t.Errorf("gap %+v", m)
 	}
-	awaitResult("anew")
+	awaitResult("again")
 }
 
 // findBrowser returns the path of Chromium. It skips the test if there is none.

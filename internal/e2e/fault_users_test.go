@@ -190,7 +190,7 @@ func (r *trial) follow(i int) *follower {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.connections++
-		f.event("greeted by %s behind %v", l.URL(), l.After)
+		f.event("greeted by %s after %v", l.URL(), l.After)
 		return nil
 	}
 	l.Received = func(m client.Message) error {
@@ -202,7 +202,7 @@ func (r *trial) follow(i int) *follower {
 	l.Lost = func(reason error, wait time.Duration) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.event("lost %s behind %v: %v", l.URL(), l.After, reason)
+		f.event("lost %s after %v: %v", l.URL(), l.After, reason)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -233,7 +233,7 @@ func (f *follower) event(format string, args ...any) {
 func (f *follower) receive(m wire.Message) {
 	if m.Type != wire.TypeResult {
 		f.gaps = append(f.gaps, m.Text)
-		f.event("told of a gap behind %d: %s", m.Offset, m.Text)
+		f.event("told of a gap after %d: %s", m.Offset, m.Text)
 		return
 	}
 	if before, ok := f.got[m.ID]; ok {

@@ -271,7 +271,7 @@ func (c *cutter) proxy(t *testing.T, target string) string {
 }
 
 // Who asks for what the broker does not keep any more, or never had, is told in each format, and by revq listen. So is
-// everyone who listens when the stream is deleted and made anew.
+// everyone who listens when the stream is deleted and re-created.
 func TestGapsAtTheBroker(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))
@@ -291,7 +291,7 @@ func TestGapsAtTheBroker(t *testing.T) {
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
 	s.socket.WaitReady(t)
 
-	// Behind a segment that has just been filled the stream may be empty.
+	// After a segment that has just been filled the stream may be empty.
 	live := s.listen(t, "json")
 	if err := <-publish(text); err != nil {
 		t.Fatal(err)
@@ -359,7 +359,7 @@ func TestGapsAtTheBroker(t *testing.T) {
 		// Offsets from before say nothing any more.
 		again := s.listenAfter(t, "json", fmt.Sprintf("%d/%s", newest, id))
 		if m := parse(t, again.next(t)); m.Type != wire.TypeGap {
-			t.Errorf("resumed behind a result of the old stream with %+v, want a gap", m)
+			t.Errorf("resumed after a result of the old stream with %+v, want a gap", m)
 		}
 	})
 }

@@ -23,8 +23,8 @@ type Loop struct {
 
 // New returns a Loop that hangs if it is busy with one thing for longer than
 // limit. Its errors call it name. A false alarm ends the program, so the limit
-// must be far above what a busy machine needs with a broker that answers at the
-// last moment.
+// must be far longer than anything takes on a busy machine with a broker that
+// answers at the last moment.
 func New(name string, limit time.Duration) *Loop {
 	return &Loop{name: name, limit: limit, start: time.Now()}
 }

@@ -1,6 +1,6 @@
-// Package memory gives memory back to the system after something large has
-// gone. Go does so by itself, but a process that then has little to do keeps
-// it for minutes: nothing asks the garbage collector to run.
+// Package memory returns memory to the system after something large was freed.
+// Go does so by itself, but an idle process keeps the memory for minutes, since
+// nothing makes the garbage collector run.
 package memory
 
 import (
@@ -10,25 +10,25 @@ import (
 	"time"
 )
 
-// Large is from how many bytes on something is worth a call of GiveBack when it
-// has become garbage: an ordinary text is far smaller.
+// Large is the size in bytes from which on something is worth a call of GiveBack
+// when it is no longer used. An ordinary text is far smaller.
 const Large = 1 << 20
 
-// delay is how long GiveBack waits, so that many calls are one: a collection
-// costs some milliseconds of each processor.
+// delay is how long GiveBack waits, so that many calls share one collection,
+// which takes some milliseconds of each processor.
 const delay = 3 * time.Second
 
 var waiting atomic.Bool
 
-// GiveBack has memory that is not used any more given back to the system, a few
-// seconds later. It returns at once.
+// GiveBack returns unused memory to the system a few seconds later. It does not
+// wait for that.
 func GiveBack() {
 	if !waiting.CompareAndSwap(false, true) {
 		return
 	}
 	time.AfterFunc(delay, func() {
 		waiting.Store(false)
-		runtime.GC() // which leaves pooled buffers to the next one
+		runtime.GC() // it does not free pooled buffers: the next one does
 		debug.FreeOSMemory()
 	})
 }

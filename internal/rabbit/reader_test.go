@@ -138,7 +138,7 @@ func TestReaderCurrent(t *testing.T) {
 			}
 			reader := NewReader(r.cfg, everything, r.log)
 			f, _ := r.followUntil(reader)
-			receive(t, "end of what was there", f.live)
+			receive(t, "end of the backlog", f.live)
 			if len(f.results) != n {
 				t.Errorf("live after %d of %d results", len(f.results), n)
 			}
@@ -155,7 +155,7 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 		publishResults(t, p, i, i+1)
 	}
 	f, _ := r.followUntil(NewReader(r.cfg, 10, r.log))
-	receive(t, "end of what was there", f.live)
+	receive(t, "end of the backlog", f.live)
 	if n := len(f.results); n < 10 || n > 20 {
 		t.Errorf("a backlog of %d results, want about 10", n)
 	}
@@ -524,7 +524,7 @@ func TestHistory(t *testing.T) {
 			return enough
 		}, Mark: ignore, End: func() error { close(began); return nil }})
 	}()
-	receive(t, "end of what was there", began)
+	receive(t, "end of the backlog", began)
 	publishResults(t, p, n, n+1)
 	if got := receive(t, "result", came); got != result(n).ID {
 		t.Errorf("got %s", got)

@@ -30,7 +30,7 @@ func TestSilenceIsNotTheEnd(t *testing.T) {
 		proxy := r.proxy()
 		f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
 		last := inOrder(t, f.results, 0, 10, -1)
-		receive(t, "end of what was there", f.live)
+		receive(t, "end of the backlog", f.live)
 		proxy.hang.Store(int64(hang))
 		before := p.lanes[0].pipe.Load()
 		rabbittest.CloseConnections(t, r.node, r.url, "")

@@ -21,7 +21,7 @@ type Kind string
 const (
 	Int      Kind = "int"      // a whole number; Setting.Unit says of what
 	Duration Kind = "duration" // a time as Go writes it, such as 500ms or 1m30s
-	Text     Kind = "text"     // any text that Check lets pass
+	Text     Kind = "text"     // any text that Check accepts
 	Choice   Kind = "choice"   // one of Setting.Choices
 	List     Kind = "list"     // any number of texts
 	Bool     Kind = "bool"     // true or false
@@ -38,8 +38,8 @@ type Setting struct {
 	// backquotes stands for the value.
 	Usage string
 
-	// Note is what an operator should know beside that, in whole sentences: the
-	// reason for the default, and what happens beyond the limit.
+	// Note is what else an operator should know, in whole sentences: the reason
+	// for the default, and what happens beyond the limit.
 	Note string
 
 	// Group is the heading in --help.
@@ -58,16 +58,16 @@ type Setting struct {
 	Choices []string
 
 	// Pattern is a regular expression that a Text, or each value of a List,
-	// matches, without anchors; "" for any text. It is for those who check values
-	// before the program does: what Check lets pass matches it.
+	// matches, without anchors; "" for any text. The NixOS module checks values
+	// with it. Every value that Check accepts matches it.
 	Pattern string
 
-	// Default is the value unless something else is given, as text. A list's
-	// values are separated by commas.
+	// Default is the default value as text. A list's values are separated by
+	// commas.
 	Default string
 
-	// Wiring marks what units and sockets decide for a daemon that systemd
-	// runs: addresses and secrets. The NixOS module has options of its own for
+	// Wiring marks settings that the units decide for a daemon that systemd
+	// runs: addresses and secrets. The NixOS module has its own options for
 	// them.
 	Wiring bool
 
@@ -94,19 +94,19 @@ func Variable(name string) string {
 	return "REVQ_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }
 
-// Count declares a whole number of units, from least to most; with a most of
-// 0, from least on.
-func Count[T int | int64](name, unit, usage string, dest *T, least, most int64) Setting {
+// Count declares a whole number of units, from minimum to maximum; a maximum of
+// 0 means none.
+func Count[T int | int64](name, unit, usage string, dest *T, minimum, maximum int64) Setting {
 	return Setting{
-		Name: name, Usage: usage, Kind: Int, Unit: unit, Min: least, Max: most,
+		Name: name, Usage: usage, Kind: Int, Unit: unit, Min: minimum, Max: maximum,
 		Default: fmt.Sprint(*dest), Dest: dest,
 	}
 }
 
-// Time declares a duration from least to most; with a most of 0, from least on.
-func Time(name, usage string, dest *time.Duration, least, most time.Duration) Setting {
+// Time declares a duration from minimum to maximum; a maximum of 0 means none.
+func Time(name, usage string, dest *time.Duration, minimum, maximum time.Duration) Setting {
 	return Setting{
-		Name: name, Usage: usage, Kind: Duration, Min: int64(least), Max: int64(most),
+		Name: name, Usage: usage, Kind: Duration, Min: int64(minimum), Max: int64(maximum),
 		Default: dest.String(), Dest: dest,
 	}
 }
@@ -131,7 +131,7 @@ func Strings(name, usage string, dest *[]string, check func([]string) error) Set
 	return Setting{Name: name, Usage: usage, Kind: List, Default: strings.Join(*dest, ","), Dest: dest, Check: check}
 }
 
-// Switch declares what is on or off.
+// Switch declares a setting that is on or off.
 func Switch(name, usage string, dest *bool) Setting {
 	return Setting{Name: name, Usage: usage, Kind: Bool, Default: fmt.Sprint(*dest), Dest: dest}
 }
@@ -150,7 +150,7 @@ func In(group string, settings ...Setting) []Setting {
 	return settings
 }
 
-// Bounds says in words which values s takes; "" for any.
+// Bounds returns in words which values s accepts; "" for any.
 func (s Setting) Bounds() string {
 	switch {
 	case s.Kind == Choice:

@@ -15,7 +15,7 @@ type output struct {
 	w  io.Writer
 }
 
-// say writes a line of our own.
+// say writes a line of the stack's own.
 func (o *output) say(format string, args ...any) {
 	o.line("up", fmt.Appendf(nil, format, args...))
 }
@@ -35,7 +35,7 @@ type prefixed struct {
 	name string
 
 	mu   sync.Mutex
-	rest []byte // a line that has not ended
+	rest []byte // an incomplete line
 }
 
 // maxLine bounds how much of a line is kept until it ends, in bytes.
@@ -57,11 +57,11 @@ func (p *prefixed) Write(b []byte) (int, error) {
 		p.out.line(p.name, p.rest)
 		p.rest = nil
 	}
-	p.rest = bytes.Clone(p.rest) // lets go of the lines that are written
+	p.rest = bytes.Clone(p.rest) // frees the lines that are written
 	return len(b), nil
 }
 
-// end writes what is left when the process has ended: a line without its end.
+// end writes an incomplete line when the process has ended.
 func (p *prefixed) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

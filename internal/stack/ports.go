@@ -12,8 +12,8 @@ import (
 // ErrInUse means that something else listens on a port that the stack needs.
 var ErrInUse = errors.New("is in use")
 
-// loopbacks are this host's addresses that only it can reach. Many clients try
-// ::1 first for localhost; not every host has it.
+// loopbacks are the addresses that only this host can reach. Many clients try
+// ::1 first for localhost, but not every host has it.
 var loopbacks = sync.OnceValue(func() []string {
 	ln, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {

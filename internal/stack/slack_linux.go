@@ -7,16 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// timerSlack is that of the units (TimerSlackNSec=), which say why.
+// timerSlack is the one that the units set (TimerSlackNSec=); they say why.
 const timerSlack = time.Millisecond
 
 // withTimerSlack calls start, whose child processes begin with timerSlack.
 func withTimerSlack(start func()) {
-	// They inherit that of the thread which makes them. It is a matter of
-	// speed only, so that errors do not matter.
+	// A child inherits the slack of the thread that starts it. It affects only
+	// the speed, so errors are ignored.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0)
-	defer unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // which is the default
+	defer unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // 0 restores the default
 	start()
 }

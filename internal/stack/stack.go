@@ -1,6 +1,5 @@
-// Package stack runs all of revq on one machine: a RabbitMQ node of its own,
-// the API, the socket server and the workers, each a process. It is what
-// `revq up` does.
+// Package stack runs all of revq on one machine, for `revq up`: a private
+// RabbitMQ node, the API, the socket server and the workers, each as a process.
 //
 // However the program ends, its processes end with it.
 package stack
@@ -32,34 +31,33 @@ import (
 
 // Config says what to run. DefaultConfig gives a usable one.
 type Config struct {
-	// URLs are those of a broker to use; empty for one of our own.
+	// URLs are those of the broker to use; empty for a private one.
 	URLs []string
 
 	// FirstPort is the port of API site 1; the other sites of the API and the
 	// socket site follow. Default 8081.
 	FirstPort int
 
-	// APISites and SocketSites are how many sites the API and the socket
-	// server have; one that has none does not run. Default 2 and 1.
+	// APISites and SocketSites are the numbers of sites of the API and of the
+	// socket server. A server without a site does not run. Default 2 and 1.
 	APISites, SocketSites int
 
-	// Workers is how many run. Default 2.
+	// Workers is the number of workers. Default 2.
 	Workers int
 
-	// Env are variables for the daemons, as NAME=VALUE, beside those of this
-	// program, over which they win.
+	// Env are variables for the daemons, as NAME=VALUE. They override those of
+	// this program.
 	Env []string
 
-	// Ready, if it is not nil, is called each time that a daemon is ready,
-	// with its process id and how long its start took. Several calls may come
-	// at once.
+	// Ready, if it is not nil, is called each time that a daemon becomes ready,
+	// with its process id and how long its start took. Calls may be concurrent.
 	Ready func(name string, pid int, took time.Duration)
 
 	// FindServer returns the path of the rabbitmq-server script for a broker
-	// of our own. Default node.Find.
+	// for a private broker. Default node.Find.
 	FindServer func() (string, error)
 
-	// Output is where the processes' logs go, and how the start proceeds.
+	// Output receives the processes' logs and the progress of the start.
 	Output io.Writer
 }
 
@@ -69,20 +67,20 @@ func DefaultConfig(output io.Writer) Config {
 }
 
 const (
-	brokerStart = 2 * time.Minute // slow machines take half of one
+	brokerStart = 2 * time.Minute // slow machines take a minute
 	setupTime   = 30 * time.Second
 	daemonStart = 30 * time.Second
 	stopGrace   = 25 * time.Second // above the daemons' own stop timeout
 	brokerStop  = 20 * time.Second
-	slowStop    = 2 * time.Second // after which is said what the stop waits for
+	slowStop    = 2 * time.Second // after that, the output says what the stop waits for
 
-	// restartPause is the wait before a process that died is started again.
+	// restartPause is the wait before a process that died is restarted.
 	restartPause = time.Second
 )
 
 var errLate = fmt.Errorf("not everything was ready after %v: see the log above", daemonStart)
 
-// A Stack is what runs.
+// A Stack is a running revq.
 type Stack struct {
 	cfg   Config
 	dir   string
@@ -90,15 +88,15 @@ type Stack struct {
 	out   *output
 }
 
-// Run starts everything, calls up once it works, and stops everything when ctx
-// ends or something cannot be kept running.
+// Run starts everything, calls up when all of it is ready, and stops everything
+// when ctx ends or a process cannot be kept running.
 func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	defer func() {
 		if ctx.Err() != nil {
-			err = nil // the caller ended it; what was running failed for that reason
+			err = nil // the caller ended it, and the processes failed because of that
 		}
 	}()
-	// What can be wrong is looked for before the broker is started, which takes long.
+	// Mistakes are told before the broker is started, which takes long.
 	server, err := cfg.check()
 	if err != nil {
 		return err
@@ -167,8 +165,8 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	return context.Cause(running)
 }
 
-// check returns an error if something is missing or in the way, and otherwise
-// the path of the RabbitMQ server, if one is to be started.
+// check returns an error if a program is missing or a port is taken, and
+// otherwise the path of the RabbitMQ server, if one is to be started.
 func (c *Config) check() (server string, err error) {
 	for _, binary := range []string{apiBinary, socketBinary, workerBinary} {
 		if _, err := find(binary); err != nil {
@@ -195,7 +193,7 @@ func (c *Config) check() (server string, err error) {
 
 // A service is one of revq's daemons.
 type service struct {
-	name   string // shown, and unique
+	name   string // unique; shown in the output
 	binary string
 	args   []string
 	urls   []string
@@ -207,7 +205,7 @@ const (
 	workerBinary = "revq-worker"
 )
 
-// site returns the flags that have a daemon serve site i, from 1.
+// site returns the flags that make a daemon serve site i, from 1.
 func (c *Config) site(i int) (args []string) {
 	for _, host := range loopbacks() {
 		args = append(args, "--listen", net.JoinHostPort(host, strconv.Itoa(c.FirstPort+i-1)))
@@ -235,8 +233,8 @@ func (s *Stack) services(urls []string) []service {
 	return all
 }
 
-// keep runs a daemon until ctx ends, and starts it again when it dies. A
-// daemon that finds its settings wrong, or never gets ready, is an error.
+// keep runs a daemon until ctx ends, and restarts it when it dies. It returns an
+// error if the daemon refuses its settings or never becomes ready.
 func (s *Stack) keep(ctx context.Context, d service, ready chan<- struct{}) error {
 	path, err := find(d.binary)
 	if err != nil {
@@ -311,7 +309,7 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	}
 }
 
-// environment returns ours, with some variables added and without those that
+// environment returns this program's variables and some more, without those that
 // would contradict how the daemons are started.
 func environment(add ...string) []string {
 	var env []string
@@ -326,8 +324,8 @@ func environment(add ...string) []string {
 	return append(env, add...)
 }
 
-// find returns the path of one of revq's daemons: beside this program, or
-// else wherever the shell would find it.
+// find returns the path of one of revq's daemons: in this program's directory,
+// or else in PATH.
 func find(binary string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		if path, err := exec.LookPath(filepath.Join(filepath.Dir(self), binary)); err == nil {
@@ -348,7 +346,7 @@ type notify struct {
 	ready chan struct{} // gets one value when the daemon is ready for the first time
 
 	mu     sync.Mutex
-	status string // the daemon's newest
+	status string // the newest status
 }
 
 func listenNotify(path string) (*notify, error) {
@@ -361,8 +359,8 @@ func listenNotify(path string) (*notify, error) {
 	return n, nil
 }
 
-// receive takes in all that the daemon sends, until close: the queue of the
-// socket is short.
+// receive reads what the daemon sends until close. It must not wait for anything
+// else, since the socket's queue is short.
 func (n *notify) receive() {
 	message := make([]byte, 4<<10)
 	for ready := false; ; {
@@ -396,10 +394,10 @@ func (n *notify) close() {
 	os.Remove(n.path)
 }
 
-// A broker is the RabbitMQ that is used.
+// A broker is the RabbitMQ that the stack uses.
 type broker struct {
 	urls []string
-	node *node.Node // nil if it is not ours
+	node *node.Node // nil if it is not a private one
 	out  *output
 }
 
@@ -432,7 +430,7 @@ func (s *Stack) startBroker(ctx context.Context, server string) (*broker, error)
 	return &broker{urls: []string{n.URL()}, node: n, out: s.out}, nil
 }
 
-// keep starts a broker of ours again when it dies.
+// keep restarts a private broker when it dies.
 func (b *broker) keep(ctx context.Context) error {
 	for b.node != nil {
 		select {

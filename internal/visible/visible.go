@@ -1,4 +1,4 @@
-// Package visible makes what others sent fit to be shown. A text may hold
+// Package visible makes text from others safe to show. A text may hold
 // escape sequences that a terminal obeys, line breaks that look like the next
 // result, or characters that reverse the direction of what follows. Everything
 // that revq prints of a text, a server's answer or a broker's error goes
@@ -15,9 +15,9 @@ import (
 	"unicode/utf8"
 )
 
-// Text returns a text as it is if all of it is visible, and quoted as a Go
-// string if not. What begins with a quotation mark is quoted, too: so what is
-// shown stands for one text only.
+// Text returns a text unchanged if all of it is visible, and otherwise quoted as
+// a Go string. A text that begins with a quotation mark is quoted, too, so that
+// no two texts are shown alike.
 func Text(s string) string {
 	if !strings.HasPrefix(s, `"`) && isVisible(s) {
 		return s
@@ -29,8 +29,8 @@ func isVisible(s string) bool {
 	return utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) < 0
 }
 
-// Line returns a part of a message with escapes in place of what is not
-// visible, so that it stays in its line.
+// Line returns a part of a message with escapes in place of invisible characters
+// and line breaks.
 func Line(s string) string { return escape(s, "") }
 
 // Lines is Line for messages that may have several lines.
@@ -56,8 +56,8 @@ func escape(s, except string) string {
 	return b.String()
 }
 
-// JSON returns a JSON value in one line and with escapes in place of what is
-// not visible. It means the same.
+// JSON returns an equal JSON value in one line, with escapes in place of
+// invisible characters.
 func JSON(value []byte) []byte {
 	var compact bytes.Buffer
 	if json.Compact(&compact, value) != nil {
@@ -67,7 +67,7 @@ func JSON(value []byte) []byte {
 		return compact.Bytes()
 	}
 	var b []byte
-	for _, r := range compact.String() { // only strings can hold what is not visible
+	for _, r := range compact.String() { // only strings can hold invisible characters
 		switch {
 		case strconv.IsPrint(r):
 			b = utf8.AppendRune(b, r)
@@ -81,8 +81,8 @@ func JSON(value []byte) []byte {
 	return b
 }
 
-// JSONWriter returns a writer of JSON values, of which each Write has one and
-// its line's end, that passes them on as JSON does.
+// JSONWriter returns a writer that writes JSON values to w as JSON returns them.
+// Each Write must have one value and a line break.
 func JSONWriter(w io.Writer) io.Writer { return jsonWriter{w} }
 
 type jsonWriter struct{ w io.Writer }

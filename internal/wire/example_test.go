@@ -36,12 +36,12 @@ func ExampleMessage() {
 		}
 		switch m.Type {
 		case wire.TypeResult:
-			fmt.Println(m.Text, "is done; go on after", wire.Mark{Offset: m.Offset, ID: m.ID})
+			fmt.Println(m.Text, "is done; resume after", wire.Mark{Offset: m.Offset, ID: m.ID})
 		case wire.TypeGap, wire.TypeLost:
 			fmt.Println("missing:", m.Text)
 		}
 	}
 	// Output:
-	// fedcba is done; go on after 42/order-7
+	// fedcba is done; resume after 42/order-7
 	// missing: the stream was re-created
 }

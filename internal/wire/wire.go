@@ -36,7 +36,7 @@ const (
 	DelayHeader   = "Revq-Delay"
 	ExpiresHeader = "Revq-Expires"
 
-	// LastEventIDHeader is the Mark after which to go on. A browser's EventSource
+	// LastEventIDHeader is the Mark to resume after. A browser's EventSource
 	// sends it, and the header has priority over AfterParameter.
 	LastEventIDHeader = "Last-Event-ID"
 )
@@ -44,7 +44,7 @@ const (
 // The query parameters of ListenPath.
 const (
 	FormatParameter = "format" // FormatText, which is the default, or FormatJSON
-	AfterParameter  = "after"  // the Mark after which to go on; only new results without it
+	AfterParameter  = "after"  // the Mark to resume after; only new results without it
 	QueueParameter  = "queue"  // the name of a queue whose results are wanted; repeatable; all without it
 	IDParameter     = "id"     // the id of the only task whose results are wanted
 )
