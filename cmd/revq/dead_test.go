@@ -17,8 +17,8 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// Letters are back in their queue while a pager shows what was found: the broker ends a session that holds one for
-// longer than its consumer_timeout.
+// Letters are back in their queue while a pager shows what was found: the
+// broker ends a session that holds one for longer than its consumer_timeout.
 func TestDeadLettersAreNotHeldByAPager(t *testing.T) {
 	if _, err := node.Find(); err != nil && os.Getenv("CI") == "" {
 		t.Skip(err)

@@ -16,8 +16,8 @@ type Bench struct {
 	Config
 	Report report.Report
 
-	// Progress is called from time to time with what is being done, and how
-	// much of it is done, from 0 to 1.
+	// Progress is called from time to time with the current step and the part
+	// of it that is done, from 0 to 1.
 	Progress func(what string, done float64)
 
 	rig *Rig
@@ -144,11 +144,11 @@ func (b *Bench) targets(ctx context.Context, urls []string, ps map[string]Proces
 	return targets, nil
 }
 
-// Pipeline measures the way of texts from the API to a listener, at b.Rate.
+// Pipeline measures how texts get from the API to a listener, at b.Rate.
 func (b *Bench) Pipeline(ctx context.Context) error { return b.pipelines(ctx, b.Rate) }
 
-// pipelines measures the way of texts at each of some rates. A rate below 0 is
-// a fraction of the rate that the measurement before it reached.
+// pipelines measures that at each of several rates. A rate below 0 is a fraction
+// of the rate that the previous measurement reached.
 func (b *Bench) pipelines(ctx context.Context, rates ...float64) error {
 	processes := map[string]Processes{"load": Self()}
 	if !b.Up {
@@ -192,7 +192,7 @@ func (b *Bench) pipelinesOn(ctx context.Context, api []string, socket string, pr
 	return nil
 }
 
-// What All measures with other numbers than those of the Config.
+// Numbers that All uses instead of those of the Config.
 const (
 	allDepth  = 100_000 // tasks in the queue at most
 	allRounds = 3

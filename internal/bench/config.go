@@ -20,8 +20,8 @@ type Config struct {
 	Socket string
 	AMQP   string
 
-	// Foreign allows targets on other machines. The default is false: a load may
-	// only be put on machines that are one's own.
+	// Foreign allows targets on other machines. The default is false, so that
+	// nobody puts a load on somebody else's machine by mistake.
 	Foreign bool
 
 	Duration time.Duration // of each measurement

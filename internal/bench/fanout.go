@@ -23,8 +23,7 @@ type Fanout struct {
 	// none.
 	First string
 
-	// Publish returns what publishes. nil is for messages that somebody else
-	// publishes.
+	// Publish returns a publisher; nil if another program publishes.
 	Publish func(context.Context) (load.Publisher, error)
 
 	TextBytes int // length of a message
@@ -46,12 +45,12 @@ const (
 	// backlog of a listening socket.
 	handshakes = 128
 
-	// connectSilence ends connecting when no listener gets connected for so
-	// long.
+	// connectSilence is how long no listener may connect before the measurement
+	// ends.
 	connectSilence = 15 * time.Second
 
-	// fanoutSilence ends a measurement in which no listener receives any of the
-	// published messages for so long.
+	// fanoutSilence is how long no listener may receive a published message
+	// before the measurement ends.
 	fanoutSilence = 15 * time.Second
 
 	// leaveTimeout is the time limit for a server to notice that listeners have
@@ -283,7 +282,7 @@ func (m *lightMeter) received(from, to int64) {
 	now := time.Now()
 	for n := from; n < to; n++ {
 		if n >= int64(len(m.due)) {
-			return // somebody else's
+			return // another program's message
 		}
 		took := now.Sub(m.due[n])
 		m.each.record(took)
@@ -337,7 +336,7 @@ func (c *crowd) measureLight(ctx context.Context, pub load.Publisher) (*report.F
 	return &report.FanoutLight{Rate: c.Rate, Each: m.each.latency(), Last: m.last.latency(), Missing: max(m.missing, 0)}, err
 }
 
-// measureFull publishes as many messages as the slowest listener receives.
+// measureFull publishes as many messages as the slowest listener can receive.
 func (c *crowd) measureFull(ctx context.Context, pub load.Publisher) (*report.FanoutFull, error) {
 	flood := &flood{crowd: c, pub: pub, text: load.Marked(c.TextBytes), slowest: c.fewest()}
 	var (
@@ -383,10 +382,10 @@ func (c *crowd) measureFull(ctx context.Context, pub load.Publisher) (*report.Fa
 	return full, err
 }
 
-// A flood keeps as many messages published as the window of a crowd allows.
+// A flood publishes as many messages as the window of a crowd allows.
 type flood struct {
 	*crowd
-	pub     load.Publisher // nil if somebody else publishes
+	pub     load.Publisher // nil if another program publishes
 	text    string
 	slowest int64     // messages that the slowest listener had received
 	scanned time.Time // when that was so

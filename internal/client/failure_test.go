@@ -22,7 +22,8 @@ import (
 	"github.com/revq/revq/internal/api"
 )
 
-// certificate returns a self-signed certificate for a name, and a pool that trusts it.
+// certificate returns a self-signed certificate for a name, and a pool that
+// trusts it.
 func certificate(t *testing.T, name string, until time.Time) (tls.Certificate, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -72,8 +73,8 @@ func serve(t *testing.T, do func(*net.TCPConn)) (address string) {
 	return ln.Addr().String()
 }
 
-// What keeps a text from being accepted is told as it is: whether it may be queued, and what is wrong. What
-// trying again cannot help ends at once.
+// What keeps a text from being accepted is told as it is: whether it may be
+// queued, and what is wrong. What trying again cannot help ends at once.
 func TestSendFailures(t *testing.T) {
 	t.Parallel()
 	future, past := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
@@ -183,7 +184,8 @@ func TestSendFailures(t *testing.T) {
 	}
 }
 
-// A text is uncertain once an attempt may have queued it, whatever comes of the next ones but acceptance.
+// A text is uncertain once an attempt may have queued it, whatever comes of the
+// next ones but acceptance.
 func TestSendUncertain(t *testing.T) {
 	t.Parallel()
 	const lost, refuse = "", `{"status":400,"detail":"no"}`

@@ -42,10 +42,10 @@ var ErrRefused = errors.New("the server refuses")
 // The functions are called from the goroutine that runs Run. Any of them may be
 // nil.
 type Listener struct {
-	// URLs are those of the system's socket sites, as
-	// ws://localhost:8083; wire.ListenPath is added to a path that does not end with
-	// it. When a connection is lost or cannot be made, the listener tries the
-	// next site: offsets are the same at all sites.
+	// URLs are those of the system's socket sites, as ws://localhost:8083;
+	// wire.ListenPath is added to a path that does not end with it. When a
+	// connection is lost or cannot be made, the listener tries the next site:
+	// offsets are the same at all sites.
 	URLs []string
 
 	// TLS is for URLs of wss; nil stands for the usual settings.

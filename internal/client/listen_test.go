@@ -35,7 +35,8 @@ func (noHistory) History(ctx context.Context, _, _ int64, _ func(int64, task.Res
 	return ctx.Err()
 }
 
-// serveSocket runs the real socket server over f at an address until stop or the test ends.
+// serveSocket runs the real socket server over f at an address until stop or
+// the test ends.
 func serveSocket(t *testing.T, address string, cfg socket.Config, f *feed.Feed) (url string, stop func()) {
 	t.Helper()
 	ln, err := net.Listen("tcp", address)
@@ -65,7 +66,8 @@ type heard struct {
 	wait    time.Duration
 }
 
-// listen runs l until the test ends, and returns what it hears and, in the end, its error.
+// listen runs l until the test ends, and returns what it hears and, in the end,
+// its error.
 func listen(t *testing.T, l *Listener) (calls <-chan heard, ended <-chan error, cancel context.CancelFunc) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -129,8 +131,8 @@ func TestListen(t *testing.T) {
 	next(t, calls, "received") // the last one of all
 }
 
-// A listener waits for a server that is not there yet, longer each time, and comes back to one that was
-// restarted.
+// A listener waits for a server that is not there yet, longer each time, and
+// comes back to one that was restarted.
 func TestListenReconnects(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -181,7 +183,8 @@ func TestListenReconnects(t *testing.T) {
 	}
 }
 
-// What is appended while a listener is away comes when it is back, and nothing comes twice.
+// What is appended while a listener is away comes when it is back, and nothing
+// comes twice.
 func TestListenResumes(t *testing.T) {
 	t.Parallel()
 	f := feed.New(feed.DefaultConfig())
@@ -208,8 +211,8 @@ func TestListenResumes(t *testing.T) {
 	}
 }
 
-// A listener with several sites goes on at the next one, with the same offsets; it waits longer only when it has tried
-// all of them.
+// A listener with several sites goes on at the next one, with the same offsets;
+// it waits longer only when it has tried all of them.
 func TestListenAtSeveralSites(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -291,7 +294,8 @@ func TestListenRefused(t *testing.T) {
 	}
 }
 
-// Other errors of a server may pass: those of a proxy while the server is away, and no websocket at all.
+// Other errors of a server may pass: those of a proxy while the server is away,
+// and no websocket at all.
 func TestListenServerErrors(t *testing.T) {
 	t.Parallel()
 	statuses := []int{500, 502, 503, 504, 429}
@@ -339,7 +343,8 @@ func TestListenFunctionErrors(t *testing.T) {
 	}
 }
 
-// raw returns the URL of a websocket server in the test that serves each connection with serve.
+// raw returns the URL of a websocket server in the test that serves each
+// connection with serve.
 func raw(t *testing.T, serve func(*websocket.Conn)) string {
 	upgrader := websocket.Upgrader{}
 	var serving sync.WaitGroup
@@ -361,7 +366,8 @@ func raw(t *testing.T, serve func(*websocket.Conn)) string {
 	return "ws" + strings.TrimPrefix(server.URL, "http")
 }
 
-// A connection is kept as long as the server shows that it is there, and given up when it does not.
+// A connection is kept as long as the server shows that it is there, and given
+// up when it does not.
 func TestListenSilence(t *testing.T) {
 	t.Parallel()
 	const silence = time.Second

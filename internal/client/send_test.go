@@ -369,7 +369,8 @@ func TestSendRefused(t *testing.T) {
 	}
 }
 
-// Of a batch only what failed for a reason that may pass is tried again, and what was accepted is not.
+// Of a batch only what failed for a reason that may pass is tried again, and
+// what was accepted is not.
 func TestSendPartialBatch(t *testing.T) {
 	t.Parallel()
 	b := &broker{confirm: func(t task.Task, n int) error {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// Texts are posted, and results listened to, below any prefix of a proxy, by one rule.
+// Texts are posted, and results listened to, below any prefix of a proxy, by
+// one rule.
 func TestParseURL(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ raw, want string }{

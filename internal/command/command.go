@@ -25,7 +25,7 @@ import (
 const (
 	StatusOK     = 0
 	StatusFailed = 1 // the command failed
-	StatusUsage  = 2 // a wrong flag, variable or argument: trying again does not help
+	StatusUsage  = 2 // a wrong flag, variable or argument: a retry does not help
 )
 
 // version is set by the linker, with -X, if the build system knows the version
@@ -53,8 +53,8 @@ type usageError struct{ error }
 
 func (e *usageError) Unwrap() error { return e.error }
 
-// A Failure is why a program ends with a status other than 0. Its text is what
-// the user is told.
+// A Failure is why a program ends with a status other than 0. Its text is the
+// message to the user.
 type Failure struct {
 	Status int
 	text   string

@@ -9,15 +9,14 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// What the library's script for Bash does where the package bash-completion is
-// not loaded, as in most containers, and what it does here: Bash's own words
-// do without it.
+// The library's script for Bash needs the package bash-completion, which most
+// containers lack. The replacement uses what Bash itself has.
 const (
 	needsPackage = "  else\n    _get_comp_words_by_ref "
 	mayUse       = "  elif declare -F _get_comp_words_by_ref >/dev/null 2>&1; then\n    _get_comp_words_by_ref "
 )
 
-// repairCompletion has the script for Bash work without bash-completion.
+// repairCompletion makes the script for Bash work without bash-completion.
 func repairCompletion(completion *cli.Command) {
 	for _, shell := range completion.Commands {
 		if shell.Name != "bash" {

@@ -13,8 +13,8 @@ const examples = "EXAMPLES:\n"
 
 func init() { cli.HelpPrinter = printHelp } // the library has no other place for it
 
-// printHelp prints help as the library does, with the examples at the end:
-// there they are on the screen when the rest has scrolled away.
+// printHelp prints help as the library does, but puts the examples at the end,
+// so that they are still on the screen when the rest has scrolled away.
 func printHelp(w io.Writer, template string, data any) {
 	cmd, ok := data.(*cli.Command)
 	if !ok {

@@ -58,8 +58,8 @@ type man struct{ bytes.Buffer }
 
 func (m *man) section(title string) { fmt.Fprintf(m, ".SH %s\n", title) }
 
-// line writes a line of text, escaped: roff takes a period or an apostrophe at
-// the beginning of a line for a macro.
+// line writes a line of text, escaped: to roff, a line that begins with a period
+// or an apostrophe is a macro.
 func (m *man) line(text string) { io.WriteString(m, escapeRoff(text)+"\n") }
 
 func (m *man) item(term, text string) {

@@ -6,7 +6,7 @@ import (
 )
 
 // The library's errors about flags name functions and types of Go. These rules,
-// applied in order, turn them into errors with which users can do something.
+// applied in order, turn them into errors that users understand.
 var rewrites = []struct {
 	library *regexp.Regexp
 	ours    string

@@ -68,8 +68,8 @@ type Daemon struct {
 	// errors here. They return at once.
 	Alive []func() error
 
-	// Reload reads again what may change at run time. After an error, nothing
-	// has changed.
+	// Reload reads the settings that may change at run time again. If it fails,
+	// nothing changes.
 	Reload func() error
 
 	// Metrics are what the admin socket shows beside the metrics that every
@@ -251,8 +251,8 @@ func (d *Daemon) listen(p Program) error {
 // that wait. It only has to start a goroutine for each.
 const acceptLimit = time.Minute
 
-// A listener is a listening socket that notices when nobody accepts its
-// connections any more.
+// A listener is a listening socket that notices when the server no longer
+// accepts its connections.
 type listener struct {
 	net.Listener
 	loop *liveness.Loop

@@ -30,7 +30,7 @@ func (c *logConfig) settings() []setting.Setting {
 func (c *logConfig) logger(w *os.File) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.level)); err != nil {
-		panic(err) // the setting admits no other
+		panic(err) // cannot happen: the setting accepts no other level
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if isJournal(w) {

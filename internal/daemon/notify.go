@@ -73,7 +73,8 @@ func (m *manager) try(message string) error {
 		return err
 	}
 	var sent error
-	// Write would wait for room. A deadline of now would not even try.
+	// conn.Write would wait for room, and with a deadline of now it would not
+	// even try.
 	if err := raw.Write(func(fd uintptr) bool {
 		sent = unix.Send(int(fd), []byte(message), 0)
 		return true

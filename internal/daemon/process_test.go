@@ -288,8 +288,8 @@ func TestUnusableSocketsFromSystemd(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			// A free port keeps a daemon that opens ports instead from failing for that
-			// reason.
+			// A free port keeps a daemon that opens ports instead from failing
+			// for that reason.
 			d := startAPI(t, daemontest.Config{Args: []string{"--listen", "127.0.0.1:0"}, Sockets: tt.sockets, Env: tt.env})
 			if status := d.Wait(t); status != 2 {
 				t.Errorf("status %d, want 2: another start does not help", status)

@@ -17,7 +17,8 @@ const (
 	keyFlag  = "tls-key"
 )
 
-// reload reads again what may change at run time, or changes nothing.
+// reload reads the settings that may change at run time again. If one is wrong,
+// nothing changes.
 func (d *Daemon) reload() error {
 	if d.cert == nil {
 		return d.Reload()

@@ -17,9 +17,9 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// openPage opens a page with a script in Chromium, and returns what it
-// reports, with the function report(source, kind, data). A GET of /wait is answered
-// when something comes of the second channel.
+// openPage opens a page with a script in Chromium, and returns what it reports,
+// with the function report(source, kind, data). A GET of /wait is answered when
+// something comes of the second channel.
 func openPage(t *testing.T, script string) (<-chan report, chan<- struct{}) {
 	t.Helper()
 	browser := findBrowser(t)
@@ -70,7 +70,8 @@ func awaitReport(t *testing.T, reports <-chan report, kind string) report {
 	}
 }
 
-// A browser that finds the server full is told, and gets in by itself when a place is free.
+// A browser that finds the server full is told, and gets in by itself when a
+// place is free.
 func TestEventSourceWaitsForAPlace(t *testing.T) {
 	t.Parallel()
 	findBrowser(t)
@@ -95,7 +96,8 @@ events.addEventListener("greeting", e => report("events", "greeting", e.data))`,
 	awaitReport(t, reports, "greeting")
 }
 
-// The functions that the documentation offers carry on where they were stopped, and when the server is restarted.
+// The functions that the documentation offers carry on where they were stopped,
+// and when the server is restarted.
 func TestDocumentedFunctionsCarryOn(t *testing.T) {
 	t.Parallel()
 	findBrowser(t)

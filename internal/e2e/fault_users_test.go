@@ -25,8 +25,9 @@ import (
 
 func reversed(text string) string { return reverse.Reverse(text) }
 
-// posters are clients that post without end. Half of them are Senders, which repeat what was not accepted under the
-// same id; the others take another text, and count for accepted what was answered with 202.
+// posters are clients that post without end. Half of them are Senders, which
+// repeat what was not accepted under the same id; the others take another text,
+// and count for accepted what was answered with 202.
 type posters struct {
 	r           *trial
 	cancel      context.CancelFunc
@@ -41,8 +42,8 @@ type posters struct {
 	refused, broken int
 }
 
-// postPause is how long a poster waits at most between two posts, so that the queue is filled within seconds and
-// emptied in less.
+// postPause is how long a poster waits at most between two posts, so that the
+// queue is filled within seconds and emptied in less.
 const postPause = 40 * time.Millisecond
 
 func (r *trial) startPosters() *posters {
@@ -159,7 +160,8 @@ func (w *witness) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// A follower keeps all that a listener gets. With each new connection it goes to the other site.
+// A follower keeps all that a listener gets. With each new connection it goes
+// to the other site.
 type follower struct {
 	name string
 
@@ -251,7 +253,8 @@ func (f *follower) has(id string) bool {
 	return ok
 }
 
-// missing returns the ids that it has not got. Those of a listener that was told of a gap are not counted.
+// missing returns the ids that it has not got. Those of a listener that was
+// told of a gap are not counted.
 func (f *follower) missing(accepted map[string]string) (ids []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -266,7 +269,8 @@ func (f *follower) missing(accepted map[string]string) (ids []string) {
 	return ids
 }
 
-// streamOffsets returns where the result of each task is in the stream, as of now.
+// streamOffsets returns where the result of each task is in the stream, as of
+// now.
 func (r *trial) streamOffsets(ctx context.Context) (map[string][]int64, error) {
 	at := make(map[string][]int64)
 	end := errors.New("the end")

@@ -27,8 +27,8 @@ func program(t *testing.T, text string) string {
 	return path
 }
 
-// A script of one's own handles tasks: what it writes reaches those who listen, and what it gives up is a dead letter
-// that says why.
+// A script of one's own handles tasks: what it writes reaches those who listen,
+// and what it gives up is a dead letter that says why.
 func TestProgram(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -69,7 +69,8 @@ printf '%s: %s' "$REVQ_TASK_ID" "$text" | tr a-z A-Z`))
 	w.Terminate(t)
 }
 
-// While a program is not there, tasks wait and are not counted as failed; the worker says so. It goes on by itself.
+// While a program is not there, tasks wait and are not counted as failed; the
+// worker says so. It goes on by itself.
 func TestProgramIsMissing(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -96,7 +97,8 @@ func TestProgramIsMissing(t *testing.T) {
 	}
 }
 
-// With --drain a worker that is told to stop finishes what runs, and returns the rest.
+// With --drain a worker that is told to stop finishes what runs, and returns
+// the rest.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -159,7 +161,8 @@ func TestWorkerWithProgramIsKilled(t *testing.T) {
 	}
 }
 
-// Nothing that systemd says to a worker, and no secret of the worker's, reaches a program; nor does an open file.
+// Nothing that systemd says to a worker, and no secret of the worker's, reaches
+// a program; nor does an open file.
 func TestProgramEnvironment(t *testing.T) {
 	t.Parallel()
 	s := start(t)

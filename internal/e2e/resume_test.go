@@ -31,8 +31,9 @@ import (
 
 var cutSeed = flag.Uint64("cut.seed", 0, "seed of TestListenerCutOffAtRandom; 0 for one by the clock")
 
-// A listener that is cut off again and again, wherever in a frame or in the handshake that may be, while many results
-// go by, and that goes on at the other site each time, prints each of them once, in the order of the stream.
+// A listener that is cut off again and again, wherever in a frame or in the
+// handshake that may be, while many results go by, and that goes on at the
+// other site each time, prints each of them once, in the order of the stream.
 func TestListenerCutOffAtRandom(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
@@ -65,7 +66,8 @@ func TestListenerCutOffAtRandom(t *testing.T) {
 	publishAll := func(from, to int) {
 		var confirmed []<-chan error
 		for i := from; i < to; i++ {
-			// Not all are to be there before the first cut, and most that are missed are to be in the log.
+			// Not all are to be there before the first cut, and most that are
+			// missed are to be in the log.
 			for i >= before && int64(i) > 3000+printed.Load() && t.Context().Err() == nil {
 				<-time.After(time.Millisecond)
 			}
@@ -138,7 +140,8 @@ func TestListenerCutOffAtRandom(t *testing.T) {
 	}
 }
 
-// publisher returns a function that publishes a result as a worker does, and returns a channel for the confirmation.
+// publisher returns a function that publishes a result as a worker does, and
+// returns a channel for the confirmation.
 func (s *system) publisher(t *testing.T) func(text string) <-chan error {
 	t.Helper()
 	p := rabbit.NewPublisher(s.brokerConfig(), slog.New(slog.DiscardHandler))
@@ -153,7 +156,8 @@ func (s *system) publisher(t *testing.T) func(text string) <-chan error {
 	}
 }
 
-// streamed waits until the stream has n results and returns them in order, without repetitions.
+// streamed waits until the stream has n results and returns them in order,
+// without repetitions.
 func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []wire.Message) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -175,8 +179,8 @@ func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []wire.Messag
 	return results
 }
 
-// A cutter cuts connections off after a random number of bytes that servers have sent, until it has done so often
-// enough.
+// A cutter cuts connections off after a random number of bytes that servers
+// have sent, until it has done so often enough.
 type cutter struct {
 	most int // cuts
 
@@ -191,8 +195,8 @@ const (
 	// handshakeBytes is less than what a server sends before the first result.
 	handshakeBytes = 200
 
-	// resultBytes is twice what a listener gets on average before it is cut off. With 100 cuts that is most of what
-	// there is.
+	// resultBytes is twice what a listener gets on average before it is cut
+	// off. With 100 cuts that is most of what there is.
 	resultBytes = 140_000
 )
 
@@ -202,7 +206,8 @@ func (c *cutter) String() string {
 	return fmt.Sprintf("%d connections, %d of them cut off, of which %d in the handshake or the greeting", c.connections, c.cuts, c.early)
 }
 
-// quota returns after how many bytes a new connection is to be cut off, and whether with a reset.
+// quota returns after how many bytes a new connection is to be cut off, and
+// whether with a reset.
 func (c *cutter) quota() (bytes int64, reset bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -227,7 +232,8 @@ func (c *cutter) wasCut(after int64) {
 	}
 }
 
-// proxy returns an address at which connections go to target until they are cut off.
+// proxy returns an address at which connections go to target until they are cut
+// off.
 func (c *cutter) proxy(t *testing.T, target string) string {
 	t.Helper()
 	ln, address := daemontest.Listen(t)
@@ -270,8 +276,9 @@ func (c *cutter) proxy(t *testing.T, target string) string {
 	return address
 }
 
-// Who asks for what the broker does not keep any more, or never had, is told in each format, and by revq listen. So is
-// everyone who listens when the stream is deleted and re-created.
+// Who asks for what the broker does not keep any more, or never had, is told in
+// each format, and by revq listen. So is everyone who listens when the stream
+// is deleted and re-created.
 func TestGapsAtTheBroker(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))
@@ -330,7 +337,8 @@ func TestGapsAtTheBroker(t *testing.T) {
 			if want := "revq: results are missing here: " + gap.Text + "\n"; said != want || out != wire.Greeting+"\n"+first.Text+"\n" {
 				t.Errorf("revq listen printed %q and said %q, want %q", out, said, want)
 			}
-			// Most of the results are in messages of the same size, of which the broker keeps an eighth.
+			// Most of the results are in messages of the same size, of which
+			// the broker keeps an eighth.
 			if first.Offset < newest/2 || first.Offset > newest {
 				t.Errorf("results came from %d on, want what the broker keeps up to %d", first.Offset, newest)
 			}
@@ -364,8 +372,9 @@ func TestGapsAtTheBroker(t *testing.T) {
 	})
 }
 
-// Who was greeted and is cut off before anything has come gets all that comes meanwhile, whatever the state of the
-// stream and of the broker at the greeting.
+// Who was greeted and is cut off before anything has come gets all that comes
+// meanwhile, whatever the state of the stream and of the broker at the
+// greeting.
 func TestEveryGreetingIsAMark(t *testing.T) {
 	t.Parallel()
 	check := func(t *testing.T, s *system, greetedAs map[string]string) {
@@ -435,7 +444,8 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 	})
 }
 
-// A mark a little ahead of the end, of a stream that was re-created, is told as a gap at once, also while results come.
+// A mark a little ahead of the end, of a stream that was re-created, is told as
+// a gap at once, also while results come.
 func TestMarkAheadOfTheEnd(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))

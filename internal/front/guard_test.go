@@ -112,7 +112,8 @@ func FuzzGuard(f *testing.F) {
 		if wrong == nil && !bytes.Equal(whole, pieces) || wrong == nil && !bytes.Equal(whole, data) {
 			t.Fatalf("%q: passed %q, in pieces %q", data, whole, pieces)
 		}
-		// An absolute URL wins over Host, which net/http applies and fasthttp later.
+		// An absolute URL wins over Host, which net/http applies and fasthttp
+		// later.
 		if bytes.Contains(data, []byte("://")) {
 			return
 		}

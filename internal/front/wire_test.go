@@ -425,7 +425,8 @@ func TestWireHeaders(t *testing.T) {
 	}
 }
 
-// A client that speaks TLS to a site without TLS gets an answer in plain text that says so.
+// A client that speaks TLS to a site without TLS gets an answer in plain text
+// that says so.
 func TestTLSToAPlainSite(t *testing.T) {
 	t.Parallel()
 	for _, s := range sites(t) {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// However a process cuts its output into pieces, what is shown are its lines, each with its name, and
-// the last one also without its end.
+// However a process cuts its output into pieces, what is shown are its lines,
+// each with its name, and the last one also without its end.
 func TestOutput(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", maxLine+1)

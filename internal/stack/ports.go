@@ -36,8 +36,8 @@ func free(port int) error {
 }
 
 // FreePorts returns the first of n ports in a row that nothing listens on at
-// the moment, at any loopback address. They are below those that Linux gives to outgoing
-// connections (32768 and up).
+// the moment, at any loopback address. They are below those that Linux gives to
+// outgoing connections (32768 and up).
 func FreePorts(n int) (first int, err error) {
 	const least, most = 10_000, 32_767
 search:

@@ -233,8 +233,8 @@ func (s *Stack) services(urls []string) []service {
 	return all
 }
 
-// keep runs a daemon until ctx ends, and restarts it when it dies. It returns an
-// error if the daemon refuses its settings or never becomes ready.
+// keep runs a daemon until ctx ends, and restarts it when it dies. It returns
+// an error if the daemon refuses its settings or never becomes ready.
 func (s *Stack) keep(ctx context.Context, d service, ready chan<- struct{}) error {
 	path, err := find(d.binary)
 	if err != nil {
@@ -309,8 +309,8 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	}
 }
 
-// environment returns this program's variables and some more, without those that
-// would contradict how the daemons are started.
+// environment returns this program's variables and some more, without those
+// that would contradict how the daemons are started.
 func environment(add ...string) []string {
 	var env []string
 	for _, v := range os.Environ() {
@@ -359,8 +359,8 @@ func listenNotify(path string) (*notify, error) {
 	return n, nil
 }
 
-// receive reads what the daemon sends until close. It must not wait for anything
-// else, since the socket's queue is short.
+// receive reads what the daemon sends until close. It must not wait for
+// anything else, since the socket's queue is short.
 func (n *notify) receive() {
 	message := make([]byte, 4<<10)
 	for ready := false; ; {

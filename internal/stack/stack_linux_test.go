@@ -22,7 +22,8 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// portVariable makes the test binary a program that runs a stack from this port on.
+// portVariable makes the test binary a program that runs a stack from this port
+// on.
 const portVariable = "REVQ_STACK_TEST_PORT"
 
 func TestMain(m *testing.M) {
@@ -91,7 +92,8 @@ func startProgram(t *testing.T) *program {
 // site returns the address of site i.
 func (p *program) site(i int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port+i-1)) }
 
-// kill kills the processes of one name with SIGKILL. How many there are must be right.
+// kill kills the processes of one name with SIGKILL. How many there are must be
+// right.
 func (p *program) kill(name string, count int) {
 	p.t.Helper()
 	for pid, comm := range descendants(p.t, p.cmd.Process.Pid) {
@@ -127,8 +129,9 @@ func (p *program) awaitProcess(name string) {
 	}
 }
 
-// end has the program end by sig, and waits for the end of it and of all that it started. It fails the
-// test if that takes longer than most, or if a process, a file or an open port is left.
+// end has the program end by sig, and waits for the end of it and of all that
+// it started. It fails the test if that takes longer than most, or if a
+// process, a file or an open port is left.
 func (p *program) end(sig syscall.Signal, most time.Duration) error {
 	p.t.Helper()
 	var left []process
@@ -139,7 +142,8 @@ func (p *program) end(sig syscall.Signal, most time.Duration) error {
 	if err := p.cmd.Process.Signal(sig); err != nil {
 		p.t.Fatal(err)
 	}
-	// The last of its processes, the guard, holds the program's stderr, for the end of which Wait waits.
+	// The last of its processes, the guard, holds the program's stderr, for the
+	// end of which Wait waits.
 	err := p.cmd.Wait()
 	for _, process := range left {
 		process.await(p.t, 10*time.Second)
@@ -204,8 +208,8 @@ func (p *program) listen() <-chan string {
 	return received
 }
 
-// All of revq works together; what is killed comes back, and works again; an orderly end takes seconds
-// and leaves nothing.
+// All of revq works together; what is killed comes back, and works again; an
+// orderly end takes seconds and leaves nothing.
 func TestStack(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t)
@@ -241,7 +245,8 @@ func TestStack(t *testing.T) {
 	}
 }
 
-// The daemons report all the time; they stop promptly also after more reports than a socket's queue holds.
+// The daemons report all the time; they stop promptly also after more reports
+// than a socket's queue holds.
 func TestStopAfterManyReports(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t)
@@ -269,7 +274,8 @@ func TestStopAfterManyReports(t *testing.T) {
 	}
 }
 
-// Killed itself, the program leaves nothing: no process, no file, no port in use.
+// Killed itself, the program leaves nothing: no process, no file, no port in
+// use.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t)
@@ -349,7 +355,8 @@ func TestCannotStart(t *testing.T) {
 	})
 }
 
-// loopbacks returns the addresses at which all sites are served: ::1, too, if the host has it.
+// loopbacks returns the addresses at which all sites are served: ::1, too, if
+// the host has it.
 func loopbacks(t *testing.T) []string {
 	t.Helper()
 	addresses, err := net.InterfaceAddrs()

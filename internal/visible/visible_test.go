@@ -45,7 +45,8 @@ func TestText(t *testing.T) {
 	}
 }
 
-// Whatever a text is, what is shown is one visible line, from which the text can be read.
+// Whatever a text is, what is shown is one visible line, from which the text
+// can be read.
 func FuzzText(f *testing.F) {
 	for _, s := range []string{"abc", "\x1b[2J", `"`, "\xff\u202e\U000e0041"} {
 		f.Add(s)

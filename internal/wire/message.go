@@ -45,8 +45,8 @@ type Message struct {
 	Text string `json:"text"`
 
 	// Accepted and Done are when the API accepted the task and when a worker
-	// finished it or gave it up, with microseconds. Accepted is left out if another client
-	// than the API enqueued the task.
+	// finished it or gave it up, with microseconds. Accepted is left out if
+	// another client than the API enqueued the task.
 	Accepted time.Time `json:"accepted,omitzero"`
 	Done     time.Time `json:"done,omitzero"`
 }

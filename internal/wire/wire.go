@@ -1,7 +1,7 @@
 // Package wire is the contract between revq's servers and their clients: paths,
 // headers, what listeners are sent, and how errors look. Both sides import it.
-// It needs nothing but the standard library, so that a client does not depend on
-// a server's libraries.
+// It needs nothing but the standard library, so that a client does not depend
+// on a server's libraries.
 //
 // The file message.schema.json describes a Message for clients in other
 // languages.
@@ -115,8 +115,8 @@ func CheckQueue(name string) error {
 // tasks there are timer units.
 const MaxDelay = 7 * 24 * time.Hour
 
-// ParseDelay reads a time from a client: seconds, such as 90 or 0.5, or a number
-// and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to most.
+// ParseDelay reads a time from a client: seconds, such as 90 or 0.5, or a
+// number and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to most.
 func ParseDelay(text string, most time.Duration) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil {

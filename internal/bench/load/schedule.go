@@ -25,8 +25,8 @@ func (s *Schedule) Due(n int64) time.Time { return s.began.Add(time.Duration(n) 
 // Next returns when the next text is due.
 func (s *Schedule) Next() time.Time { return s.Due(s.next) }
 
-// Take returns when the next text was due, if that is not after now, and goes
-// on to the one after it.
+// Take returns when the next text was due, if that is not after now, and moves to
+// the one after it.
 func (s *Schedule) Take(now time.Time) (due time.Time, ok bool) {
 	due = s.Due(s.next)
 	if due.After(now) {

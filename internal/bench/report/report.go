@@ -86,7 +86,8 @@ type IngestResult struct {
 	Total int64 `json:"-"`
 }
 
-// WorkerResult is how fast workers empty a queue that was full when they came.
+// WorkerResult is how fast workers empty a queue that was full when they
+// started.
 type WorkerResult struct {
 	Workers     int `json:"workers"`
 	Concurrency int `json:"concurrency"` // tasks at once, of each worker
@@ -144,7 +145,7 @@ type FanoutResult struct {
 	Reason string `json:"closed_reason,omitempty"`
 }
 
-// FanoutLight is with few messages.
+// FanoutLight is the part of a FanoutResult with few messages.
 type FanoutLight struct {
 	Rate    float64 `json:"messages_per_second"`
 	Each    Latency `json:"each"` // from when a message was due to each listener
@@ -152,7 +153,7 @@ type FanoutLight struct {
 	Missing int64   `json:"missing"`
 }
 
-// FanoutFull is with as many messages as possible.
+// FanoutFull is the part with as many messages as possible.
 type FanoutFull struct {
 	Seconds      float64 `json:"seconds"`
 	Deliveries   int64   `json:"deliveries"`
@@ -163,7 +164,7 @@ type FanoutFull struct {
 	Others       float64 `json:"others_cpus"` // processors that everything else kept busy, the broker among it
 }
 
-// A Round is one in which all listeners leave and connect again.
+// A Round is the figures of all listeners leaving and connecting again.
 type Round struct {
 	Connected int64 `json:"resident_connected_bytes"`
 	Left      int64 `json:"resident_left_bytes"`
@@ -191,8 +192,8 @@ type Usage struct {
 	Resident int64   `json:"resident_bytes"` // at the end
 }
 
-// Others is the name of the usage of everything else on this machine. Where it
-// is high, a measurement says little.
+// Others is the name under which Usage has everything else on this machine. If it
+// is high, a measurement means little.
 const Others = "others"
 
 // Latency sums up latencies.

@@ -23,9 +23,8 @@ import (
 	"github.com/revq/revq/internal/proc"
 )
 
-// patience is how long something may take that is certain to happen. It is for
-// machines that are busy with other tests: what has to be quick is measured by
-// the test.
+// patience bounds the wait for something that must happen. It is for machines
+// that are busy with other tests: a test measures by itself what must be quick.
 const patience = 30 * time.Second
 
 // module is the path below which the daemons are.
@@ -78,7 +77,7 @@ func build() (string, error) {
 // Environment returns a small environment with some variables added: what is
 // set where the tests run must not change what the daemons do.
 func Environment(add ...string) []string {
-	// The race detector would have every process sleep for a second at its end.
+	// The race detector makes each process sleep for a second at its end.
 	env := []string{"GORACE=atexit_sleep_ms=0"}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "GOCOVERDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
@@ -101,8 +100,8 @@ type Config struct {
 	// unless Env has other LISTEN_FDNAMES. The test keeps its own copies.
 	Sockets []Socket
 
-	// Watchdog is how soon the daemon is told to give signs of life; 0: not at
-	// all.
+	// Watchdog is the interval in which the daemon must give signs of life; 0
+	// for never.
 	Watchdog time.Duration
 
 	// OpenFiles is the limit of open files (ulimit -n); 0: that of the test.
@@ -211,8 +210,8 @@ func listenNotify(t testing.TB, path string) *net.UnixConn {
 	return conn
 }
 
-// receive takes in the daemon's reports until it has ended. What it sent comes
-// before the end mark, since datagrams keep their order.
+// receive reads the daemon's reports until it has ended. They arrive before the
+// end mark, since datagrams keep their order.
 func (d *Daemon) receive(notify *net.UnixConn) {
 	const endMark = "end"
 	defer close(d.ended)
@@ -350,7 +349,7 @@ func (d *Daemon) wait(t testing.TB, what string, reached func() bool) {
 		select {
 		case <-changed:
 		case <-d.ended:
-			over = true // look once more
+			over = true // check a last time
 		case <-late.C:
 			t.Fatalf("%s has not %s within %v", d.name, what, patience)
 		}

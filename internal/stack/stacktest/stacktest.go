@@ -1,5 +1,5 @@
-// Package stacktest gives tests revq's programs, and all of revq running. A package that uses it calls
-// Main in its TestMain.
+// Package stacktest gives tests revq's programs, and all of revq running. A
+// package that uses it calls Main in its TestMain.
 package stacktest
 
 import (
@@ -19,7 +19,8 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// Pause is what the workers of a stack pause for each character, so that longer texts take longer.
+// Pause is what the workers of a stack pause for each character, so that longer
+// texts take longer.
 const Pause = "1ms"
 
 // built is where the programs are. It is in PATH while Main runs.
@@ -29,8 +30,9 @@ var built struct {
 	err  error
 }
 
-// Main runs m, *testing.M or what wraps it, and returns its exit status. Settings in the environment are
-// unset: what a developer has there is not what the tests expect.
+// Main runs m, *testing.M or what wraps it, and returns its exit status.
+// Settings in the environment are unset: what a developer has there is not what
+// the tests expect.
 func Main(m interface{ Run() int }) int {
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "REVQ_") {
@@ -50,8 +52,8 @@ func Main(m interface{ Run() int }) int {
 	return m.Run()
 }
 
-// Programs builds all of revq's programs once, with the race detector if the test has it, and returns
-// their directory, which is in PATH.
+// Programs builds all of revq's programs once, with the race detector if the
+// test has it, and returns their directory, which is in PATH.
 func Programs(t testing.TB) string {
 	t.Helper()
 	built.once.Do(func() {
@@ -69,7 +71,8 @@ func Programs(t testing.TB) string {
 	return built.dir
 }
 
-// Ports returns the first of n ports of 127.0.0.1 in a row that nothing listens on.
+// Ports returns the first of n ports of 127.0.0.1 in a row that nothing listens
+// on.
 func Ports(t testing.TB, n int) int {
 	t.Helper()
 	first, err := stack.FreePorts(n)
@@ -91,8 +94,9 @@ type Stack struct {
 	err    error // of stack.Run; once done is closed
 }
 
-// Start runs revq on free ports until the test ends, with a broker of its own unless urls are given. It
-// returns when everything is ready. The output is logged when the test fails.
+// Start runs revq on free ports until the test ends, with a broker of its own
+// unless urls are given. It returns when everything is ready. The output is
+// logged when the test fails.
 func Start(t testing.TB, urls ...string) *Stack {
 	t.Helper()
 	Programs(t)
@@ -147,7 +151,8 @@ func start(t testing.TB, urls []string) (*Stack, error) {
 	return s, nil
 }
 
-// Stop stops everything and returns the error of stack.Run. Further calls return the same.
+// Stop stops everything and returns the error of stack.Run. Further calls
+// return the same.
 func (s *Stack) Stop() error {
 	s.cancel()
 	<-s.done
