@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -20,11 +21,29 @@ const (
 	// it does not have to wait for acknowledgements.
 	readerPrefetch = 4096
 
+	// readerWindow is how many bytes are read for the reader before it takes
+	// the messages in them. A longer message is read as a whole.
+	readerWindow = 1 << 20
+
 	// historyPrefetch is how many messages may be on their way to a listener
 	// that resumes. Such a listener may be slow, and there may be many of
-	// them. Messages may be 64 KiB and longer, and all that were sent wait in
-	// memory: amqp091-go reads whether or not anybody takes the deliveries.
+	// them. What it has not taken waits at the broker.
 	historyPrefetch = 64
+
+	// historyWindow is the same as readerWindow for a listener that resumes,
+	// and the size of the kernel's buffer.
+	historyWindow = 256 << 10
+
+	// historyPause is how long the broker may wait until something is read for
+	// a listener that resumes. Then the session is closed, and another one goes
+	// on when the listener does. The broker itself drops a connection that takes
+	// nothing, and logs an error (measured: after less than 40 s).
+	historyPause = 10 * time.Second
+
+	// historyShare is the length in bytes of a message that may be read for
+	// each listener that resumes. Only one longer message is read at a time.
+	// The results of revq's workers have 1 MiB at most by default.
+	historyShare = 1<<20 + historyWindow
 
 	// ackWithin is the time after which a smaller number of messages is
 	// acknowledged, too. The broker cancels a consumer that holds a message
@@ -38,6 +57,9 @@ const (
 	// markPrefetch is how many messages may be on their way to askEnd. Under
 	// load, other messages arrive before the mark.
 	markPrefetch = 256
+
+	// markWindow is the same as readerWindow for askEnd.
+	markWindow = 256 << 10
 )
 
 // errMarkLost means that the broker returned a mark as unroutable.
@@ -60,10 +82,13 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 	defer context.AfterFunc(ctx, func() { giveUp(context.Cause(ctx)) })()
 	blocked := s.whenBlocked()
 	err = s.onChannel(func(ch *amqp.Channel) error {
+		s.pace.begin(markWindow)
+		defer s.pace.end()
 		deliveries, err := s.consume(ctx, ch, ResultsQueue, "revq-mark", markPrefetch, amqp.Table{offsetHeader: "next"})
 		if err != nil {
 			return err
 		}
+		defer drop(deliveries)
 		returned := ch.NotifyReturn(make(chan amqp.Return, 1))
 		closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 		mark := amqp.Publishing{MessageId: task.NewID(), DeliveryMode: amqp.Persistent, Timestamp: time.Now(), AppId: "revq"}
@@ -96,6 +121,8 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 					return s.why(amqp.ErrClosed)
 				}
 				return err
+			case <-s.pace.starved:
+				s.pace.grant(markWindow)
 			case <-returned:
 				return errMarkLost
 			case <-blocked:
@@ -131,7 +158,36 @@ func (s *session) whenBlocked() <-chan struct{} {
 	return blocked
 }
 
-// A cursor reads the stream of results, beginning at a given message.
+// drop drops what still comes until the channel of deliveries is closed, so
+// that it does not wait in memory.
+func drop(deliveries <-chan amqp.Delivery) {
+	go func() {
+		for range deliveries {
+		}
+	}()
+}
+
+// A demand is how much of the stream a cursor reads ahead.
+type demand struct {
+	prefetch int // how many messages may be on their way
+	window   int // how many bytes are read before the messages in them are taken
+
+	// share is the length in bytes of a message that may always be read. A
+	// longer one needs the place in alone, if that is not nil: cursors share
+	// it, so that only one of them reads such a message at a time.
+	share int
+	alone chan struct{}
+
+	// pause is how long the broker may wait until something is read; 0: for
+	// ever. Then the session ends with errPaused.
+	pause time.Duration
+}
+
+// errPaused ends a session whose listener takes its time.
+var errPaused = errors.New("the session was closed while the listener took nothing")
+
+// A cursor reads the stream of results, beginning at a given message. It must
+// be closed.
 type cursor struct {
 	s          *session
 	deliveries <-chan amqp.Delivery
@@ -142,19 +198,22 @@ type cursor struct {
 	// arrives.
 	end int64
 
-	most     int           // maximum length of a result, in bytes
-	prefetch int           // how many messages may be on their way
-	newest   amqp.Delivery // the last one received
-	unacked  int           // messages processed since the last acknowledgement
-	due      *time.Timer   // when they are to be acknowledged
-	entries  []entry       // of one message
+	demand  demand
+	hungry  bool // the connection has waited for a grant since the last one
+	granted int  // bytes since the last message
+	isAlone bool // it has the place in demand.alone
+
+	most    int           // maximum length of a result, in bytes
+	newest  amqp.Delivery // the last one received, without its body
+	unacked int           // messages processed since the last acknowledgement
+	due     *time.Timer   // when they are to be acknowledged
+	entries []entry       // of one message
 }
 
-// openCursor returns a cursor. prefetch is how many messages may be on their
-// way to it. openCursor calls begin with the end of the stream; begin returns
-// the broker's offset to begin at. It must not be greater than the end: the
-// broker would send nothing until the stream has grown to it.
-func (s *session) openCursor(ctx context.Context, cfg Config, tag string, prefetch int, begin func(end int64) (from int64, err error)) (*cursor, error) {
+// openCursor returns a cursor. It calls begin with the end of the stream; begin
+// returns the broker's offset to begin at. It must not be greater than the end:
+// the broker would send nothing until the stream has grown to it.
+func (s *session) openCursor(ctx context.Context, cfg Config, tag string, demand demand, begin func(end int64) (from int64, err error)) (*cursor, error) {
 	end, err := s.askEnd(ctx)
 	if err != nil {
 		return nil, err
@@ -163,13 +222,22 @@ func (s *session) openCursor(ctx context.Context, cfg Config, tag string, prefet
 	if err != nil {
 		return nil, err
 	}
-	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, tag, prefetch, amqp.Table{offsetHeader: from})
+	s.pace.begin(demand.window) // more than the answer needs, which comes first
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, tag, demand.prefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
+		s.pace.end()
 		return nil, err
 	}
 	due := time.NewTimer(ackWithin)
 	due.Stop()
-	return &cursor{s: s, deliveries: deliveries, end: end, most: cfg.MaxResult, prefetch: prefetch, due: due}, nil
+	c := &cursor{s: s, deliveries: deliveries, end: end, demand: demand, granted: demand.window, most: cfg.MaxResult, due: due}
+	s.pace.expire(demand.pause, func() {
+		s.closeFor(errPaused, func() {
+			drop(deliveries)
+			s.pace.end()
+		})
+	})
+	return c, nil
 }
 
 // next returns the entries of the next message, at least one. They are valid
@@ -180,24 +248,33 @@ func (c *cursor) next(ctx context.Context) ([]entry, error) {
 			c.due.Reset(ackWithin)
 		}
 		// On a stream, an acknowledgement only lets the broker send more.
-		if c.unacked >= c.prefetch/4 {
+		if c.unacked >= c.demand.prefetch/4 {
 			if err := c.acknowledge(); err != nil {
 				return nil, err
 			}
 		}
 	}
+	clear(c.entries) // a listener may take a long time for the next message
 	for {
+		if c.hungry {
+			select {
+			case d, ok := <-c.deliveries:
+				return c.take(d, ok)
+			default:
+				if err := c.readOn(ctx); err != nil {
+					return nil, err
+				}
+			}
+		}
 		c.s.loop.Idle()
 		select {
 		case d, ok := <-c.deliveries:
 			c.s.loop.Busy()
-			if !ok {
-				return nil, c.s.why(amqp.ErrClosed)
-			}
-			c.newest = d
-			var err error
-			c.entries, err = decodeEntries(c.entries[:0], d, c.most)
-			return c.entries, err
+			return c.take(d, ok)
+		case <-c.s.pace.starved:
+			c.s.loop.Busy()
+			c.hungry = true
+			runtime.Gosched() // amqp091-go may be passing a delivery on
 		case <-c.due.C:
 			c.s.loop.Busy()
 			if err := c.acknowledge(); err != nil {
@@ -209,11 +286,62 @@ func (c *cursor) next(ctx context.Context) ([]entry, error) {
 	}
 }
 
+// take returns the entries of a message.
+func (c *cursor) take(d amqp.Delivery, ok bool) ([]entry, error) {
+	if !ok || c.s.ctx.Err() != nil { // earlier ones may have been dropped
+		return nil, c.s.why(amqp.ErrClosed)
+	}
+	var err error
+	c.entries, err = decodeEntries(c.entries[:0], d, c.most)
+	c.newest, c.newest.Body = d, nil
+	c.granted = 0
+	c.leave()
+	return c.entries, err
+}
+
+// readOn lets the connection read, since all that it has read was taken, except
+// for a part of a message.
+func (c *cursor) readOn(ctx context.Context) error {
+	if d := c.demand; c.granted >= d.share && d.alone != nil && !c.isAlone {
+		select {
+		case d.alone <- struct{}{}:
+			c.isAlone = true
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.s.ctx.Done():
+			return context.Cause(c.s.ctx)
+		}
+	}
+	c.hungry = false
+	c.granted += c.demand.window
+	c.s.pace.grant(c.demand.window)
+	return nil
+}
+
+// leave frees the place in demand.alone.
+func (c *cursor) leave() {
+	if c.isAlone {
+		c.isAlone = false
+		<-c.demand.alone
+	}
+}
+
+// close has what is still on its way dropped. The session must be closed, too.
+func (c *cursor) close() {
+	c.due.Stop()
+	c.leave()
+	drop(c.deliveries)
+	c.s.pace.end()
+}
+
 // acknowledge acknowledges all messages received so far.
 func (c *cursor) acknowledge() error {
 	c.due.Stop()
 	c.unacked = 0
 	if err := c.newest.Ack(true); err != nil {
+		if c.s.ctx.Err() != nil {
+			return context.Cause(c.s.ctx)
+		}
 		return fmt.Errorf("acknowledge results: %w", err)
 	}
 	return nil

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"sync/atomic"
 
-	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -58,6 +57,7 @@ type Reader struct {
 	log     *slog.Logger
 	cfg     Config
 	backlog int64
+	past    demand      // of each history
 	live    atomic.Bool // GoLive was called
 
 	// Where the reader stands.
@@ -69,7 +69,11 @@ type Reader struct {
 // Each has at least one result, or is a mark.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", []string{ResultsQueue, MarksExchange}, log)
-	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), last: entry{offset: -1}}
+	past := demand{
+		prefetch: historyPrefetch, window: historyWindow, share: historyShare, alone: make(chan struct{}, 1),
+		pause: historyPause,
+	}
+	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), past: past, last: entry{offset: -1}}
 }
 
 // Ready returns nil while the stream is being followed, otherwise the reason.
@@ -109,10 +113,11 @@ func (r *Reader) Run(ctx context.Context, f Follower) {
 
 // follow reads until the session or ctx ends.
 func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
-	c, err := s.openCursor(ctx, r.cfg, "revq-socket", readerPrefetch, r.begin)
+	c, err := s.openCursor(ctx, r.cfg, "revq-socket", demand{prefetch: readerPrefetch, window: readerWindow}, r.begin)
 	if err != nil {
 		return permissions(err, r.cfg)
 	}
+	defer c.close()
 	phase := meeting
 	if r.last.offset < 0 {
 		phase = filling
@@ -127,7 +132,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		newer := messageOf(entries[0].offset) > c.end
 		atEnd := messageOf(entries[0].offset) == c.end
 		if phase == meeting {
-			if entries, err = r.meet(entries); err != nil {
+			if entries, err = meet(entries, r.last); err != nil {
 				return err
 			}
 			phase = filling
@@ -161,11 +166,10 @@ func (r *Reader) begin(end int64) (from int64, err error) {
 	return max(0, end-r.backlog), nil
 }
 
-// meet returns the entries after the last one received that are in the same
-// message.
-func (r *Reader) meet(entries []entry) ([]entry, error) {
+// meet returns the entries after last that are in the same message.
+func meet(entries []entry, last entry) ([]entry, error) {
 	for i, e := range entries {
-		if e.offset == r.last.offset && e.id == r.last.id {
+		if e.offset == last.offset && e.id == last.id {
 			return entries[i+1:], nil
 		}
 	}
@@ -190,60 +194,6 @@ func (r *Reader) goLive(f Follower) {
 	if !r.live.Load() {
 		f.GoLive()
 		r.live.Store(true)
-	}
-}
-
-// History reads the stream and then follows it, until ctx ends or one of the
-// functions returns an error, which History returns. It begins the given number
-// of messages before an offset, or at the oldest message that the broker keeps.
-//
-// It calls result with each result, and mark with each mark. It calls end once:
-// when it has passed on all that was in the stream when History was called, or
-// at once if the stream ends before the offset. It uses a connection of its
-// own.
-func (r *Reader) History(ctx context.Context, offset, before int64,
-	result func(offset int64, r task.Result) error, mark func(offset int64, id string) error, end func() error) error {
-	s, err := openAny(ctx, r.cfg, "history")
-	if err != nil {
-		return err
-	}
-	defer memory.GiveBack() // it may have read a GiB
-	defer s.close()
-	ended := false
-	c, err := s.openCursor(ctx, r.cfg, "revq-history", historyPrefetch, func(theEnd int64) (int64, error) {
-		if messageOf(offset) < theEnd {
-			return max(0, messageOf(offset)-before), nil // each message has at least one result, or is a mark
-		}
-		ended = true
-		return theEnd, end()
-	})
-	if err != nil {
-		return permissions(err, r.cfg)
-	}
-	for {
-		entries, err := c.next(ctx)
-		if err != nil {
-			return err
-		}
-		message := messageOf(entries[0].offset)
-		for _, e := range entries {
-			switch {
-			case e.mark && e.invalid != nil: // see pass
-			case e.mark:
-				err = mark(e.offset, e.id)
-			default:
-				err = result(e.offset, e.result)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if !ended && message >= c.end {
-			ended = true
-			if err := end(); err != nil {
-				return err
-			}
-		}
 	}
 }
 

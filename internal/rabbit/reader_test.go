@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -535,63 +534,7 @@ func TestHistory(t *testing.T) {
 }
 
 // History knows at once that the stream ends before an offset, even while
-// results arrive. The broker is not read much faster than a listener takes:
-// what waits for a listener that has stopped is bounded, whatever is in the
-// stream.
-func TestHistoryWaitsForWhoTakesIt(t *testing.T) {
-	r := setup(t).declared()
-	p := r.publisher()
-	const results, size = 1500, 60_000 // 90 MB
-	text := strings.Repeat("x", size)
-	for from := 0; from < results; from += 50 {
-		var answers []<-chan error
-		for i := range 50 {
-			answers = append(answers, p.PublishResult(task.Result{ID: fmt.Sprint("large", from+i), Text: text, Done: time.Now()}))
-		}
-		for _, answer := range answers {
-			if err := receive(t, "answer", answer); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	inUse := func() int {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int(m.HeapAlloc)
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	over := errors.New("over")
-	before := inUse()
-	err := history(ctx, NewReader(r.cfg, 0, r.log), -1, 0, visitor{
-		Result: func(int64, task.Result) error {
-			most, same := 0, 0
-			for same < 20 { // until nothing more comes
-				select {
-				case <-time.After(50 * time.Millisecond):
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-				if now := inUse() - before; now > most+1<<20 {
-					most, same = now, 0
-				}
-				same++
-			}
-			t.Logf("%d KiB wait for a listener that has stopped", most>>10)
-			if most > 12<<20 {
-				t.Errorf("%d of %d KiB wait for a listener that has stopped", most>>10, results*size>>10)
-			}
-			cancel(over)
-			return over
-		},
-		Mark: func(int64, string) error { return nil },
-		End:  func() error { return nil },
-	})
-	if err != over {
-		t.Errorf("History = %v", err)
-	}
-}
-
+// results arrive.
 func TestHistoryBeyondTheEnd(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()

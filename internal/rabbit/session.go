@@ -42,6 +42,7 @@ type session struct {
 	conn *amqp.Connection
 	ch   *amqp.Channel
 	raw  net.Conn       // below conn
+	pace *pacedConn     // below raw
 	loop *liveness.Loop // the link's; nil for a session without a link
 
 	// ctx ends with the session; its cause says why.
@@ -167,6 +168,7 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 	defer cancel()
 
 	var raw net.Conn
+	var paced *pacedConn
 	stop := func() bool { return true }
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(cfg.Name + " " + role)
@@ -183,7 +185,8 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 			if err != nil {
 				return nil, err
 			}
-			raw = gather(conn)
+			paced = pace(conn)
+			raw = gather(paced)
 			// The handshake takes no context: closing the connection ends it.
 			stop = context.AfterFunc(ctx, func() { raw.Close() })
 			return raw, nil
@@ -206,7 +209,7 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		return nil, err
 	}
 
-	s := &session{conn: conn, ch: ch, raw: raw}
+	s := &session{conn: conn, ch: ch, raw: raw, pace: paced}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	go s.watch(
 		conn.NotifyClose(make(chan *amqp.Error, 1)),
@@ -291,11 +294,16 @@ func (s *session) why(err error) error {
 
 // close ends the session. It closes a live connection in agreement with the
 // broker, within closeTimeout, and drops a dead one.
-func (s *session) close() {
+func (s *session) close() { s.closeFor(errEnded, func() {}) }
+
+// closeFor is close with another cause of the session's end. It calls do once
+// the session has ended.
+func (s *session) closeFor(cause error, do func()) {
 	if s.ctx.Err() != nil {
 		s.raw.Close()
 	}
 	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
-	s.end(errEnded)
+	s.end(cause)
+	do()
 	s.conn.Close() // an error means that the connection had ended already
 }

@@ -73,6 +73,16 @@ type proxy struct {
 	// hang is how long the broker seems to hang once it has sent the next
 	// basic.consume-ok of the results; 0 afterwards.
 	hang atomic.Int64
+
+	// relayed is how many bytes the clients were sent.
+	relayed atomic.Int64
+
+	// The first connection that has sent its client more than after bytes, if
+	// that is not 0, stops there. It closes stopped, and goes on when resume
+	// is closed.
+	after           atomic.Int64
+	isStopped       atomic.Bool
+	stopped, resume chan struct{}
 }
 
 // proxy makes new connections with the rig's Config go through a proxy.
@@ -87,7 +97,7 @@ func (r *rig) proxy() *proxy {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { ln.Close() })
-	p, broker := &proxy{}, u.Host
+	p, broker := &proxy{stopped: make(chan struct{}), resume: make(chan struct{})}, u.Host
 	u.Host = ln.Addr().String()
 	r.cfg.URLs = []string{u.String()}
 	go func() {
@@ -96,6 +106,8 @@ func (r *rig) proxy() *proxy {
 			if err != nil {
 				return
 			}
+			// What a client does not read is not to wait in the kernel.
+			client.(*net.TCPConn).SetWriteBuffer(128 << 10)
 			server, err := net.Dial("tcp", broker)
 			if err != nil {
 				client.Close()
@@ -119,7 +131,11 @@ func (r *rig) proxy() *proxy {
 func (p *proxy) pass(client io.Writer, server io.Reader) {
 	consumeOK, mark := []byte("\x00\x3c\x00\x15"), []byte("\x09revq-mark") // class, method; consumer tag
 	in := bufio.NewReader(server)
-	for {
+	for sent := int64(0); ; {
+		if p.after.Load() > 0 && sent > p.after.Load() && p.isStopped.CompareAndSwap(false, true) {
+			close(p.stopped)
+			<-p.resume
+		}
 		head, err := in.Peek(7)
 		if err != nil {
 			return
@@ -128,8 +144,13 @@ func (p *proxy) pass(client io.Writer, server io.Reader) {
 		if _, err := io.ReadFull(in, frame); err != nil {
 			return
 		}
-		if _, err := client.Write(frame); err != nil {
-			return
+		for rest := frame; len(rest) > 0; {
+			n, err := client.Write(rest[:min(len(rest), 32<<10)])
+			if err != nil {
+				return
+			}
+			rest, sent = rest[n:], sent+int64(n)
+			p.relayed.Add(int64(n))
 		}
 		if tag, ok := bytes.CutPrefix(frame[7:], consumeOK); ok && !bytes.HasPrefix(tag, mark) {
 			<-time.After(time.Duration(p.hang.Swap(0)))

@@ -32,6 +32,11 @@ const (
 
 	// catchUpBytes is how many bytes are collected for one write.
 	catchUpBytes = 64 << 10
+
+	// longText is the length of a text, in bytes, beyond which only one
+	// catch-up at a time may write one. The results of revq's workers have
+	// 1 MiB at most by default.
+	longText = 1 << 20
 )
 
 // lookBack is how many results before the mark are read at least, so that a
@@ -276,6 +281,12 @@ func (c *catchUp) send(offset int64, r task.Result) error {
 		c.place()
 		return c.flush()
 	}
+	if len(r.Text) > longText {
+		if err := c.s.turns.long.begin(c.turn); err != nil {
+			return err
+		}
+		defer c.s.turns.long.end()
+	}
 	before := len(c.l.control)
 	c.l.control = feed.AppendResult(c.l.control, c.format, offset, r)
 	c.leftOut = 0
@@ -322,9 +333,17 @@ func (c *catchUp) step(offset int64, id string) (further bool, err error) {
 }
 
 // flush writes what was collected in control. If the turn was cut, the rest
-// stays in control, and the farewell is appended to it.
+// stays in control, and the farewell is appended to it. A long rest would take
+// memory for as long as the listener likes, so that one is closed without.
 func (c *catchUp) flush() error {
 	n, err := c.turn.write(c.l.control, c.s.cfg.WriteTimeout)
+	if n == len(c.l.control) && n > 2*catchUpBytes {
+		c.l.control = nil // the next ones need not keep room for a long text
+		return err
+	}
 	c.l.control = c.l.control[:copy(c.l.control, c.l.control[n:])]
+	if err != nil && len(c.l.control) > longText {
+		err = errWrite
+	}
 	return err
 }

@@ -48,6 +48,7 @@ var (
 // one is told to resume again, and continues from its last result.
 type turns struct {
 	most int
+	long longTurn
 
 	mu      sync.Mutex
 	running map[*turn]struct{}
@@ -68,7 +69,9 @@ type turn struct {
 	finished bool
 }
 
-func newTurns(most int) *turns { return &turns{most: most, running: make(map[*turn]struct{})} }
+func newTurns(most int) *turns {
+	return &turns{most: most, running: make(map[*turn]struct{}), long: longTurn{place: make(chan struct{}, 1), tick: turnLeast}}
+}
 
 // begin waits for a place. The caller must call finish.
 func (ts *turns) begin(ctx context.Context, conn net.Conn) (*turn, error) {
@@ -187,6 +190,43 @@ func (t *turn) watch() {
 			}
 		}
 	}
+}
+
+// A longTurn lets one catch-up at a time frame and write a long text: a frame of
+// JSON may be six times as long as its text. They take turns in the order in
+// which they ask.
+type longTurn struct {
+	place  chan struct{}
+	holder atomic.Pointer[turn] // that has the place
+	tick   time.Duration        // see begin
+}
+
+// begin waits for the place. If one listener takes longer than tick for a text,
+// its turn is cut, so that a slow one does not hold up the others. The caller
+// must call end.
+func (l *longTurn) begin(t *turn) error {
+	tick := time.NewTicker(l.tick)
+	defer tick.Stop()
+	for before := (*turn)(nil); ; {
+		select {
+		case l.place <- struct{}{}:
+			l.holder.Store(t)
+			return nil
+		case <-t.ctx.Done():
+			return context.Cause(t.ctx)
+		case <-tick.C:
+			holder := l.holder.Load()
+			if holder != nil && holder == before {
+				holder.cut(errTurnOver)
+			}
+			before = holder
+		}
+	}
+}
+
+func (l *longTurn) end() {
+	l.holder.Store(nil)
+	<-l.place
 }
 
 // hasLeft reports whether the peer of a socket has closed its side.

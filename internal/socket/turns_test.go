@@ -198,6 +198,38 @@ func TestASlowResumerGivesWay(t *testing.T) {
 	until(t, "nobody catches up", func() bool { return s.turns.count() == 0 })
 }
 
+// Only one catch-up at a time writes a long text. A listener that is slow to
+// take one gives way to those that wait for theirs.
+func TestLongTextsAreWrittenOneByOne(t *testing.T) {
+	s, b, site := setupResumers(t, 3)
+	s.turns.long.tick = 10 * time.Millisecond
+	const texts = 3
+	for i := range texts {
+		r := task.Result{ID: fmt.Sprint("long", i), Text: strings.Repeat("x", 4*longText)} // more than the kernel takes
+		b.source.addResult(int64(resumable+i), r)
+		b.feed.Append(int64(resumable+i), r)
+	}
+	after := fmt.Sprintf("?after=%d", resumable-2)
+	slow := b.listen(t, after)
+	until(t, "it has the place", func() bool { return s.turns.long.holder.Load() != nil })
+	stopped := s.turns.long.holder.Load()
+	fast := site.listen(t, after)
+	for i := range texts + 1 {
+		if _, text, err := fast.ReadMessage(); err != nil || i > 0 && len(text) != 4*longText {
+			t.Fatalf("text %d has %d bytes: %v", i, len(text), err)
+		}
+	}
+	<-stopped.over
+	if cause := context.Cause(stopped.ctx); cause != errTurnOver {
+		t.Errorf("the slow one ended with %v", cause)
+	}
+	var err error
+	for err == nil {
+		_, _, err = slow.ReadMessage()
+	}
+	until(t, "nobody catches up", func() bool { return s.turns.count() == 0 && s.turns.long.holder.Load() == nil })
+}
+
 // With TLS, a listener that has caught up may be quiet for longer than a write
 // may take.
 func TestNoDeadlineIsLeftOfACatchUp(t *testing.T) {

@@ -1,0 +1,142 @@
+package rabbit
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// A pacedConn reads no more from the broker than it is granted. amqp091-go
+// reads whether or not anybody takes the deliveries, and keeps all of them in
+// memory; the prefetch bounds their number, but a message may have any length.
+//
+// What is not granted stays in the kernel's buffers and at the broker. A
+// connection that is not paced reads everything, like any other.
+type pacedConn struct {
+	net.Conn
+
+	// starved has a value when a read waits for a grant. It may have one a
+	// moment longer.
+	starved chan struct{}
+
+	mu       sync.Mutex
+	changed  sync.Cond // one of the fields below
+	paced    bool
+	closed   bool
+	left     int           // bytes that may be read, while paced
+	most     time.Duration // how long a read may wait for a grant; 0: for ever
+	late     func()        // called when it has waited for longer
+	patience time.Duration // for one read, as amqp091-go has set it; 0: none
+}
+
+func pace(conn net.Conn) *pacedConn {
+	c := &pacedConn{Conn: conn, starved: make(chan struct{}, 1)}
+	c.changed.L = &c.mu
+	return c
+}
+
+// expire has late called when a read has waited longer than most for a grant.
+func (c *pacedConn) expire(most time.Duration, late func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.most, c.late = most, late
+	c.changed.Broadcast()
+}
+
+// bound bounds the kernel's buffer for what was not read yet. Otherwise it
+// grows to several MiB, which count as memory of the process's control group.
+func (c *pacedConn) bound(bytes int) {
+	if conn, ok := c.Conn.(interface{ SetReadBuffer(int) error }); ok {
+		_ = conn.SetReadBuffer(bytes) // it works without, too
+	}
+}
+
+// begin paces the connection: at most window bytes are read before the first
+// grant.
+func (c *pacedConn) begin(window int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paced, c.left = true, window
+}
+
+// grant lets at most window bytes be read before the next grant.
+func (c *pacedConn) grant(window int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = window
+	c.changed.Broadcast()
+}
+
+// end lets everything be read again.
+func (c *pacedConn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paced = false
+	c.changed.Broadcast()
+}
+
+func (c *pacedConn) Read(b []byte) (int, error) {
+	most, err := c.await(len(b))
+	if err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(b[:most])
+	c.mu.Lock()
+	c.left -= n
+	c.mu.Unlock()
+	return n, err
+}
+
+// await waits until something may be read, and returns how many bytes: at most
+// n.
+func (c *pacedConn) await(n int) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waited, timed := false, false
+	for c.paced && c.left <= 0 && !c.closed {
+		if c.most > 0 && !timed {
+			defer time.AfterFunc(c.most, c.late).Stop()
+			timed = true
+		}
+		select {
+		case c.starved <- struct{}{}:
+		default:
+		}
+		c.changed.Wait()
+		waited = true
+	}
+	if c.closed {
+		return 0, net.ErrClosed
+	}
+	if waited && c.patience > 0 {
+		// The deadline may have passed meanwhile, although the broker is not
+		// to blame.
+		if err := c.Conn.SetReadDeadline(time.Now().Add(c.patience)); err != nil {
+			return 0, err
+		}
+	}
+	if c.paced {
+		n = min(n, c.left)
+	}
+	return n, nil
+}
+
+// SetReadDeadline is called by amqp091-go after each frame that it reads, with
+// a time by which it expects another one or a heartbeat.
+func (c *pacedConn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.patience = 0
+	if !t.IsZero() {
+		c.patience = time.Until(t)
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *pacedConn) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	return c.Conn.Close()
+}
