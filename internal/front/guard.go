@@ -213,6 +213,8 @@ func (g *guard) early(line []byte) *fault {
 	switch {
 	case g.phase == chunkLine && !isChunkLine(line):
 		return faultChunk
+	case g.phase == chunkLine && bytes.IndexByte(line[:len(line)-1], '\r') >= 0:
+		return faultCR
 	case g.phase == chunkEnd && string(line) != "\r":
 		return faultChunkEnd
 	}

@@ -228,7 +228,7 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *Problem {
 		return NewProblem(fasthttp.StatusBadRequest, "the connection ended before the request was complete")
 	}
 	return NewProblem(fasthttp.StatusBadRequest,
-		"this is not valid HTTP: check the request's path, the values of its headers, and the chunks of its body")
+		"this is not valid HTTP: check the request's path, the values of its headers, the chunks of its body, and the names in its trailer")
 }
 
 var (
