@@ -109,7 +109,10 @@ func explain(w io.Writer, d rabbit.Difference, queue, vhost string) {
 	case rabbit.ResultsQueue:
 		first = "delete it, with all results in it"
 		commands = []string{remove}
-	case rabbit.Exchange, rabbit.MarksExchange:
+	default:
+		first = "make sure that nothing else uses it, delete it"
+		commands = []string{remove}
+	case rabbit.Exchange, rabbit.MarksExchange, rabbit.WaitExchange, rabbit.DueExchange, rabbit.OrphanExchange:
 		first = "make sure that nothing else uses it, delete it"
 		commands = []string{p + " eval " + shellQuote(fmt.Sprintf(
 			`rabbit_exchange:delete(rabbit_misc:r(<<"%s">>, exchange, <<"%s">>), false, <<"revq">>).`, vhost, d.Name))}

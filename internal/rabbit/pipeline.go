@@ -89,6 +89,7 @@ type pipeline struct {
 	returns  chan amqp.Return
 	blocks   chan amqp.Blocking // memory or disk alarm at the broker
 	wake     chan struct{}      // waiting is not empty
+	access   atomic.Pointer[access]
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are

@@ -90,6 +90,7 @@ func (l *lane) run(ctx context.Context) {
 		}
 		pipe := newPipeline(s, l.link.cfg, l.link.log, l.shared)
 		pipe.probe() // there may be an alarm already
+		pipe.tryWaiting()
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
@@ -148,16 +149,23 @@ func (p *Publisher) Alive() error {
 	return nil
 }
 
-// PublishTask sends t to the workers of its queue. The channel gets exactly one
+// PublishTask sends t to the workers of its queue, or has it wait if its
+// NotBefore is in the future. The channel gets exactly one
 // value within the ConfirmTimeout: nil once the broker has confirmed t,
-// [task.ErrNoQueue] if there is no such queue, otherwise the reason why t is not
+// [task.ErrNoQueue] if there is no such queue, [ErrNoWaiting] if it would have to
+// wait and cannot, otherwise the reason why t is not
 // known to be queued.
 func (p *Publisher) PublishTask(t task.Task) <-chan error {
-	return p.publish(&publication{
-		exchange: Exchange, key: tasksKeyOf(t.Queue), message: encodeTask(t),
-		optional: t.Queue != wire.DefaultQueue && t.Queue != "",
-	})
+	if !t.NotBefore.IsZero() {
+		if now := time.Now(); t.NotBefore.After(now) {
+			return p.publish(waiting(t, now))
+		}
+	}
+	return p.publish(&publication{exchange: Exchange, key: tasksKeyOf(t.Queue), message: encodeTask(t), optional: isOptional(t.Queue)})
 }
+
+// isOptional reports whether the queue of tasks need not exist.
+func isOptional(queue string) bool { return queue != wire.DefaultQueue && queue != "" }
 
 // PublishDead sends t to the dead letters, with the reason, and answers as
 // PublishTask does.
@@ -173,7 +181,12 @@ func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results
 
 func (p *Publisher) publish(pub *publication) <-chan error {
 	pub.answer, pub.counted = make(chan error, 1), p.counts[kindOf(pub.key)]
-	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error { return pipe.take(pub) }); err != nil {
+	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error {
+		if pub.exchange == WaitExchange {
+			return pipe.takeWaiting(pub)
+		}
+		return pipe.take(pub)
+	}); err != nil {
 		pub.settle(err)
 	}
 	return pub.answer

@@ -107,17 +107,24 @@ func (s *session) setup(t Topology) (created []string, err error) {
 	for _, o := range missing {
 		isMissing[o.name] = true
 	}
-	var differences Differences
-	for _, o := range t.objects() {
-		if t.Queue != wire.DefaultQueue && !isMissing[o.name] && o.name != TasksQueueOf(t.Queue) {
-			continue
+	objects := slices.DeleteFunc(t.objects(), func(o object) bool {
+		return t.Queue != wire.DefaultQueue && !isMissing[o.name] && o.name != TasksQueueOf(t.Queue)
+	})
+	arguments := make([][]Argument, len(objects))
+	err = s.each(objects, func(_ *amqp.Channel, i int, o object) (err error) {
+		if arguments[i], err = s.compare(o); err != nil {
+			return fmt.Errorf("declare %s: %w", o, err)
 		}
-		arguments, err := s.compare(o)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var differences Differences
+	for i, o := range objects {
 		switch {
-		case err != nil:
-			return created, fmt.Errorf("declare %s: %w", o, err)
-		case len(arguments) > 0:
-			differences = append(differences, Difference{o.kind, o.name, arguments})
+		case len(arguments[i]) > 0:
+			differences = append(differences, Difference{o.kind, o.name, arguments[i]})
 		case isMissing[o.name]:
 			created = append(created, o.String())
 		}

@@ -1,11 +1,13 @@
 package rabbit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -173,7 +175,7 @@ func (t *Topology) Check() error {
 }
 
 type queue struct {
-	name, key string
+	name, key string // key is the one in Exchange; "" if nothing is published to the queue there
 	args      amqp.Table
 	flags     map[string]string // the flag that sets an argument, by the argument's name
 }
@@ -199,6 +201,7 @@ func (t Topology) queues() []queue {
 			amqp.StreamMaxSegmentSizeBytesArg: segmentBytesFlag,
 		}},
 	}
+	all = append(all, waitQueues()...)
 	if defaults := DefaultTopology(); t.Queue != defaults.Queue {
 		all = append(all, defaults.tasks())
 	}
@@ -247,14 +250,15 @@ func (s *session) ensure(t Topology, uses []string) error {
 	if missing, err = s.missing(t, everyObject); err != nil {
 		return err
 	}
-	err = s.onChannel(func(ch *amqp.Channel) error {
-		for _, o := range missing {
-			if err := o.declare(ch, o.args); err != nil {
-				return fmt.Errorf("declare %s: %w", o, err)
-			}
+	err = s.each(missing, func(ch *amqp.Channel, _ int, o object) error {
+		if err := o.declare(ch, o.args); err != nil {
+			return fmt.Errorf("declare %s: %w", o, err)
 		}
-		return bind(ch, t)
+		return nil
 	})
+	if err == nil {
+		err = s.onChannel(func(ch *amqp.Channel) error { return bind(ch, t) })
+	}
 	if isRefused(err) {
 		return fmt.Errorf("%s does not exist, and this user may not declare it: run `%s` as a user who may: %w", absent, t.setupCommand(), err)
 	}
@@ -341,13 +345,19 @@ func (t Topology) objects() []object {
 			},
 		})
 	}
-	return append(all, exchange(Exchange, amqp.ExchangeDirect), exchange(MarksExchange, amqp.ExchangeFanout))
+	return append(all,
+		exchange(MarksExchange, amqp.ExchangeFanout, nil),
+		exchange(OrphanExchange, amqp.ExchangeFanout, nil),
+		exchange(DueExchange, amqp.ExchangeDirect, amqp.Table{"alternate-exchange": OrphanExchange}),
+		exchange(WaitExchange, amqp.ExchangeDirect, nil),
+		exchange(Exchange, amqp.ExchangeDirect, nil))
 }
 
-func exchange(name, kind string) object {
+func exchange(name, kind string, args amqp.Table) object {
 	return object{
 		kind: "exchange",
 		name: name,
+		args: args,
 		look: func(ch *amqp.Channel) error {
 			return ch.ExchangeDeclarePassive(name, kind, true, false, false, false, nil)
 		},
@@ -371,6 +381,9 @@ func (t Topology) names() []string {
 // texts may be posted at once.
 func bind(ch *amqp.Channel, t Topology) error {
 	for _, q := range slices.Backward(t.queues()) {
+		if q.key == "" {
+			continue
+		}
 		if err := ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
 			return fmt.Errorf("bind the queue %s: %w", q.name, err)
 		}
@@ -378,7 +391,31 @@ func bind(ch *amqp.Channel, t Topology) error {
 	if err := ch.QueueBind(ResultsQueue, "", MarksExchange, false, nil); err != nil {
 		return fmt.Errorf("bind the queue %s to %s: %w", ResultsQueue, MarksExchange, err)
 	}
-	return nil
+	if err := ch.QueueBind(DeadQueue, "", OrphanExchange, false, nil); err != nil {
+		return fmt.Errorf("bind the queue %s to %s: %w", DeadQueue, OrphanExchange, err)
+	}
+	if t.Queue != wire.DefaultQueue {
+		if err := bindWaiting(ch, wire.DefaultQueue); err != nil {
+			return err
+		}
+	}
+	return bindWaiting(ch, t.Queue)
+}
+
+// each calls do for all objects, with their index: at the same time for all
+// queues, since a quorum queue takes the broker some 20 ms, and then for the
+// exchanges. It returns the first error in the order of the objects.
+func (s *session) each(objects []object, do func(*amqp.Channel, int, object) error) error {
+	errs := make([]error, len(objects))
+	var running sync.WaitGroup
+	for i, o := range objects {
+		if o.kind == "exchange" {
+			running.Wait()
+		}
+		running.Go(func() { errs[i] = s.onChannel(func(ch *amqp.Channel) error { return do(ch, i, o) }) })
+	}
+	running.Wait()
+	return cmp.Or(errs...)
 }
 
 // onChannel calls do with a channel of its own, since the broker closes the

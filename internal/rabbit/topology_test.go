@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/urfave/cli/v3"
@@ -78,7 +79,7 @@ func TestDaemonsDeclareWhatIsMissing(t *testing.T) {
 func (r *rig) remove(object string) {
 	r.t.Helper()
 	var err error
-	if object == Exchange || object == MarksExchange {
+	if slices.Contains([]string{Exchange, MarksExchange, WaitExchange, DueExchange, OrphanExchange}, object) {
 		err = r.ch.ExchangeDelete(object, false, false)
 	} else {
 		_, err = r.ch.QueueDelete(object, false, false, false)
@@ -140,7 +141,10 @@ func TestRolesLookOnlyAtWhatTheyUse(t *testing.T) {
 func TestSetupTwice(t *testing.T) {
 	t.Parallel()
 	r := setup(t).connected()
-	all := []string{"the queue revq.dead", "the queue revq.results", "the queue revq.tasks", "the exchange revq", "the exchange revq.marks"}
+	var all []string
+	for _, o := range r.cfg.Topology.objects() {
+		all = append(all, o.String())
+	}
 	for _, want := range [][]string{all, nil, {"the queue revq.tasks"}} {
 		created, err := Setup(t.Context(), r.cfg)
 		if err != nil || !slices.Equal(created, want) {
@@ -354,8 +358,8 @@ func (r *rig) user(role, configure, write, read string) Config {
 func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
-	api := NewPublisher(r.user("api", "^$", "^revq$", "^$"), r.log)
-	worker := r.user("worker", "^$", "^revq$", `^revq\.tasks$`)
+	api := NewPublisher(r.user("api", "^$", `^revq(\.wait)?$`, "^$"), r.log)
+	worker := r.user("worker", "^$", `^revq(\.wait)?$`, `^revq\.tasks$`)
 	consumer, results := NewConsumer(worker, 1, r.log), NewPublisher(worker, r.log)
 	reader := NewReader(r.user("socket", "^$", `^revq\.marks$`, `^revq\.results$`), everything, r.log)
 	tasks := r.consume(consumer)
@@ -375,6 +379,12 @@ func TestLeastPrivilege(t *testing.T) {
 	h.end(t, h.Ack)
 	if got := receive(t, "result", read); got.ID != result(1).ID {
 		t.Errorf("result of %s", got.ID)
+	}
+
+	for _, p := range []*Publisher{api, results} {
+		if err := receive(t, "answer", p.PublishTask(later(2, "", time.Second))); err != nil {
+			t.Errorf("PublishTask = %v of a task that has to wait", err)
+		}
 	}
 
 	setup := r.user("setup", "^revq", "^revq", "^revq")
