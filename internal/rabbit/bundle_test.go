@@ -252,8 +252,8 @@ func TestLostResults(t *testing.T) {
 	}
 	reader := NewReader(r.cfg, everything, r.log)
 	check(r.follow(reader))
-	r.out.says(t, fmt.Sprintf("offset=0 id=bad error=%q", errGarbled))
-	r.out.says(t, fmt.Sprintf("offset=%d id=empty error=%q", places, task.ErrNoText))
+	r.out.Says(t, fmt.Sprintf("offset=0 id=bad error=%q", errGarbled))
+	r.out.Says(t, fmt.Sprintf("offset=%d id=empty error=%q", places, task.ErrNoText))
 	history := make(chan read, 100)
 	r.run(func(ctx context.Context) {
 		_ = reader.History(ctx, -1, 0, func(offset int64, res task.Result) error {

@@ -128,7 +128,7 @@ func TestDeadQueueIsMissing(t *testing.T) {
 			r.enqueue(tasksKey, text("a"))
 			h := receive(t, "task", tasks)
 			h.end(t, h.Refuse)
-			r.out.says(t, tc.says)
+			r.out.Says(t, tc.says)
 			if !tc.declared {
 				if _, err := Setup(t.Context(), r.cfg); err != nil {
 					t.Fatal(err)
@@ -314,7 +314,7 @@ func TestConsumerSurvives(t *testing.T) {
 			if cause := context.Cause(first.ctx); !strings.Contains(cause.Error(), trouble.says) {
 				t.Errorf("the context ended with %q, want %q", cause, trouble.says)
 			}
-			r.out.says(t, trouble.says)
+			r.out.Says(t, trouble.says)
 			if err := first.Ack(); err == nil {
 				t.Error("a task of a dead session was acknowledged")
 			}

@@ -163,7 +163,7 @@ func TestConnectionClosedUnderLoad(t *testing.T) {
 	if len(accepted) > 0 {
 		t.Errorf("%d messages were accepted and are not in the queue", len(accepted))
 	}
-	r.out.says(t, "the connection was closed: Exception (320) Reason: \\\"CONNECTION_FORCED - closed by a test")
+	r.out.Says(t, "the connection was closed: Exception (320) Reason: \\\"CONNECTION_FORCED - closed by a test")
 }
 
 func TestUnroutableIsRepaired(t *testing.T) {
@@ -190,7 +190,7 @@ func TestUnroutableIsRepaired(t *testing.T) {
 			if err := r.answered(routed); err != nil {
 				t.Errorf("PublishResult = %v", err)
 			}
-			r.out.says(t, "declared the missing objects")
+			r.out.Says(t, "declared the missing objects")
 			if err := r.answered(p.PublishTask(newTask(3))); err != nil {
 				t.Errorf("PublishTask after the repair = %v", err)
 			}
@@ -213,7 +213,7 @@ func TestUnroutableWithoutPermission(t *testing.T) {
 	if err := r.answered(p.PublishTask(newTask(1))); !errors.Is(err, ErrUnroutable) {
 		t.Errorf("PublishTask = %v, want %v", err, ErrUnroutable)
 	}
-	r.out.says(t, "run `revq setup` as a user who may")
+	r.out.Says(t, "run `revq setup` as a user who may")
 	// The refusal has not cost the session.
 	if err := r.answered(p.PublishResult(result(1))); err != nil {
 		t.Errorf("PublishResult = %v", err)
@@ -230,7 +230,7 @@ func TestDeletedExchangeIsDeclaredAgain(t *testing.T) {
 	if err := r.answered(p.PublishTask(newTask(1))); err == nil {
 		t.Error("a message to no exchange was confirmed")
 	}
-	r.out.says(t, "no exchange 'revq'")
+	r.out.Says(t, "no exchange 'revq'")
 	r.ready(p.Ready)
 	if err := r.answered(p.PublishTask(newTask(2))); err != nil {
 		t.Errorf("PublishTask in the next session = %v", err)
@@ -335,7 +335,7 @@ func TestWrongPassword(t *testing.T) {
 	p := NewPublisher(r.cfg, r.log)
 	r.run(p.Run)
 	for _, want := range []string{"username or password not allowed", "cannot be used"} {
-		r.out.says(t, want)
+		r.out.Says(t, want)
 	}
 	said := r.out.String() + fmt.Sprint(p.Ready())
 	for _, password := range []string{secret, uri.Password} {

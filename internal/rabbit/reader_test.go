@@ -118,7 +118,7 @@ func TestReaderResumes(t *testing.T) {
 			r.cut("test reader")
 			last = inOrder(t, results, cut*each, (cut+1)*each, last)
 		}
-		r.out.says(t, "CONNECTION_FORCED - closed by a test")
+		r.out.Says(t, "CONNECTION_FORCED - closed by a test")
 		r.ready(reader.Ready)
 	}
 	publishResults(t, p, cuts*each, cuts*each+1)

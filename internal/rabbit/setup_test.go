@@ -1,11 +1,9 @@
 package rabbit
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +30,7 @@ type rig struct {
 	node *node.Node
 	url  string
 	cfg  Config
-	out  *output
+	out  *rabbittest.Output
 	log  *slog.Logger
 	conn *amqp.Connection
 	ch   *amqp.Channel // for publishing, and for reading back
@@ -45,13 +43,8 @@ func setup(t testing.TB) *rig {
 
 func setupOn(t testing.TB, n *node.Node) *rig {
 	t.Helper()
-	r := &rig{t: t, node: n, url: rabbittest.NewVhost(t, n), out: &output{}}
-	r.log = slog.New(slog.NewTextHandler(r.out, nil))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log("the log:\n" + r.out.String())
-		}
-	})
+	r := &rig{t: t, node: n, url: rabbittest.NewVhost(t, n)}
+	r.log, r.out = rabbittest.Log(t)
 	r.cfg = DefaultConfig("test")
 	r.cfg.PublishConnections = 1 // so that a test has the one in its hands
 	r.cfg.URLs = []string{r.url}
@@ -103,7 +96,7 @@ func (r *rig) run(f func(context.Context)) (stop func()) {
 		select {
 		case <-done:
 		case <-time.After(patience):
-			r.t.Errorf("Run does not return; the goroutines:\n%s", stacks())
+			r.t.Errorf("Run does not return; the goroutines:\n%s", rabbittest.Stacks())
 		}
 	})
 	r.t.Cleanup(stop)
@@ -219,69 +212,11 @@ func (r *rig) cut(name string) {
 
 func (r *rig) vhost() string { return r.url[strings.LastIndexByte(r.url, '/')+1:] }
 
-// eventually waits for what the broker signals to nobody.
-func eventually(t testing.TB, what string, check func() error) {
-	t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not %s within %v: %v", what, patience, err)
-		}
-	}
-}
+var eventually = rabbittest.Eventually
 
-// receive waits for a signal.
 func receive[T any](t testing.TB, what string, c <-chan T) T {
 	t.Helper()
-	select {
-	case v := <-c:
-		return v
-	case <-time.After(patience):
-		t.Fatalf("no %s within %v; the goroutines:\n%s", what, patience, stacks())
-		panic("not reached")
-	}
-}
-
-// An output keeps a log.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
-}
-
-// says waits until the log has text.
-func (o *output) says(t testing.TB, text string) {
-	t.Helper()
-	eventually(t, "logged", func() error {
-		if !strings.Contains(o.String(), text) {
-			return fmt.Errorf("no %q", text)
-		}
-		return nil
-	})
-}
-
-func stacks() string {
-	buf := make([]byte, 4<<20)
-	return string(buf[:runtime.Stack(buf, true)])
+	return rabbittest.Receive(t, what, c)
 }
 
 // noLeaks fails a test, not parallel to any other, that leaves a goroutine of
@@ -290,7 +225,7 @@ func noLeaks(t testing.TB) {
 	t.Helper()
 	t.Cleanup(func() {
 		eventually(t, "without goroutines", func() error {
-			for _, g := range strings.Split(stacks(), "\n\n")[1:] {
+			for _, g := range strings.Split(rabbittest.Stacks(), "\n\n")[1:] {
 				if strings.Contains(g, "/internal/rabbit.(") || strings.Contains(g, "amqp091-go.") {
 					return fmt.Errorf("there is\n%s", g)
 				}

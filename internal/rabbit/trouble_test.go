@@ -406,7 +406,7 @@ func testStartedLater(t *testing.T, n *node.Node) {
 	}
 	p := NewPublisher(r.cfg, r.log)
 	r.run(p.Run)
-	r.out.says(t, "connection refused")
+	r.out.Says(t, "connection refused")
 	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(1)) }, ErrNotConnected)
 	rabbittest.Restart(t, n)
 	r.ready(p.Ready)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -108,8 +107,8 @@ func TestForeignMessageIsRefused(t *testing.T) {
 	most := worker.DefaultConfig().MaxText
 	r := setup(t)
 	h, began := begun(reverse.New(reverse.Config{}))
-	out := &output{}
-	r.log = slog.New(slog.NewTextHandler(out, nil))
+	var out *rabbittest.Output
+	r.log, out = rabbittest.Log(t)
 	r.work("worker", 1, h)
 	for _, tc := range []struct {
 		id   string
@@ -209,8 +208,8 @@ func TestResultDuringAnAlarm(t *testing.T) {
 		<-release
 		return tk.Text, nil
 	}))
-	out := &output{}
-	r.log = slog.New(slog.NewTextHandler(out, nil))
+	var out *rabbittest.Output
+	r.log, out = rabbittest.Log(t)
 	w, stop := r.work("worker", 10, h)
 	var all []task.Task
 	for i := range 10 {
@@ -223,14 +222,7 @@ func TestResultDuringAnAlarm(t *testing.T) {
 	node := rabbittest.Node(t)
 	rabbittest.SetAlarm(t, node)
 	close(release)
-	r.eventually("refused", func() error {
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		if !strings.Contains(out.buf.String(), "a result was not published; will try again") {
-			return errors.New("no result was refused")
-		}
-		return nil
-	})
+	out.Says(t, "a result was not published; will try again")
 	if w.Busy() == 0 {
 		t.Error("no task is running")
 	}
@@ -249,7 +241,7 @@ func TestResultDuringAnAlarm(t *testing.T) {
 	if n := r.left(rabbit.TasksQueue); n != 0 {
 		t.Errorf("%d tasks were not acknowledged", n)
 	}
-	if said := out.buf.String(); strings.Contains(said, "could not") {
+	if said := out.String(); strings.Contains(said, "could not") {
 		t.Errorf("a second acknowledgement: %s", said)
 	}
 }

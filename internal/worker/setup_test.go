@@ -1,7 +1,6 @@
 package worker_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -37,13 +36,7 @@ type rig struct {
 func setup(t testing.TB) *rig {
 	t.Helper()
 	r := &rig{t: t, url: rabbittest.URL(t), results: make(chan task.Result, 1000)}
-	out := &output{}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log("the log:\n" + out.buf.String())
-		}
-	})
-	r.log = slog.New(slog.NewTextHandler(out, nil))
+	r.log, _ = rabbittest.Log(t)
 	r.cfg = rabbit.DefaultConfig("test")
 	r.cfg.URLs = []string{r.url}
 	r.cfg.RetryMin, r.cfg.RetryMax = 10*time.Millisecond, time.Second
@@ -142,48 +135,12 @@ func (r *rig) left(queue string) int {
 
 func (r *rig) eventually(what string, check func() error) {
 	r.t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			r.t.Fatalf("not %s within %v: %v", what, patience, err)
-		}
-	}
+	rabbittest.Eventually(r.t, what, check)
 }
 
 func receive[T any](t testing.TB, what string, c <-chan T) T {
 	t.Helper()
-	select {
-	case v := <-c:
-		return v
-	case <-time.After(patience):
-		t.Fatalf("no %s within %v", what, patience)
-		panic("not reached")
-	}
-}
-
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
+	return rabbittest.Receive(t, what, c)
 }
 
 // handlerFunc makes a function a Handler.
