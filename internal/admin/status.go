@@ -29,6 +29,7 @@ type Status struct {
 	Blocked bool         `json:"blocked"` // the broker takes no messages: it is short of memory or disk space
 
 	API    *API    `json:"api,omitempty"`    // of revq-api only
+	Socket *Socket `json:"socket,omitempty"` // of revq-socket only
 	Worker *Worker `json:"worker,omitempty"` // of revq-worker only
 }
 
@@ -45,6 +46,12 @@ type API struct {
 	MaxInFlight    int `json:"max_in_flight"`
 	Connections    int `json:"connections"` // of clients, at all sites
 	MaxConnections int `json:"max_connections"`
+}
+
+// A Socket is what a revq-socket has to do.
+type Socket struct {
+	Listeners    int `json:"listeners"`
+	MaxListeners int `json:"max_listeners"`
 }
 
 // A Worker is what a revq-worker has to do.

@@ -80,6 +80,7 @@ type Feed struct {
 	live    uint64 // the number of the first record after the backlog
 	seen    *Window
 	awaited map[digest]*awaited
+	counts  counts
 	wakes   []func()
 	data    []byte // scratch: of the newest message
 	frame   []byte // scratch
@@ -135,8 +136,10 @@ func (f *Feed) Append(offset int64, r task.Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.seen.Add(r) {
+		f.counts.repetitions.Add(1)
 		return
 	}
+	f.counts.add(r, f.logs[0].isLive())
 	f.last = wire.Mark{Offset: offset, ID: r.ID}
 	rec := record{offset: offset, id: nameOf(r.ID), queue: nameOf(r.Queue), class: classOf(r.Kind)}
 	m := resultMessage(offset, r)
@@ -180,6 +183,7 @@ func (f *Feed) AppendMark(offset int64, id string) {
 func (f *Feed) AppendGap(reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.counts.gaps.Add(1)
 	rec := record{offset: f.last.Offset, class: gap}
 	var starts [formats]Position
 	for format := range formats {

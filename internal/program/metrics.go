@@ -6,7 +6,9 @@ import (
 
 	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/api"
+	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/socket"
 	"github.com/revq/revq/internal/tally"
 	"github.com/revq/revq/internal/worker"
 )
@@ -112,6 +114,37 @@ func workerMetrics(w *worker.Worker, p *rabbit.Publisher, c *rabbit.Consumer, qu
 		admin.Gauge("revq_worker_paused", "1 while tasks wait because the handler is out of order, else 0.",
 			admin.Labels{"queue"}, func(send admin.Value) { send(number(w.Ready() != nil), queue) }),
 	}, brokerMetrics(c, p), publisherMetrics(p), queueMetrics(c.Depths))
+}
+
+func socketMetrics(s *socket.Server, f *feed.Feed, r *rabbit.Reader) admin.Metrics {
+	return slices.Concat(admin.Metrics{
+		admin.Gauge("revq_socket_listeners", "Connected listeners.",
+			admin.Labels{"format"}, func(send admin.Value) {
+				s.ListenersBy(func(format string, n int64) { send(float64(n), format) })
+			}),
+		admin.Gauge("revq_socket_listeners_max", "Listeners that may be connected (--max-listeners); more are answered 503.",
+			nil, func(send admin.Value) { send(float64(s.MaxListeners())) }),
+		admin.Counter("revq_socket_closes_total", "Connections of listeners that have ended, by reason. Those that are left were ended by the client or the network.",
+			admin.Labels{"reason"}, func(send admin.Value) {
+				s.Closes(func(reason string, n int64) { send(float64(n), reason) })
+			}),
+		admin.Counter("revq_socket_resumes_total", "Listeners that resumed, by the source of what they had missed; none if they could not resume.",
+			admin.Labels{"source"}, func(send admin.Value) {
+				s.Resumes(func(source string, n int64) { send(float64(n), source) })
+			}),
+		admin.Counter("revq_socket_gaps_total", "Listeners that resumed and were told of a gap.",
+			nil, func(send admin.Value) { send(float64(s.Gaps())) }),
+		admin.Counter("revq_socket_sent_bytes_total", "Bytes written to listeners, without those of TLS and of HTTP's headers.",
+			nil, func(send admin.Value) { send(float64(s.Sent())) }),
+		admin.Histogram("revq_socket_delivery_seconds", "Time from the end of a task until its result was written to the listeners. Of results that are written together, the newest one counts.",
+			nil, func(send func(tally.Snapshot, ...string)) { send(s.DeliveryTimes()) }),
+		admin.Counter("revq_feed_results_total", "Results and failures that were read from the stream, with those of the backlog.",
+			nil, func(send admin.Value) { send(float64(f.Results())) }),
+		admin.Counter("revq_feed_repetitions_total", "Results that were dropped because they were repetitions.",
+			nil, func(send admin.Value) { send(float64(f.Repetitions())) }),
+		admin.Counter("revq_feed_gaps_total", "Gaps in the stream that all listeners were told of.",
+			nil, func(send admin.Value) { send(float64(f.Gaps())) }),
+	}, brokerMetrics(r))
 }
 
 // oldest returns the age of the oldest task: the time since it was accepted or,

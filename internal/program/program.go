@@ -60,6 +60,7 @@ func Socket() daemon.Program {
 			server := socket.New(cfg, results, reader, d.Log)
 			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
 			d.Status, d.Reload = server.Status, broker.Reload
+			d.Metrics, d.Describe = socketMetrics(server, results, reader), describeSocket(server, reader)
 			return d.Run(ctx, d.Serve(server), func(ctx context.Context) { reader.Run(ctx, results) })
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/api"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/socket"
 	"github.com/revq/revq/internal/worker"
 )
 
@@ -25,6 +26,13 @@ func describeAPI(server *api.Server, p *rabbit.Publisher, sites int) func(*admin
 			InFlight: server.InFlight(), MaxInFlight: server.MaxInFlight(),
 			Connections: server.Connections(), MaxConnections: sites * server.MaxConnections(),
 		}
+	}
+}
+
+func describeSocket(server *socket.Server, r *rabbit.Reader) func(*admin.Status) {
+	return func(s *admin.Status) {
+		describeBroker(s, r)
+		s.Socket = &admin.Socket{Listeners: server.Listeners(), MaxListeners: server.MaxListeners()}
 	}
 }
 

@@ -38,10 +38,13 @@ type listener struct {
 	pingedAt     time.Time // zero if it has sent something since
 	heard        int       // bytes received since the last ping
 
-	in      *inbound  // nil between messages
-	deaf    bool      // it broke the protocol: what it sends is no longer parsed
-	leaving bool      // a farewell is at the end of control, or was sent
-	leftAt  time.Time // when the farewell was sent
+	in      *inbound // nil between messages
+	deaf    bool     // it broke the protocol: what it sends is no longer parsed
+	leaving bool     // a farewell is at the end of control, or was sent
+
+	dismissed bool // the reason for its end was counted
+	counts    *counts
+	leftAt    time.Time // when the farewell was sent
 }
 
 // maxControl bounds the bytes that a listener can make the server store: one
@@ -51,7 +54,8 @@ const maxControl = 4 << 10
 // dismiss appends a farewell to what l is sent. Its connection then ends.
 func (l *listener) dismiss(why farewell) {
 	if !l.leaving {
-		l.leaving = true
+		l.leaving, l.dismissed = true, true
+		l.counts.closed(why)
 		l.control = l.dialect.appendBye(l.control, why)
 	}
 }

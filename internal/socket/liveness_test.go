@@ -30,7 +30,7 @@ func TestShardHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	dropped, goOn := make(chan struct{}), make(chan struct{})
-	s, err := newShard(DefaultConfig(), slog.New(slog.DiscardHandler), func() { close(dropped); <-goOn })
+	s, err := newShard(DefaultConfig(), slog.New(slog.DiscardHandler), newCounts(feed.New(feed.DefaultConfig())), func(*listener) { close(dropped); <-goOn })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ const recordBytes = 16 << 10
 // The hub's own goroutine wakes them, pings them, and closes slow ones.
 type hub struct {
 	cfg    Config
-	onDrop func() // called for each listener that is gone
+	onDrop func(*listener) // called for each listener that is gone
 	loop   *liveness.Loop
 
 	news  chan struct{} // of capacity 1
@@ -47,7 +47,7 @@ type plain struct {
 	pingedAt time.Time // when the last interval began
 }
 
-func newHub(cfg Config, onDrop func()) *hub {
+func newHub(cfg Config, onDrop func(*listener)) *hub {
 	h := &hub{
 		cfg: cfg, onDrop: onDrop, loop: liveness.New("the hub of the listeners with TLS", loopLimit),
 		news: make(chan struct{}, 1), over: make(chan struct{}), plains: make(map[*plain]struct{}),
@@ -74,7 +74,7 @@ func (h *hub) join(l *listener) {
 	defer h.mu.Unlock()
 	if h.stopping {
 		l.conn.Close()
-		h.onDrop()
+		h.onDrop(l)
 		return
 	}
 	h.plains[p] = struct{}{}
@@ -204,7 +204,9 @@ func (p *plain) drop() {
 		p.hub.mu.Unlock()
 		below(p.l.conn).Close() // before that of TLS, which would first send an alert, and wait to do so
 		p.l.conn.Close()
-		p.hub.onDrop()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.hub.onDrop(p.l)
 	})
 }
 
@@ -256,6 +258,7 @@ func (p *plain) write() {
 			}
 		}
 		n, err := p.l.conn.Write(b[:min(len(b), recordBytes)]) // look closes the connection if this takes too long
+		p.l.counts.bytes.Add(int64(n))
 		p.mu.Lock()
 		p.l.blockedSince = time.Time{}
 		last := err == nil && p.l.wrote(b, n, fromLog)

@@ -50,7 +50,9 @@ var lookBack = int64(feed.DefaultConfig().Backlog)
 func (s *Server) resume(l *listener, what wanted, after wire.Mark) {
 	l.control = feed.AppendGreeting(l.control, what.format, after, wire.Greeting)
 	c := catchUp{s: s, l: l, format: what.format, filter: what.filter}
-	switch err := c.resume(s.stopped, after); {
+	err := c.resume(s.stopped, after)
+	s.counts.resumed(err, c.turn != nil)
+	switch {
 	case err == nil:
 		l.pos = c.pos
 		if len(l.control) == 0 {
@@ -60,8 +62,10 @@ func (s *Server) resume(l *listener, what wanted, after wire.Mark) {
 		l.conn.Close()
 		l.conn = nil
 		s.listeners.Add(-1)
+		s.counts.left(l)
 	case errors.Is(err, errTold):
-		l.leaving = true // its last words are in control
+		l.leaving, l.dismissed = true, true // its last words are in control
+		s.counts.closes[gapClose].Add(1)
 	case s.stopped.Err() != nil:
 		s.sayBye(l, byeRestart)
 	case errors.Is(err, errTooMany):
@@ -80,7 +84,7 @@ func (s *Server) resume(l *listener, what wanted, after wire.Mark) {
 }
 
 func (s *Server) sayBye(l *listener, why farewell) {
-	l.leaving, l.control = true, l.dialect.appendBye(l.control, why)
+	l.dismiss(why)
 }
 
 var (
@@ -243,6 +247,7 @@ func (c *catchUp) handOver() error {
 // gap tells the listener that results after a mark are missing, and returns the
 // mark after which it continues: the beginning of what is kept.
 func (c *catchUp) gap(after wire.Mark, reason string) (wire.Mark, error) {
+	c.s.counts.gaps.Add(1)
 	c.l.control = feed.AppendGap(c.l.control, c.format, after, reason)
 	if c.format == feed.Text {
 		return wire.Mark{}, errTold
@@ -337,6 +342,7 @@ func (c *catchUp) step(offset int64, id string) (further bool, err error) {
 // memory for as long as the listener likes, so that one is closed without.
 func (c *catchUp) flush() error {
 	n, err := c.turn.write(c.l.control, c.s.cfg.WriteTimeout)
+	c.s.counts.bytes.Add(int64(n))
 	if n == len(c.l.control) && n > 2*catchUpBytes {
 		c.l.control = nil // the next ones need not keep room for a long text
 		return err

@@ -51,6 +51,7 @@ type Server struct {
 	running   sync.WaitGroup
 	next      atomic.Uint64 // distributes listeners over the shards
 	listeners atomic.Int64
+	counts    *counts
 	waiting   atomic.Int64 // requests for one result that wait
 
 	stopped context.Context // ends with Shutdown
@@ -77,7 +78,7 @@ type Source interface {
 // New returns a server of the results that source appends to f. The caller must
 // call Shutdown to release the server's resources.
 func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
-	s := &Server{cfg: cfg, feed: f, source: source, log: log, turns: newTurns(cfg.MaxResuming)}
+	s := &Server{cfg: cfg, feed: f, source: source, log: log, counts: newCounts(f), turns: newTurns(cfg.MaxResuming)}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.front = front.New(front.App{
 		Config: cfg.Config,
@@ -95,12 +96,15 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 		Frugal:         true,
 		Log:            log,
 	})
-	onDrop := func() { s.listeners.Add(-1) }
+	onDrop := func(l *listener) {
+		s.listeners.Add(-1)
+		s.counts.left(l)
+	}
 	s.hub = newHub(cfg, onDrop)
 	s.running.Go(s.hub.run)
 	f.OnAppend(s.hub.wake)
 	for range runtime.GOMAXPROCS(0) {
-		shard, err := newShard(cfg, log, onDrop)
+		shard, err := newShard(cfg, log, s.counts, onDrop)
 		if err != nil {
 			s.err = fmt.Errorf("start the listeners' poll: %w", err)
 			break
@@ -276,12 +280,14 @@ func (s *Server) join(l *listener, what wanted) {
 		prepareSocket(fd, &s.cfg)
 	}
 	l.log = s.feed.Log(what.format)
+	l.counts = s.counts
+	s.counts.listeners[what.format].Add(1)
 	if what.filter != nil {
 		l.view = s.feed.View(what.filter, what.format)
 	}
 	switch {
 	case s.listeners.Add(1) > int64(s.cfg.MaxListeners):
-		l.leaving, l.control = true, l.dialect.appendBye(l.control, byeFull)
+		l.dismiss(byeFull)
 	case what.after != nil:
 		s.resume(l, what, *what.after)
 	default:

@@ -39,7 +39,8 @@ const (
 type shard struct {
 	cfg    Config
 	log    *slog.Logger
-	onDrop func() // called for each listener that is gone
+	counts *counts
+	onDrop func(*listener) // called for each listener that is gone
 	loop   *liveness.Loop
 
 	poller *poller
@@ -58,6 +59,8 @@ type shard struct {
 	bye       farewell
 	toDismiss []*listener // those at the start of the stop that are not yet dismissed
 	dismissed int         // how many were dismissed
+	written   int64       // bytes that are not in counts yet
+	newest    time.Time   // when the task of the newest result sent was done
 	now       time.Time
 	round     time.Time // when the current round of pings began
 	pinged    int       // how many were pinged in this round
@@ -65,13 +68,13 @@ type shard struct {
 	parser    inbound // for listeners that are between messages
 }
 
-func newShard(cfg Config, log *slog.Logger, onDrop func()) (*shard, error) {
+func newShard(cfg Config, log *slog.Logger, counts *counts, onDrop func(*listener)) (*shard, error) {
 	poller, err := newPoller()
 	if err != nil {
 		return nil, err
 	}
 	return &shard{
-		cfg: cfg, log: log, onDrop: onDrop, loop: liveness.New("a shard of the listeners", loopLimit),
+		cfg: cfg, log: log, counts: counts, onDrop: onDrop, loop: liveness.New("a shard of the listeners", loopLimit),
 		poller: poller, news: make(chan struct{}, 1), byFD: make(map[int]*listener),
 	}, nil
 }
@@ -103,7 +106,7 @@ func (s *shard) join(l *listener) {
 // turnAway closes a listener that the shard has not admitted.
 func (s *shard) turnAway(l *listener) {
 	l.conn.Close()
-	s.onDrop()
+	s.onDrop(l)
 }
 
 // close makes the shard dismiss all listeners. Then run returns.
@@ -155,6 +158,8 @@ func (s *shard) run() {
 		case <-dismissal:
 			s.now = time.Now()
 		}
+		s.counts.bytes.Add(s.written)
+		s.written = 0
 		if !s.stopping.IsZero() {
 			s.dismissDue()
 			if len(s.listeners) == 0 {
@@ -198,8 +203,15 @@ func (s *shard) lookAround() bool {
 		s.stopping, s.bye = s.now, *stop
 		s.toDismiss = slices.Clone(s.listeners)
 	}
+	newest := s.counts.newest()
 	for _, l := range s.backwards() {
 		s.send(l)
+	}
+	if newest.After(s.newest) {
+		if len(s.listeners) > 0 {
+			s.counts.delivery.Add(time.Since(newest))
+		}
+		s.newest = newest
 	}
 	return !aborted
 }
@@ -250,7 +262,7 @@ func (s *shard) drop(l *listener) {
 	s.listeners = s.listeners[:last]
 	delete(s.byFD, l.fd)
 	l.close() // also removes the descriptor from the poll
-	s.onDrop()
+	s.onDrop(l)
 }
 
 // send writes to l what was not sent yet, until its socket takes no more.
@@ -276,6 +288,7 @@ func (s *shard) send(l *listener) {
 			s.drop(l)
 			return
 		}
+		s.written += int64(n)
 		if last := l.wrote(b, n, fromLog); last {
 			l.leftAt = s.now
 			unix.Shutdown(l.fd, unix.SHUT_WR) // fails if the peer has closed already
