@@ -30,11 +30,15 @@ func listen() *cli.Command {
 		Usage: "print the greeting, and each result as it arrives",
 		Description: `When the connection is lost, revq reconnects, to the next site if several are
 given, and resumes after the last result received. If results are missing
-because they are no longer kept, a line on standard error says so.
+because they are no longer kept, a line on standard error says so, and so does
+one for each task that is given up. With --id, revq ends after the task's result;
+if there is none, it says why, and the exit status is 1.
 
 EXAMPLES:
    revq listen
    revq listen --json --after -1
+   revq listen --queue thumbnails --queue reports
+   revq listen --id order-1
    revq listen --count 3 --url ws://a:8083 --url ws://b:8083`,
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{
@@ -47,13 +51,25 @@ EXAMPLES:
 			ca.flag(),
 			&cli.BoolFlag{
 				Name:        "json",
-				Usage:       "print each message as a JSON object, with offset, id and times",
+				Usage:       "print each message, of any type, as a JSON object with offset, id and times",
 				Destination: &json,
 			},
 			&cli.StringFlag{
 				Name:        "after",
 				Usage:       "resume after the result at `OFFSET`, or at OFFSET/ID, which also checks that it is the same result; -1 for all results that are kept",
 				Destination: &after,
+			},
+			&cli.StringSliceFlag{
+				Name:        "queue",
+				Usage:       "print only results of the queue `NAME` (repeatable)",
+				Destination: &l.Queues,
+				Validator:   checkQueues,
+			},
+			&cli.StringFlag{
+				Name:        "id",
+				Usage:       "print only the result of the task `ID`, and end",
+				Destination: &l.ID,
+				Validator:   wire.CheckID,
 			},
 			&cli.IntFlag{
 				Name:        "count",
@@ -89,6 +105,7 @@ EXAMPLES:
 				return err
 			}
 			greeted, received := false, 0
+			var without error // why the only task has no result
 			l.Greeted = func(m client.Message) error {
 				if greeted {
 					note(stderr, "reconnected")
@@ -101,8 +118,13 @@ EXAMPLES:
 				switch m.Type {
 				case wire.TypeGap:
 					note(stderr, "results are missing here: %s", m.Text)
-				case wire.TypeLost:
-					note(stderr, "the result of %q cannot be sent: %s", m.ID, m.Text)
+				case wire.TypeLost, wire.TypeFailed:
+					reason := noResult(m)
+					if l.ID != "" && m.ID == l.ID {
+						without = reason
+					} else {
+						note(stderr, "%v", reason)
+					}
 				}
 				if m.Type != wire.TypeResult && !json {
 					return nil
@@ -131,6 +153,8 @@ EXAMPLES:
 			ctx, cancel := untilHangUp(ctx, stdout)
 			defer cancel()
 			switch err := l.Run(ctx); {
+			case err == nil:
+				return without
 			case errors.Is(err, errEnough) || ctx.Err() != nil:
 				return nil
 			case errors.Is(err, client.ErrBadURL):
@@ -140,6 +164,24 @@ EXAMPLES:
 			}
 		},
 	}
+}
+
+// noResult returns why a task has no result, as a message of the type lost or
+// failed says.
+func noResult(m client.Message) error {
+	if m.Type == wire.TypeLost {
+		return fmt.Errorf("the result of %q cannot be sent: %s", m.ID, m.Text)
+	}
+	return fmt.Errorf("the task %q was given up: %s", m.ID, m.Text)
+}
+
+func checkQueues(names []string) error {
+	for _, name := range names {
+		if err := wire.CheckQueue(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var errEnough = errors.New("received --count results")

@@ -11,6 +11,7 @@ import (
 type report struct {
 	stdout, stderr io.Writer
 	quiet          bool
+	lines          bool      // the texts are lines, of which there may be many
 	progress       *progress // nil for none
 	began          time.Time
 	texts          int   // number of texts that are done
@@ -18,10 +19,10 @@ type report struct {
 }
 
 // newReport returns a report on texts from lines of size bytes (-1: unknown),
-// or on texts from the arguments, for which it shows no progress.
+// or on texts from the arguments, for which it shows only the tasks' progress.
 func (s *sending) newReport(lines bool, size int64) *report {
-	r := &report{stdout: s.stdout, stderr: s.stderr, quiet: s.quiet, began: time.Now(), size: size}
-	if lines && !s.quiet {
+	r := &report{stdout: s.stdout, stderr: s.stderr, quiet: s.quiet, lines: lines, began: time.Now(), size: size}
+	if (lines || s.wait) && !s.quiet {
 		r.progress = newProgress(s.stderr)
 	}
 	return r
@@ -50,6 +51,9 @@ func (r *report) advance(batch []text) {
 	r.texts += len(batch)
 	for _, t := range batch {
 		r.done += int64(t.size)
+	}
+	if !r.lines {
+		return
 	}
 	rate := float64(r.texts) / time.Since(r.began).Seconds()
 	if r.size > 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/revq/revq/internal/client"
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/visible"
 )
 
 const defaultAPI = "http://localhost:8081"
@@ -38,6 +39,7 @@ type sending struct {
 	report         *report
 	results        *waiting // nil without --wait
 	refused        int      // number of texts that were not accepted, for good
+	givenUp        int      // number of texts that were accepted and have no result
 }
 
 func send() *cli.Command {
@@ -50,7 +52,8 @@ func send() *cli.Command {
 standard input; empty lines are skipped. If a text fails for a reason that may
 pass, revq retries it with the same id, until --timeout. The exit status is 1 if
 a text was not accepted. Standard error then says which texts are not queued,
-which may be queued or not, and how to carry on.
+which may be queued or not, and how to carry on. With --wait, it is also 1 if a
+task was given up; standard error says why, and shows progress on a terminal.
 
 EXAMPLES:
    revq send abcdef ghijkl
@@ -166,7 +169,7 @@ func (s *sending) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.results = newWaiting(s.socket, tls, s.waitTimeout, s.stderr)
+		s.results = newWaiting(s.socket, tls, s.waitTimeout, s.stderr, s.showProgress)
 		if err := s.results.connect(ctx); err != nil {
 			return err
 		}
@@ -203,7 +206,7 @@ func (s *sending) batch(ctx context.Context, batch []text) error {
 	for i, t := range batch {
 		tasks[i] = task.Task{ID: s.place.id(t.number), Text: t.content}
 		if s.results != nil {
-			s.results.expect(tasks[i].ID)
+			s.results.expect(tasks[i].ID, t.number)
 		}
 	}
 	answers, sendErr := s.client.Send(ctx, tasks)
@@ -226,7 +229,12 @@ func (s *sending) batch(ctx context.Context, batch []text) error {
 			continue
 		}
 		text, err := s.results.result(ctx, tasks[i].ID)
-		if err != nil {
+		switch {
+		case errors.Is(err, errGivenUp):
+			s.givenUp++
+			s.report.problem("%s %d was accepted, but %v", s.texts.unit, batch[i].number, err)
+			continue
+		case err != nil:
 			s.explain(nil, nil, batch[len(batch)-1].number+1)
 			return fmt.Errorf("%s %d was accepted, but %w", s.texts.unit, batch[i].number, err)
 		}
@@ -259,10 +267,20 @@ func (s *sending) verdict() error {
 	if s.texts.count == 0 && !s.quiet {
 		s.report.problem("there was nothing to send")
 	}
-	if s.refused > 0 {
+	switch {
+	case s.refused > 0 && s.givenUp > 0:
+		return fmt.Errorf("%d of %d texts were not accepted, and %d were given up", s.refused, s.texts.count, s.givenUp)
+	case s.refused > 0:
 		return fmt.Errorf("%d of %d texts were not accepted", s.refused, s.texts.count)
+	case s.givenUp > 0:
+		return fmt.Errorf("%d of %d texts were given up", s.givenUp, s.texts.count)
 	}
 	return nil
+}
+
+// showProgress shows how far the task of a text is.
+func (s *sending) showProgress(number int, progress string) {
+	s.report.progress.show("%s %d: %s", s.texts.unit, number, visible.Line(progress))
 }
 
 // explain prints what became of the texts if not all were sent. Those before

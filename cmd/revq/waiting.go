@@ -26,19 +26,30 @@ type waiting struct {
 	ended   chan error
 	absent  chan error // gets the reason when nothing listens at the URL
 	client  client.Listener
+	running func(number int, progress string) // is told how far a task is
 
 	mu       sync.Mutex
-	expected map[string]chan client.Message // by task id; each has room for its result
-	lost     error                          // why there is no connection
+	expected map[string]expected // by task id
+	lost     error               // why there is no connection
 }
 
-func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr io.Writer) *waiting {
+// expected is a task whose result is awaited.
+type expected struct {
+	number int                 // of its text
+	last   chan client.Message // has room for the last message about it
+}
+
+// errGivenUp is wrapped by why a task has no result and will have none.
+var errGivenUp = errors.New("given up")
+
+func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr io.Writer, running func(int, string)) *waiting {
 	w := &waiting{
 		timeout:  timeout,
+		running:  running,
 		greeted:  make(chan struct{}),
 		ended:    make(chan error, 1),
 		absent:   make(chan error, 1),
-		expected: make(map[string]chan client.Message),
+		expected: make(map[string]expected),
 	}
 	var once sync.Once
 	w.client = client.Listener{
@@ -98,20 +109,26 @@ func (w *waiting) close() { w.stop() }
 func (w *waiting) received(m client.Message) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if result, ok := w.expected[m.ID]; ok && (m.Type == wire.TypeResult || m.Type == wire.TypeLost) {
+	e, ok := w.expected[m.ID]
+	switch {
+	case !ok:
+	case m.Type == wire.TypeProgress:
+		w.running(e.number, m.Text)
+	case wire.IsLast(m.Type):
 		select {
-		case result <- m:
+		case e.last <- m:
 		default: // it has the result already
 		}
 	}
 	return nil
 }
 
-// expect makes w keep the result of a task. Call it before the task is sent.
-func (w *waiting) expect(id string) {
+// expect makes w keep the result of a task, that of the text with this number.
+// Call it before the task is sent.
+func (w *waiting) expect(id string, number int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.expected[id] = make(chan client.Message, 1)
+	w.expected[id] = expected{number, make(chan client.Message, 1)}
 }
 
 func (w *waiting) forget(id string) {
@@ -120,16 +137,20 @@ func (w *waiting) forget(id string) {
 	delete(w.expected, id)
 }
 
-// result waits for the result of a task that expect was called with.
+// result waits for the result of a task that expect was called with. The error
+// is errGivenUp, wrapped with the reason, if the task has none.
 func (w *waiting) result(ctx context.Context, id string) (string, error) {
 	defer w.forget(id)
 	w.mu.Lock()
-	result := w.expected[id]
+	last := w.expected[id].last
 	w.mu.Unlock()
 	select {
-	case m := <-result:
-		if m.Type == wire.TypeLost {
+	case m := <-last:
+		switch m.Type {
+		case wire.TypeLost:
 			return "", fmt.Errorf("its result cannot be sent: %s", m.Text)
+		case wire.TypeFailed:
+			return "", fmt.Errorf("%w: %s", errGivenUp, m.Text)
 		}
 		return m.Text, nil
 	case <-time.After(w.timeout):

@@ -55,6 +55,14 @@ type Listener struct {
 	// updates it with each message.
 	After *wire.Mark
 
+	// Queues are the names of the queues whose results are wanted; none for all.
+	Queues []string
+
+	// ID is the id of the only task that is wanted, "" for all. Run returns nil
+	// after the last message about it: a result, or the reason why there is
+	// none.
+	ID string
+
 	// Silence is the longest time without a message or a ping. After that,
 	// the listener closes the connection. Default 90 s.
 	Silence time.Duration
@@ -62,7 +70,7 @@ type Listener struct {
 	// Greeted is called with the first message of each connection.
 	Greeted func(Message) error
 
-	// Received is called with every other message: results, and gaps.
+	// Received is called with every other message.
 	Received func(Message) error
 
 	// Lost is called when the connection is lost or cannot be made, with the
@@ -81,8 +89,9 @@ type Message struct {
 }
 
 // Run listens until ctx ends, a function returns an error, or the server
-// refuses (ErrRefused), and returns why. When the connection is lost or cannot
-// be made, it tries again, after waits that grow and are jittered.
+// refuses (ErrRefused), and returns why. It returns nil if ID is set and the last
+// message about the task has come. When the connection is lost or cannot be
+// made, it tries again, after waits that grow and are jittered.
 func (l *Listener) Run(ctx context.Context) error {
 	if len(l.URLs) == 0 {
 		return fmt.Errorf("%w: there is none", ErrBadURL)
@@ -160,6 +169,9 @@ func (l *Listener) once(ctx context.Context) error {
 			}
 		}
 		l.moveOn(m.Message)
+		if l.ID != "" && m.ID == l.ID && wire.IsLast(m.Type) {
+			return &finalError{}
+		}
 	}
 }
 
@@ -173,11 +185,15 @@ func (e *lostError) Unwrap() error { return e.err }
 // moveOn updates After. A greeting says where a listener without a mark has
 // begun. After a gap, the server sends everything that is kept.
 func (l *Listener) moveOn(m wire.Message) {
-	switch {
-	case m.Type == wire.TypeResult, m.Type == wire.TypeLost, m.Type == wire.TypeGreeting && l.After == nil:
-		l.After = &wire.Mark{Offset: m.Offset, ID: m.ID}
-	case m.Type == wire.TypeGap:
+	switch m.Type {
+	case wire.TypeGap:
 		l.After = &wire.Mark{Offset: -1}
+	case wire.TypeGreeting:
+		if l.After == nil {
+			l.After = &wire.Mark{Offset: m.Offset, ID: m.ID}
+		}
+	case wire.TypeResult, wire.TypeLost, wire.TypeFailed, wire.TypeProgress, wire.TypeMark:
+		l.After = &wire.Mark{Offset: m.Offset, ID: m.ID}
 	}
 }
 
@@ -189,6 +205,12 @@ func (l *Listener) address() (*url.URL, error) {
 	}
 	query := u.Query()
 	query.Set(wire.FormatParameter, wire.FormatJSON)
+	for _, queue := range l.Queues {
+		query.Add(wire.QueueParameter, queue)
+	}
+	if l.ID != "" {
+		query.Set(wire.IDParameter, l.ID)
+	}
 	if l.After != nil {
 		query.Set(wire.AfterParameter, l.After.String())
 	}

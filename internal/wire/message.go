@@ -22,6 +22,12 @@ const (
 	TypeMark = "mark"
 )
 
+// IsLast reports whether a message of this type with a task's id is the last
+// one about the task, unless somebody requeues it.
+func IsLast(messageType string) bool {
+	return messageType == TypeResult || messageType == TypeFailed || messageType == TypeLost
+}
+
 // A Message is what listeners get in the JSON format, one object in a frame.
 type Message struct {
 	// Type is one of those above. More may be added: skip unknown types.
