@@ -19,8 +19,8 @@ func (p published) PublishResult(task.Result) <-chan error {
 	return p.confirmed
 }
 
-func (p published) PublishTask(task.Task) <-chan error         { return p.confirmed }
-func (p published) PublishDead(task.Task, string) <-chan error { return p.confirmed }
+func (p published) PublishTask(task.Task) <-chan error                 { return p.confirmed }
+func (p published) PublishDead(task.Task, string, string) <-chan error { return p.confirmed }
 
 // A loan is a delivery that nobody waits for.
 type loan struct{ task task.Task }

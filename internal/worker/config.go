@@ -6,10 +6,15 @@ import (
 
 	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 )
 
 // Config sets how a worker takes tasks. DefaultConfig gives a usable one.
 type Config struct {
+	// Queue is the name of the queue whose tasks the worker takes. Default
+	// wire.DefaultQueue.
+	Queue string
+
 	// Concurrency is how many tasks the worker handles at once. It is also the
 	// prefetch, so no task waits in a worker while another worker is free.
 	// Default 10.
@@ -27,10 +32,9 @@ type Config struct {
 	// it. Default 30 min, like the broker's.
 	ConsumerTimeout time.Duration
 
-	// DeliveryLimit is the queue's: how many failed attempts may be retried
-	// before the broker makes the task a dead letter. Handlers are told which
-	// attempt is the last one.
-	DeliveryLimit int64
+	// Retries is how many failed attempts of a task are followed by another
+	// one. Default 10: they take 17 minutes in all, see retryMin.
+	Retries int64
 
 	// Drain lets running tasks finish within DrainTimeout when the worker is
 	// told to stop. Default false: they return to the queue at once, which
@@ -45,17 +49,22 @@ const maxConcurrency = 10_000
 
 // DefaultConfig returns the default configuration.
 func DefaultConfig() Config {
-	return Config{Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, DeliveryLimit: 5}
+	return Config{Queue: wire.DefaultQueue, Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, Retries: 10}
 }
 
 // Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
+	queue := setting.String("queue", "`NAME` of the queue whose tasks are handled", &c.Queue, wire.CheckQueue)
+	queue.Pattern = wire.QueuePattern
 	return []setting.Setting{
+		setting.In("job", queue.With("`revq setup --queue NAME` declares it. Any but "+wire.DefaultQueue+" needs a program."))[0],
 		setting.In("job", setting.Count("concurrency", "tasks", "`TASKS` at once, in each worker", &c.Concurrency, 1, maxConcurrency))[0],
 		setting.In("job", setting.Count("max-text", "bytes", "longest text handled, in `BYTES`", &c.MaxText, 1, task.MaxText).
 			With("A task with a longer one becomes a dead letter. It must not be less than --max-text of revq-api. Socket servers leave out results longer than a sixth of their --keep-bytes."))[0],
 		setting.In("broker", setting.Time("consumer-timeout", "`TIME` after which the broker takes a task back, its consumer_timeout", &c.ConsumerTimeout, time.Second, 0).
 			With("Pauses and the task time-out must stay below half of it."))[0],
+		setting.In("job", setting.Count("retries", "retries", "failed attempts of a task that are followed by another one, at most `RETRIES`", &c.Retries, 0, 1000).
+			With("The waits before them are 1 s, 2 s, 4 s, up to 10 min: 17 minutes in all with ten. Then the task is a dead letter, and listeners are told."))[0],
 		setting.In("job", setting.Switch("drain", "when told to stop, finish the tasks that are being handled, within the stop timeout", &c.Drain).
 			With("Without it they go back to the queue at once."))[0],
 	}

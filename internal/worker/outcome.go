@@ -12,11 +12,11 @@ type Outcome int
 // The outcomes. Done and Stopped are never those of an Error.
 const (
 	Done          Outcome = iota
-	Failed                // counts as an attempt; the task is tried again
+	Failed                // counts as an attempt; the task is tried again after a wait
 	Never                 // no attempt can succeed: the task becomes a dead letter
 	Later                 // not the task's fault: the task is tried again, and the attempt is not counted
 	Misconfigured         // the handler cannot be started or reached: like Later, and tasks wait until it can
-	Stopped               // the attempt was cut short: the task returns to the queue
+	Stopped               // the attempt was cut short: the task returns to the queue, and the attempt is not counted
 )
 
 // An Error is an error of a Handler with the outcome of the attempt. Any other
@@ -46,12 +46,4 @@ func outcomeOf(ctx context.Context, err error) Outcome {
 		return e.Outcome
 	}
 	return Failed
-}
-
-// reason returns the text that a dead letter has for err.
-func reason(err error) string {
-	if e, ok := errors.AsType[*Error](err); ok && e.Said != "" {
-		return err.Error() + "\n" + e.Said
-	}
-	return err.Error()
 }

@@ -14,6 +14,20 @@ const (
 	// tasks wait: a single one may concern only its own task.
 	laterInRow = 3
 
+	// minFailedInRow is how many first attempts in a row must fail before
+	// tasks wait, or as many as there are slots if those are more: then each
+	// slot has failed since the last success, and not only because one moment
+	// was bad for all of them, or because somebody sent a few bad tasks.
+	// Further attempts are left out: a task that has failed before says less
+	// about the handler than about itself.
+	minFailedInRow = 5
+
+	// maxFailing is how long tasks wait because attempts fail. The outage that
+	// must not cost a task is ten minutes. But a long row of bad tasks looks
+	// like an outage, and must not hold up the good ones after it for ever.
+	// After this time, each task waits only for its own retries.
+	maxFailing = 15 * time.Minute
+
 	// pauseMin and pauseMax bound a pause. It doubles while the handler stays
 	// out of order. Half of it is random, so that many workers do not all
 	// query a database at once that has come back. Work resumes at most
@@ -38,12 +52,20 @@ const (
 // A pauser decides when tasks wait because the handler is out of order. It
 // holds no lock and reads no clock.
 type pauser struct {
-	phase phase
-	round int           // counts the pauses: an attempt that began before a pause cannot end it
-	inRow int           // attempts in a row that ended with Later
-	wait  time.Duration // of this pause, without jitter; 0 before the first one
-	until time.Time     // the end of this pause
-	why   error         // the reason for this pause
+	slots  int // how many attempts may run at once
+	phase  phase
+	round  int           // counts the pauses: an attempt that began before a pause cannot end it
+	laters int           // attempts in a row that ended with Later
+	failed int           // first attempts in a row that failed
+	wait   time.Duration // of this pause, without jitter; 0 before the first one
+	until  time.Time     // the end of this pause
+	why    error         // the reason for this pause
+
+	// failing is since when tasks wait because attempts fail; zero if they do
+	// not. given is set when that was too long: until one succeeds, failures
+	// are the tasks' own.
+	failing time.Time
+	given   bool
 }
 
 // admit says whether a task may be attempted. If not, the caller asks again
@@ -62,33 +84,62 @@ func (p *pauser) admit(now time.Time) (round int, wait time.Duration, ok bool) {
 	return p.round, 0, true
 }
 
-// ended takes the outcome of an attempt that was admitted in round. The jitter
-// is from 0 to 1. ended returns true if the phase has changed.
-func (p *pauser) ended(round int, o Outcome, why error, now time.Time, jitter float64) bool {
+// ended takes the outcome of an attempt that was admitted in round. first says
+// that no attempt of its task has failed before. The jitter is from 0 to 1.
+// ended returns true if the phase has changed.
+func (p *pauser) ended(round int, o Outcome, first bool, why error, now time.Time, jitter float64) bool {
 	if round != p.round {
 		return false
 	}
 	before := p.phase
 	switch o {
 	case Later, Misconfigured:
-		p.inRow++
-		if o == Later && p.phase == working && p.inRow < laterInRow {
-			return false
+		p.laters++
+		if o == Misconfigured || p.phase != working || p.laters >= laterInRow {
+			p.failing = time.Time{}
+			p.pause(why, now, jitter)
+			return true
 		}
-		p.phase, p.why, p.inRow = paused, why, 0
-		p.round++
-		p.wait = min(max(2*p.wait, pauseMin), pauseMax)
-		p.until = now.Add(p.wait/2 + time.Duration(jitter*float64(p.wait/2)))
-		return true
 	case Stopped:
 		if p.phase == probing {
 			p.phase, p.until = paused, now // the next one may try
 		}
-	default: // the handler works, whatever the outcome
-		p.phase, p.inRow, p.wait, p.why = working, 0, 0, nil
+	case Failed:
+		if first && !p.given {
+			p.failed++
+		}
+		switch {
+		case !p.failing.IsZero() && now.Sub(p.failing) >= maxFailing:
+			p.work()
+			p.given = true
+		case !p.failing.IsZero():
+			p.pause(why, now, jitter)
+			return true
+		case p.failed >= max(minFailedInRow, p.slots):
+			p.failing = now
+			p.pause(why, now, jitter)
+			return true
+		default: // it answers, so that it is no longer misconfigured
+			failed, given := p.failed, p.given
+			p.work()
+			p.failed, p.given = failed, given
+		}
+	default: // the handler works
+		p.work()
 	}
 	return p.phase != before
 }
+
+// pause begins the next pause.
+func (p *pauser) pause(why error, now time.Time, jitter float64) {
+	p.phase, p.why, p.laters, p.failed = paused, why, 0, 0
+	p.round++
+	p.wait = min(max(2*p.wait, pauseMin), pauseMax)
+	p.until = now.Add(p.wait/2 + time.Duration(jitter*float64(p.wait/2)))
+}
+
+// work ends the pauses.
+func (p *pauser) work() { *p = pauser{slots: p.slots, round: p.round} }
 
 // A gate makes goroutines wait as a pauser decides.
 type gate struct {
@@ -97,7 +148,9 @@ type gate struct {
 	changed chan struct{} // is closed when the phase changes
 }
 
-func newGate() *gate { return &gate{changed: make(chan struct{})} }
+func newGate(slots int) *gate {
+	return &gate{p: pauser{slots: slots}, changed: make(chan struct{})}
+}
 
 // errHeld means that a task has waited in this worker until its limit.
 var errHeld = errors.New("the task has waited too long")
@@ -135,36 +188,13 @@ func (g *gate) enter(ctx context.Context, held time.Time) (round int, err error)
 	}
 }
 
-// rest waits for about the time wait, or until ctx ends. It returns at once if
-// tasks wait in enter, or if the wait would last beyond the time held; then it
-// returns false, and the task returns to the queue.
-func (g *gate) rest(ctx context.Context, wait time.Duration, held time.Time) bool {
-	wait = wait/2 + rand.N(wait/2)
-	if time.Until(held) < wait {
-		return false
-	}
-	g.mu.Lock()
-	is := g.p.phase
-	g.mu.Unlock()
-	if is != working {
-		return true
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return true
-}
-
 // ended takes the outcome of an attempt. It returns the phase, the rest of the
 // pause, and whether the phase has changed, for the log.
-func (g *gate) ended(round int, o Outcome, why error) (is phase, wait time.Duration, changed bool) {
+func (g *gate) ended(round int, o Outcome, first bool, why error) (is phase, wait time.Duration, changed bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	if changed = g.p.ended(round, o, why, now, rand.Float64()); changed {
+	if changed = g.p.ended(round, o, first, why, now, rand.Float64()); changed {
 		close(g.changed)
 		g.changed = make(chan struct{})
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -22,53 +23,72 @@ type Handler interface {
 	Handle(ctx context.Context, t task.Task) (string, error)
 }
 
+// A Reporter is a Handler that can tell how far it is.
+type Reporter interface {
+	Handler
+
+	// HandleReporting is Handle. Meanwhile it calls report, which never blocks,
+	// as often as it likes.
+	HandleReporting(ctx context.Context, t task.Task, report func(progress string)) (string, error)
+}
+
 // A Publisher hands messages to the broker. The channels get exactly one value,
 // within the publisher's own deadline: nil once the broker has confirmed.
 type Publisher interface {
 	// PublishResult sends r to the listeners.
 	PublishResult(r task.Result) <-chan error
 
-	// PublishTask sends t to the end of the queue, as a task that was never
-	// attempted.
+	// PublishTask sends t to the end of its queue, with everything that is
+	// known of it. If t.NotBefore is in the future, t waits until then outside
+	// of the queue.
 	PublishTask(t task.Task) <-chan error
 
-	// PublishDead sends t to the dead letters, with the reason.
-	PublishDead(t task.Task, reason string) <-chan error
+	// PublishDead sends t to the dead letters, with the reason and with what
+	// its handler said at last on its standard error. The same message tells
+	// listeners the reason.
+	PublishDead(t task.Task, reason, said string) <-chan error
 }
 
 // A Delivery is a task on loan. Exactly one of Ack, Reject, Refuse and Requeue
 // ends the loan.
 type Delivery interface {
 	Task() (task.Task, error) // the error says why the task can never be handled
-	Attempt() int64           // counts the deliveries of this task, from 1
+	Attempt() int64           // counts the deliveries of this message, from 1
 	Ack() error               // it is done
-	Reject() error            // this attempt failed
+	Reject() error            // return it to the queue, as a failed attempt
 	Refuse() error            // no attempt can succeed
-	Requeue() error           // the attempt was not finished
+	Requeue() error           // return it to the queue
 }
 
-// The bounds of the waits between attempts to publish a result. Nothing is lost
+// The bounds of the waits between attempts to publish a message. Nothing is lost
 // meanwhile: the task stays unacknowledged.
 const (
 	publishRetryMin = 100 * time.Millisecond
 	publishRetryMax = 5 * time.Second
+
+	// publishLimit is how long a worker attempts to publish a task again or as
+	// a dead letter. Then it leaves the task to the broker, which can do
+	// either in its own, poorer way. For a result there is no limit.
+	publishLimit = time.Minute
 )
 
 // A Worker handles deliveries.
 type Worker struct {
-	cfg     Config
-	handler Handler
-	results Publisher
-	log     *slog.Logger
+	cfg      Config
+	handler  Handler
+	reporter Reporter // the handler, if it is one; nil otherwise
+	broker   Publisher
+	log      *slog.Logger
 
-	busy   atomic.Int64
-	gate   *gate
-	counts *counts
+	busy atomic.Int64
+	gate *gate
 }
 
-// New returns a Worker that has h handle tasks and publishes to results.
-func New(cfg Config, h Handler, results Publisher, log *slog.Logger) *Worker {
-	return &Worker{cfg: cfg, handler: h, results: results, log: log, gate: newGate(), counts: newCounts()}
+// New returns a Worker that has h handle tasks and publishes to broker.
+func New(cfg Config, h Handler, broker Publisher, log *slog.Logger) *Worker {
+	w := &Worker{cfg: cfg, handler: h, broker: broker, log: log, gate: newGate(cfg.Concurrency)}
+	w.reporter, _ = h.(Reporter)
+	return w
 }
 
 // Busy returns how many tasks are running.
@@ -90,67 +110,78 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
 	t, err := d.Task()
-	defer w.counts.end(w.counts.begin(t, d.Attempt()))
 	if err == nil && len(t.Text) > w.cfg.MaxText {
 		err = fmt.Errorf("%w (--max-text)", task.CheckText(t.Text, w.cfg.MaxText))
 	}
 	if err != nil {
-		w.about(t, d).Error("refused a task that cannot be handled", "error", err)
-		w.settled(t, d, "refuse", d.Refuse())
+		w.about(t).Error("refused a task that cannot be handled", "error", err)
+		w.settled(t, "refuse", d.Refuse())
 		return
 	}
-	t.Failed = d.Attempt() - 1
-	t.Last = t.Attempt() > w.cfg.DeliveryLimit
-	held := time.Now().Add(min(maxHold, w.cfg.ConsumerTimeout/4))
-	for wait := pauseMin; ; wait = min(2*wait, pauseMax) {
-		var round int
-		err := context.Cause(ctx)
-		if err == nil || !w.cfg.Drain { // a worker that drains begins no more tasks
-			round, err = w.gate.enter(ctx, held)
-		}
-		switch {
-		case errors.Is(err, errHeld):
-			w.republish(t, d)
-			return
-		case err != nil:
-			w.settled(t, d, "return", d.Requeue())
-			return
-		}
-		if again := w.try(ctx, t, d, round); !again {
+	t.Queue = w.cfg.Queue
+	t.Last = t.Failed >= w.cfg.Retries
+	if next := before(t, time.Now()); next.step != attempt {
+		w.take(ctx, next, t, d)
+		return
+	}
+	round, err := w.enter(ctx)
+	switch {
+	case errors.Is(err, errHeld):
+		w.take(ctx, decision{step: sendOn, task: t}, t, d)
+	case err != nil:
+		w.take(ctx, decision{step: giveBack}, t, d)
+	default:
+		next := before(t, time.Now()) // it may have waited
+		if next.step == attempt {
+			w.try(ctx, t, d, round)
 			return
 		}
-		if !w.gate.rest(ctx, wait, held) {
-			w.republish(t, d)
-			return
-		}
+		w.gate.ended(round, Stopped, false, nil)
+		w.take(ctx, next, t, d)
 	}
 }
 
-// try makes one attempt. It returns true if the task must be attempted again.
-// Otherwise it has ended the loan.
-func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) (again bool) {
-	handling, cancel := w.handlingContext(ctx)
-	defer cancel()
-	text, err := w.attempt(handling, t)
-	outcome := outcomeOf(handling, err)
-	w.note(round, outcome, err)
-	switch {
-	case outcome == Later || outcome == Misconfigured:
-		w.about(t, d).Info("a task will be tried again later", "error", err)
-		return true
-	case outcome == Stopped:
-		w.settled(t, d, "return", d.Requeue())
-	case outcome == Never:
-		w.bury(t, d, err)
-	case outcome == Failed:
-		w.about(t, d).Error("an attempt failed", "error", err)
-		w.settled(t, d, "reject", d.Reject())
-	case w.publish(handling, t, d, text):
-		w.settled(t, d, "acknowledge", d.Ack())
-	default:
-		w.settled(t, d, "return", d.Requeue())
+// enter waits until a task may be attempted, as gate.enter does.
+func (w *Worker) enter(ctx context.Context) (round int, err error) {
+	if err := context.Cause(ctx); err != nil && w.cfg.Drain {
+		return 0, err // a worker that drains begins no more tasks
 	}
-	return false
+	return w.gate.enter(ctx, time.Now().Add(min(maxHold, w.cfg.ConsumerTimeout/4)))
+}
+
+// try makes one attempt, and does with the task what its outcome says.
+func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) {
+	ctx, cancel := w.handlingContext(ctx)
+	defer cancel()
+	text, err := w.attempt(ctx, t)
+	outcome := outcomeOf(ctx, err)
+	w.note(round, outcome, t.Failed == 0, err)
+	next := after(t, outcome, err, w.cfg.Retries, time.Now(), rand.Float64())
+	if next.step == finish && w.publishResult(ctx, t, text) {
+		w.settled(t, "acknowledge", d.Ack())
+		return
+	}
+	if next.step == sendOn {
+		w.about(t).Warn("an attempt did not succeed; there will be another one", "error", err,
+			"counted", next.counted, "wait", time.Until(next.task.NotBefore).Round(time.Second))
+	}
+	w.take(ctx, next, t, d)
+}
+
+// take does with t what was decided.
+func (w *Worker) take(ctx context.Context, next decision, t task.Task, d Delivery) {
+	switch {
+	case lost(ctx) || next.step == finish: // or nobody takes the result
+		w.giveBack(ctx, t, d)
+	case next.step == giveUp:
+		w.giveUp(ctx, t, d, next.why)
+	case next.step == sendOn && next.counted:
+		w.sendOn(ctx, next.task, d, d.Reject)
+	case next.step == sendOn:
+		w.sendOn(ctx, next.task, d, d.Requeue)
+	default:
+		w.giveBack(ctx, t, d)
+	}
 }
 
 // handlingContext returns the context for an attempt. It ends with ctx. If the
@@ -162,8 +193,8 @@ func (w *Worker) handlingContext(ctx context.Context) (context.Context, func()) 
 	handling, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-			cancel(cause) // the session has ended, and another worker gets the task
+		if lost(ctx) {
+			cancel(context.Cause(ctx)) // another worker gets the task
 			return
 		}
 		timer := time.NewTimer(w.cfg.DrainTimeout)
@@ -181,71 +212,107 @@ func (w *Worker) handlingContext(ctx context.Context) (context.Context, func()) 
 	}
 }
 
-var errDrained = errors.New("the worker was told to stop, and the time for running tasks is over")
+// errDrained wraps context.Canceled, since the session of the task goes on.
+var errDrained = fmt.Errorf("the worker was told to stop, and the time for running tasks is over: %w", context.Canceled)
+
+// lost reports whether ctx has ended with the session of a delivery: the broker
+// has taken the task back and delivers it again.
+func lost(ctx context.Context) bool {
+	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.Canceled)
+}
 
 // note passes the outcome of an attempt to the gate, and logs when tasks begin
 // or cease to wait.
-func (w *Worker) note(round int, o Outcome, err error) {
-	w.counts.attempts[o].Add(1)
-	switch is, wait, changed := w.gate.ended(round, o, err); {
+func (w *Worker) note(round int, o Outcome, fresh bool, err error) {
+	switch is, wait, changed := w.gate.ended(round, o, fresh, err); {
 	case changed && is == paused && o != Stopped:
 		w.log.Warn("the handler is out of order; tasks wait", "error", err, "wait", wait.Round(time.Millisecond))
+	case changed && is == working && o == Failed:
+		w.log.Warn("attempts have failed for a long time; tasks wait no longer for the handler, but each for its next attempt", "error", err)
 	case changed && is == working:
 		w.log.Info("the handler works again")
 	}
 }
 
-// bury makes t a dead letter with the reason. The broker could make it one,
+// giveUp makes t a dead letter with the reason. The broker could make it one,
 // too, but without the reason.
-func (w *Worker) bury(t task.Task, d Delivery, why error) {
-	w.about(t, d).Error("a task becomes a dead letter: the handler says that no attempt can succeed", "error", why)
-	if err := <-w.results.PublishDead(t, reason(why)); err != nil {
-		w.about(t, d).Warn("could not publish a dead letter; the broker will make it one without the reason", "error", err)
-		w.settled(t, d, "refuse", d.Refuse())
+func (w *Worker) giveUp(ctx context.Context, t task.Task, d Delivery, why error) {
+	w.about(t).Error("a task is given up and becomes a dead letter", "error", why)
+	reason, said := told(why)
+	err := w.publish(ctx, publishLimit, t, "a dead letter", func() <-chan error { return w.broker.PublishDead(t, reason, said) })
+	if err != nil {
+		w.about(t).Warn("could not publish a dead letter; the broker will make it one without the reason", "error", err)
+		w.settled(t, "refuse", d.Refuse())
 		return
 	}
-	w.settled(t, d, "acknowledge", d.Ack())
+	w.settled(t, "acknowledge", d.Ack())
 }
 
-// republish sends a task that the handler could not take to the end of the
-// queue. It publishes the task again rather than return it: before RabbitMQ
-// 4.3, a return counts as a failed attempt, and a few of those make a dead
-// letter.
-func (w *Worker) republish(t task.Task, d Delivery) {
-	if err := <-w.results.PublishTask(t); err != nil {
-		w.about(t, d).Warn("could not publish a task again; it is returned instead", "error", err)
-		w.settled(t, d, "return", d.Requeue())
+// sendOn publishes t again, to its queue or to wait outside of it. If that
+// fails, otherwise ends the loan.
+func (w *Worker) sendOn(ctx context.Context, t task.Task, d Delivery, otherwise func() error) {
+	err := w.publish(ctx, publishLimit, t, "a task", func() <-chan error { return w.broker.PublishTask(t) })
+	if err != nil {
+		w.about(t).Warn("could not publish a task again; it is returned to the queue instead", "error", err)
+		w.settled(t, "return", otherwise())
 		return
 	}
-	w.settled(t, d, "acknowledge", d.Ack())
+	w.settled(t, "acknowledge", d.Ack())
+}
+
+// giveBack returns t to the queue as it was, so that no attempt is counted.
+func (w *Worker) giveBack(ctx context.Context, t task.Task, d Delivery) {
+	if lost(ctx) || mayReturn(d.Attempt()) {
+		w.settled(t, "return", d.Requeue())
+		return
+	}
+	w.sendOn(ctx, t, d, d.Requeue)
 }
 
 // attempt calls the handler. A panic in it is an error like any other.
 func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err error) {
-	defer func(began time.Time) {
-		w.counts.handling.Add(time.Since(began))
+	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the handler panicked: %v\n%s", p, debug.Stack())
+			w.about(t).Error("the handler panicked", "error", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("the handler panicked: %v", p) // which listeners may be told
 		}
-	}(time.Now())
-	return w.handler.Handle(ctx, t)
+	}()
+	if w.reporter == nil {
+		return w.handler.Handle(ctx, t)
+	}
+	p := &progress{publish: func(text string) {
+		w.broker.PublishResult(task.Result{Kind: task.Progress, ID: t.ID, Queue: t.Queue, Text: text, Accepted: t.Accepted})
+	}}
+	defer p.end()
+	return w.reporter.HandleReporting(ctx, t, p.report)
 }
 
-// publish publishes the result of t, again and again until the broker has
-// confirmed it or ctx ends. When ctx ends, publish still waits for the answer
-// to a result in flight: the work is done, and the publisher answers soon.
-func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text string) bool {
-	r := task.Result{ID: t.ID, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now()}
+// publishResult publishes the result of t.
+func (w *Worker) publishResult(ctx context.Context, t task.Task, text string) bool {
+	r := task.Result{ID: t.ID, Queue: t.Queue, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now()}
+	const noLimit = 1<<63 - 1
+	return w.publish(ctx, noLimit, t, "a result", func() <-chan error { return w.broker.PublishResult(r) }) == nil
+}
+
+// publish calls send again and again until the broker has confirmed the
+// message, the limit is over or ctx ends. Then it returns the last error. When
+// ctx ends, publish still waits for the answer to a message in flight, which
+// comes soon.
+func (w *Worker) publish(ctx context.Context, limit time.Duration, t task.Task, what string, send func() <-chan error) error {
+	began := time.Now()
 	for wait := publishRetryMin; ; wait = min(2*wait, publishRetryMax) {
-		err := <-w.results.PublishResult(r)
+		err := <-send()
 		if err == nil {
-			return true
+			return nil
 		}
-		w.about(t, d).Warn("a result was not published; will try again", "error", err, "wait", wait)
+		if time.Since(began)+wait > limit {
+			return err
+		}
+		w.about(t).Warn("the broker did not take "+what+"; will try again", "error", err, "wait", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return false
+			return err
 		}
 	}
 }
@@ -253,13 +320,13 @@ func (w *Worker) publish(ctx context.Context, t task.Task, d Delivery, text stri
 // settled logs an error at the end of a loan. It means that the session has
 // ended: the broker then delivers the task again. If its result has been
 // published already, the socket servers drop the second one.
-func (w *Worker) settled(t task.Task, d Delivery, what string, err error) {
+func (w *Worker) settled(t task.Task, what string, err error) {
 	if err != nil {
-		w.about(t, d).Warn("could not settle a task; the broker will deliver it again", "action", what, "error", err)
+		w.about(t).Warn("could not settle a task; the broker will deliver it again", "action", what, "error", err)
 	}
 }
 
 // about returns a log for messages about a task. Most tasks need none.
-func (w *Worker) about(t task.Task, d Delivery) *slog.Logger {
-	return w.log.With("task", t.ID, "attempt", d.Attempt())
+func (w *Worker) about(t task.Task) *slog.Logger {
+	return w.log.With("task", t.ID, "attempt", t.Attempt())
 }
