@@ -92,10 +92,6 @@ const DefaultQueue = "reverse_text"
 // MaxQueueLength is the maximum length of a queue's name, in bytes.
 const MaxQueueLength = 63
 
-// QueuePattern is a regular expression for the names that CheckQueue takes,
-// without anchors.
-const QueuePattern = `[a-z][a-z0-9_-]{0,62}`
-
 // ErrBadQueue is the error of CheckQueue.
 var ErrBadQueue = fmt.Errorf("the name of a queue is a lower-case letter, followed by up to %d lower-case letters, digits, _ and -", MaxQueueLength-1)
 

@@ -6,15 +6,10 @@ import (
 
 	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/task"
-	"github.com/revq/revq/internal/wire"
 )
 
 // Config sets how a worker takes tasks. DefaultConfig gives a usable one.
 type Config struct {
-	// Queue is the name of the queue whose tasks the worker takes. Default
-	// wire.DefaultQueue.
-	Queue string
-
 	// Concurrency is how many tasks the worker handles at once. It is also the
 	// prefetch, so no task waits in a worker while another worker is free.
 	// Default 10.
@@ -49,15 +44,12 @@ const maxConcurrency = 10_000
 
 // DefaultConfig returns the default configuration.
 func DefaultConfig() Config {
-	return Config{Queue: wire.DefaultQueue, Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, Retries: 10}
+	return Config{Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, Retries: 10}
 }
 
 // Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
-	queue := setting.String("queue", "`NAME` of the queue whose tasks are handled", &c.Queue, wire.CheckQueue)
-	queue.Pattern = wire.QueuePattern
 	return []setting.Setting{
-		setting.In("job", queue.With("`revq setup --queue NAME` declares it. Any but "+wire.DefaultQueue+" needs a program."))[0],
 		setting.In("job", setting.Count("concurrency", "tasks", "`TASKS` at once, in each worker", &c.Concurrency, 1, maxConcurrency))[0],
 		setting.In("job", setting.Count("max-text", "bytes", "longest text handled, in `BYTES`", &c.MaxText, 1, task.MaxText).
 			With("A task with a longer one becomes a dead letter. It must not be less than --max-text of revq-api. Socket servers leave out results longer than a sixth of their --keep-bytes."))[0],

@@ -118,7 +118,6 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 		w.settled(t, "refuse", d.Refuse())
 		return
 	}
-	t.Queue = w.cfg.Queue
 	t.Last = t.Failed >= w.cfg.Retries
 	if next := before(t, time.Now()); next.step != attempt {
 		w.take(ctx, next, t, d)

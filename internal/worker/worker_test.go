@@ -95,7 +95,7 @@ func (d delivery) Task() (task.Task, error) {
 	if d.task.ID != "" {
 		return d.task, nil
 	}
-	return task.Task{ID: d.id, Text: "x", Failed: 2}, nil
+	return task.Task{ID: d.id, Queue: "pictures", Text: "x", Failed: 2}, nil
 }
 func (d delivery) Attempt() int64       { return max(1, d.attempt) }
 func (d delivery) end(how string) error { d.b.note("%s %s", how, d.id); return nil }
@@ -147,7 +147,7 @@ func TestOutcomes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := &broker{refuses: tt.refuses}
 				cfg := DefaultConfig()
-				cfg.Queue, cfg.Retries = "pictures", tt.retries
+				cfg.Retries = tt.retries
 				w := newTestWorker(b, cfg, handlerFunc(func(_ context.Context, t task.Task) (string, error) {
 					if t.Attempt() != 3 || t.Last != (tt.retries <= 2) || t.Queue != "pictures" {
 						return "", fmt.Errorf("it is attempt %d, last %v, of %s", t.Attempt(), t.Last, t.Queue)
