@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/revq/revq/internal/api"
@@ -19,6 +20,7 @@ import (
 	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/socket"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker"
 )
 
@@ -73,6 +75,9 @@ func Worker() daemon.Program {
 	programs := handler.DefaultConfig()
 	check := func() error {
 		if !programs.Enabled() {
+			if queue := broker.Topology.Queue; queue != wire.DefaultQueue {
+				return fmt.Errorf("nothing handles tasks of the queue %s: name a program (-- PROGRAM ARG …, or --exec) or a socket (--handler unix:PATH)", queue)
+			}
 			return errors.Join(programs.Check(), cfg.Check(job.Longest(), "--max-pause"))
 		}
 		return errors.Join(programs.Check(), cfg.Check(programs.Longest(), "--task-timeout"))
@@ -91,14 +96,12 @@ EXAMPLES:
 		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings(), job.Settings(), programs.Settings(),
 			setting.In("handler",
 				broker.Topology.QueueSetting("name of the `QUEUE` to take tasks from").
-					With("A queue other than reverse_text needs a program or a handler's socket."),
-				rabbit.DeliveryLimitSetting(&broker.Topology.DeliveryLimit).
-					With("Give workers the one that the queue was declared with: handlers are told which attempt is the last one."))),
+					With("A queue other than reverse_text needs a program or a handler's socket."))),
 		Program: &programs.Program,
 		Checks:  []func() error{broker.Check, check},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			broker.ResultsInFlight, programs.Concurrency = cfg.Concurrency, cfg.Concurrency
-			cfg.DrainTimeout, cfg.DeliveryLimit = d.StopTimeout(), broker.Topology.DeliveryLimit
+			cfg.DrainTimeout, programs.Queue = d.StopTimeout(), broker.Topology.Queue
 			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
 			var handle worker.Handler = reverse.New(job)
 			if programs.Enabled() {

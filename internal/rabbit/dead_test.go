@@ -168,7 +168,7 @@ func TestPublishDead(t *testing.T) {
 	p := r.publisher()
 	accepted := time.Now().Truncate(time.Microsecond)
 	why := "exit status 65\n" + strings.Repeat("no picture \xff", 1000)
-	if err := <-p.PublishDead(task.Task{ID: "sick", Text: "abc", Accepted: accepted}, why); err != nil {
+	if err := <-p.PublishDead(task.Task{ID: "sick", Text: "abc", Accepted: accepted}, why, ""); err != nil {
 		t.Fatal(err)
 	}
 	letters := r.letters()

@@ -167,9 +167,12 @@ func (p *Publisher) PublishTask(t task.Task) <-chan error {
 // isOptional reports whether the queue of tasks need not exist.
 func isOptional(queue string) bool { return queue != wire.DefaultQueue && queue != "" }
 
-// PublishDead sends t to the dead letters, with the reason, and answers as
-// PublishTask does.
-func (p *Publisher) PublishDead(t task.Task, reason string) <-chan error {
+// PublishDead sends t to the dead letters, with the reason and with what its
+// handler said at last, and answers as PublishTask does.
+func (p *Publisher) PublishDead(t task.Task, reason, said string) <-chan error {
+	if said != "" {
+		reason += "\n" + said
+	}
 	return p.publish(&publication{exchange: Exchange, key: deadKey, message: encodeDead(t, reason, time.Now())})
 }
 

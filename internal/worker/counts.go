@@ -36,12 +36,12 @@ func newCounts() *counts {
 }
 
 // begin records that the worker has taken t, and returns its place for end.
-func (c *counts) begin(t task.Task, attempt int64) (place int) {
+func (c *counts) begin(t task.Task) (place int) {
 	now := time.Now()
 	if !t.Accepted.IsZero() {
 		c.wait.Add(now.Sub(t.Accepted))
 	}
-	r := Running{ID: t.ID, Attempt: attempt, Accepted: t.Accepted, Since: now}
+	r := Running{ID: t.ID, Attempt: t.Attempt(), Accepted: t.Accepted, Since: now}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n := len(c.free); n > 0 {

@@ -19,7 +19,7 @@ func TestRunning(t *testing.T) {
 		return all
 	}
 	take := func(id string) int {
-		place := w.counts.begin(task.Task{ID: id, Accepted: time.Now().Add(-time.Minute)}, 1)
+		place := w.counts.begin(task.Task{ID: id, Accepted: time.Now().Add(-time.Minute)})
 		// Clocks may be coarse, and the order is that of the times.
 		for now := time.Now(); !time.Now().After(now); {
 		}

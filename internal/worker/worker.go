@@ -80,13 +80,14 @@ type Worker struct {
 	broker   Publisher
 	log      *slog.Logger
 
-	busy atomic.Int64
-	gate *gate
+	busy   atomic.Int64
+	gate   *gate
+	counts *counts
 }
 
 // New returns a Worker that has h handle tasks and publishes to broker.
 func New(cfg Config, h Handler, broker Publisher, log *slog.Logger) *Worker {
-	w := &Worker{cfg: cfg, handler: h, broker: broker, log: log, gate: newGate(cfg.Concurrency)}
+	w := &Worker{cfg: cfg, handler: h, broker: broker, log: log, gate: newGate(cfg.Concurrency), counts: newCounts()}
 	w.reporter, _ = h.(Reporter)
 	return w
 }
@@ -110,6 +111,7 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	w.busy.Add(1)
 	defer w.busy.Add(-1)
 	t, err := d.Task()
+	defer w.counts.end(w.counts.begin(t))
 	if err == nil && len(t.Text) > w.cfg.MaxText {
 		err = fmt.Errorf("%w (--max-text)", task.CheckText(t.Text, w.cfg.MaxText))
 	}
@@ -222,8 +224,9 @@ func lost(ctx context.Context) bool {
 
 // note passes the outcome of an attempt to the gate, and logs when tasks begin
 // or cease to wait.
-func (w *Worker) note(round int, o Outcome, fresh bool, err error) {
-	switch is, wait, changed := w.gate.ended(round, o, fresh, err); {
+func (w *Worker) note(round int, o Outcome, first bool, err error) {
+	w.counts.attempts[o].Add(1)
+	switch is, wait, changed := w.gate.ended(round, o, first, err); {
 	case changed && is == paused && o != Stopped:
 		w.log.Warn("the handler is out of order; tasks wait", "error", err, "wait", wait.Round(time.Millisecond))
 	case changed && is == working && o == Failed:
@@ -270,12 +273,13 @@ func (w *Worker) giveBack(ctx context.Context, t task.Task, d Delivery) {
 
 // attempt calls the handler. A panic in it is an error like any other.
 func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err error) {
-	defer func() {
+	defer func(began time.Time) {
+		w.counts.handling.Add(time.Since(began))
 		if p := recover(); p != nil {
 			w.about(t).Error("the handler panicked", "error", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", p) // which listeners may be told
 		}
-	}()
+	}(time.Now())
 	if w.reporter == nil {
 		return w.handler.Handle(ctx, t)
 	}
