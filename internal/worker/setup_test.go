@@ -41,7 +41,6 @@ func setup(t testing.TB) *rig {
 	r.cfg.URLs = []string{r.url}
 	r.cfg.RetryMin, r.cfg.RetryMax = 10*time.Millisecond, time.Second
 	r.cfg.ConfirmTimeout = 15 * time.Second
-	r.cfg.Topology.DeliveryLimit = 2
 	if _, err := rabbit.Setup(t.Context(), r.cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +87,7 @@ func (r *rig) run(f func(context.Context)) (stop func()) {
 // work starts a worker over connections of its own, called name.
 func (r *rig) work(name string, concurrency int, h worker.Handler) (w *worker.Worker, stop func()) {
 	work := worker.DefaultConfig()
-	work.Concurrency = concurrency
+	work.Concurrency, work.Retries = concurrency, 1
 	return r.workAs(name, work, h)
 }
 

@@ -241,7 +241,7 @@ func (w *Worker) note(round int, o Outcome, first bool, err error) {
 func (w *Worker) giveUp(ctx context.Context, t task.Task, d Delivery, why error) {
 	w.about(t).Error("a task is given up and becomes a dead letter", "error", why)
 	reason, said := told(why)
-	err := w.publish(ctx, publishLimit, t, "a dead letter", func() <-chan error { return w.broker.PublishDead(t, reason, said) })
+	err := w.publish(ctx, publishLimit, t, "dead letter", func() <-chan error { return w.broker.PublishDead(t, reason, said) })
 	if err != nil {
 		w.about(t).Warn("could not publish a dead letter; the broker will make it one without the reason", "error", err)
 		w.settled(t, "refuse", d.Refuse())
@@ -253,7 +253,7 @@ func (w *Worker) giveUp(ctx context.Context, t task.Task, d Delivery, why error)
 // sendOn publishes t again, to its queue or to wait outside of it. If that
 // fails, otherwise ends the loan.
 func (w *Worker) sendOn(ctx context.Context, t task.Task, d Delivery, otherwise func() error) {
-	err := w.publish(ctx, publishLimit, t, "a task", func() <-chan error { return w.broker.PublishTask(t) })
+	err := w.publish(ctx, publishLimit, t, "task", func() <-chan error { return w.broker.PublishTask(t) })
 	if err != nil {
 		w.about(t).Warn("could not publish a task again; it is returned to the queue instead", "error", err)
 		w.settled(t, "return", otherwise())
@@ -294,7 +294,7 @@ func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err err
 func (w *Worker) publishResult(ctx context.Context, t task.Task, text string) bool {
 	r := task.Result{ID: t.ID, Queue: t.Queue, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now()}
 	const noLimit = 1<<63 - 1
-	return w.publish(ctx, noLimit, t, "a result", func() <-chan error { return w.broker.PublishResult(r) }) == nil
+	return w.publish(ctx, noLimit, t, "result", func() <-chan error { return w.broker.PublishResult(r) }) == nil
 }
 
 // publish calls send again and again until the broker has confirmed the
@@ -311,7 +311,7 @@ func (w *Worker) publish(ctx context.Context, limit time.Duration, t task.Task, 
 		if time.Since(began)+wait > limit {
 			return err
 		}
-		w.about(t).Warn("the broker did not take "+what+"; will try again", "error", err, "wait", wait)
+		w.about(t).Warn("a message was not published; will try again", "what", what, "error", err, "wait", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

@@ -16,6 +16,7 @@ import (
 // its job: no attempt succeeds. Test binaries run themselves as it.
 func FailingWorker() {
 	broker, cfg := rabbit.DefaultConfig("failing-worker"), worker.DefaultConfig()
+	cfg.Retries = 0
 	daemon.Main(daemon.Program{
 		Name:     "failing-worker",
 		Usage:    "take tasks from the queue, and fail",
