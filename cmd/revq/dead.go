@@ -348,7 +348,7 @@ func reason(l rabbit.DeadLetter) string {
 	case l.Reason == "delivery_limit":
 		return "too many attempts failed"
 	case l.Error != "":
-		return "given up by the handler: " + shorten(l.Error)
+		return "given up: " + shorten(l.Error)
 	case l.Reason == "rejected":
 		return fmt.Sprintf("refused by a worker: %d bytes are more than its --max-text", len(l.Task.Text))
 	}

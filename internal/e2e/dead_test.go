@@ -26,23 +26,23 @@ func TestDeadLetter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	failing := daemontest.Start(t, daemontest.Config{Path: self, Env: []string{failingWorker + "=1", "REVQ_AMQP_URL=" + s.url}})
+	failing := daemontest.Start(t, daemontest.Config{Path: self, Args: []string{"--retries", "1"}, Env: []string{failingWorker + "=1", "REVQ_AMQP_URL=" + s.url}})
 	failing.WaitReady(t)
 	send(t, s.apiSites[0], "sick", "abcdef")
 	await(t, "the task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
-	if n := strings.Count(failing.Log(), "an attempt failed"); n != 6 {
-		t.Errorf("%d attempts, want the first and five more", n)
+	if n := strings.Count(failing.Log(), "an attempt did not succeed"); n != 1 {
+		t.Errorf("%d attempts were followed by another one, want 1", n)
 	}
 
 	out, _ := s.revq(t, "dead", "ls", "--json")
-	var letter struct{ ID, Reason, Queue, Text string }
+	var letter struct{ ID, Error, Queue, Text string }
 	if err := json.Unmarshal([]byte(out), &letter); err != nil {
 		t.Fatalf("revq dead ls: %q: %v", out, err)
 	}
-	if letter.ID != "sick" || letter.Reason != "delivery_limit" || letter.Queue != "revq.tasks" || letter.Text != "abcdef" {
+	if letter.ID != "sick" || letter.Error != "attempt 2 of 2 failed: the cause is not fixed yet" || letter.Queue != "reverse_text" || letter.Text != "abcdef" {
 		t.Errorf("dead letter %s", out)
 	}
-	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "too many attempts failed") {
+	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "given up: \"attempt 2 of 2 failed") {
 		t.Errorf("revq dead ls: %q, want the reason", out)
 	}
 

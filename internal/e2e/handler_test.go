@@ -56,10 +56,10 @@ printf '%s: %s' "$REVQ_TASK_ID" "$text" | tr a-z A-Z`))
 	if err := json.Unmarshal([]byte(out), &letter); err != nil {
 		t.Fatalf("revq dead ls: %q: %v", out, err)
 	}
-	if letter.ID != "b" || letter.Reason != "rejected" || letter.Error != "exit status 65\nthis is no picture" || letter.Queue != "revq.tasks" || letter.Text != "sick" {
+	if letter.ID != "b" || letter.Reason != "rejected" || letter.Error != "exit status 65\nthis is no picture" || letter.Queue != "reverse_text" || letter.Text != "sick" {
 		t.Errorf("dead letter %s", out)
 	}
-	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "given up by the handler: \"exit status 65") {
+	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "given up: \"exit status 65") {
 		t.Errorf("revq dead ls: %q, want the reason", out)
 	}
 	if out, _ := s.revq(t, "dead", "show", "b"); !strings.Contains(out, `error:    "exit status 65\nthis is no picture"`) {
