@@ -69,10 +69,10 @@ rabbitmqctl -q list_users >$work/users
 rabbitmqctl -q list_permissions -p revq | sed 1d | sort >$work/permissions
 cat $work/permissions
 printf '%s\t%s\t%s\t%s\n' \
-	revq-api '^$' '^revq$' '^$' \
+	revq-api '^$' '^revq(\.wait)?$' '^$' \
 	revq-setup '^revq' '^revq' '^revq' \
 	revq-socket '^$' '^revq\.marks$' '^revq\.results$' \
-	revq-worker '^$' '^revq$' '^revq\.tasks$' | diff - $work/permissions || fail "other permissions than expected"
+	revq-worker '^$' '^revq(\.wait)?$' '^revq\.tasks(\.[a-z0-9_-]+)?$' | diff - $work/permissions || fail "other permissions than expected"
 ok "there is no guest, and each role has its own user with the least permissions"
 
 for role in api socket worker setup; do
@@ -118,6 +118,21 @@ for i in 1 2 3 4; do await 60 active revq-worker@$i.service; done
 through
 ok "new secrets take the place of the old ones, and texts go through"
 
+# A queue of one's own.
+active revq-handler-shout.socket && active revq-setup@shout.service || fail "the queue was not made"
+for i in shout shout:2; do await 40 active revq-worker@$i.service; done
+$revq listen --count 1 --url "ws://localhost:8083/listen_results?queue=shout" >$work/shout 2>$work/shout.log &
+listener=$!
+await 20 grep -q Salut $work/shout
+post='POST /queue/shout HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello'
+bash -c "exec 3<>/dev/tcp/127.0.0.1/8081; printf '$post' >&3; head -n 1 <&3" | grep 202 || fail "the queue took no text"
+timeout 30 tail --pid $listener -f /dev/null || fail "no result of the queue: $(cat $work/shout $work/shout.log)"
+grep -qx 'HELLO %i $HOME colour=green' $work/shout || fail "the result is $(cat $work/shout)"
+systemctl show -P Environment revq-worker@shout | tr ' ' '\n' | grep -x REVQ_CONCURRENCY=3
+systemctl show -P Environment revq-worker@shout | tr ' ' '\n' | grep -x REVQ_PAUSE=10ms
+systemctl show -P MemoryMax revq-handler-shout@1.service | grep -x 104857600 || fail "serviceConfig has no effect"
+ok "a queue of one's own has a worker, and a handler in a unit of its own"
+
 before=$(pid revq-worker@1)
 systemctl reload 'revq-*@*.service' || fail "reload"
 [ "$before" = "$(pid revq-worker@1)" ] || fail "a reload restarts"
@@ -128,7 +143,7 @@ ln -sfn "$smaller" /etc/systemd/system.new && mv -T /etc/systemd/system.new /etc
 systemctl daemon-reload
 systemctl restart stop-former-revq.service # NixOS does, since it has changed
 systemctl start revq.target
-for unit in revq-worker@3.service revq-worker@4.service revq-worker@7.service revq-api@4.socket revq-api@4.service; do
+for unit in revq-worker@3.service revq-worker@4.service revq-worker@7.service revq-worker@shout.service revq-worker@shout:2.service revq-handler-shout.socket revq-setup@shout.service revq-api@4.socket revq-api@4.service; do
 	! active $unit || fail "$unit still runs"
 done
 [ "$worker1 $api1 $socket3 $broker" = "$(pid revq-worker@1) $(pid revq-api@1) $(pid revq-socket@3) $(pid rabbitmq)" ] || fail "something else was restarted"

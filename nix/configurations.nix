@@ -40,6 +40,21 @@
             pause = "10ms";
           };
           setup.settings.results-max-age = "7D";
+          queues.shout = {
+            handler.exec = [
+              ./shout.sh
+              "%i $HOME"
+            ];
+            concurrency = 3;
+            timeout = "10s";
+            instances = 2;
+            settings.drain = true;
+            setup.settings.max-tasks = 1000;
+            serviceConfig = {
+              MemoryMax = "100M";
+              Environment = "COLOUR=green";
+            };
+          };
           rabbitmq = {
             enable = true;
             memoryLimit = "256MiB";
@@ -64,6 +79,7 @@
             1
             2
           ];
+          queues = lib.mkForce { };
           worker.instances = lib.mkForce 2;
           worker.settings.concurrency = lib.mkForce 5;
         };
@@ -79,6 +95,32 @@
         brokerAddresses = [ "192.0.2.17" ];
       };
     };
+
+    # Queues of one's own: with a long name, persistent, and one whose tasks another host handles.
+    queues =
+      { pkgs, ... }:
+      {
+        services.revq = {
+          enable = true;
+          rabbitmq.enable = true;
+          worker.instances = 0;
+          queues = {
+            thumbnail = {
+              handler.exec = [
+                ../internal/handler/examples/thumbnail
+                "200x200"
+              ];
+              path = [ pkgs.imagemagick ];
+            };
+            chart-of-many-numbers = {
+              handler.exec = [ "${pkgs.hello}/bin/hello" ];
+              handler.mode = "persistent";
+              timeout = "1m30s";
+            };
+            elsewhere.instances = 0;
+          };
+        };
+      };
 
     # TLS at the sites.
     tls = {
@@ -194,6 +236,45 @@
         config = revq { tls.certFile = "/run/cert.pem"; };
         error = "needs both certFile and keyFile";
       };
+      "a queue without a program" = {
+        config = revq { queues.shout = { }; };
+        error = "services.revq.queues.shout has no program";
+      };
+      "a queue whose name is none" = {
+        config = revq { queues.Shout.handler.exec = [ "/bin/true" ]; };
+        error = "services.revq.queues.Shout: a name is";
+      };
+      "the built-in queue" = {
+        config = revq { queues.reverse_text.handler.exec = [ "/bin/true" ]; };
+        error = "queues.reverse_text is built in";
+      };
+      "a mode of handlers that does not exist" = {
+        config = revq {
+          queues.shout.handler = {
+            exec = [ "/bin/true" ];
+            mode = "fast";
+          };
+        };
+        error = "not of type .one of .filter., .persistent.";
+      };
+      "a time-out without a unit" = {
+        config = revq {
+          queues.shout = {
+            handler.exec = [ "/bin/true" ];
+            timeout = "10";
+          };
+        };
+        error = "not of type .null or duration such as 500ms";
+      };
+      "another queue for the workers of a queue" = {
+        config = revq {
+          queues.shout = {
+            handler.exec = [ "/bin/true" ];
+            settings.queue = "other";
+          };
+        };
+        error = "settings.queue' does not exist";
+      };
       "no broker" = {
         config.services.revq.enable = true;
         error = "does not know its broker";
@@ -207,7 +288,7 @@
           enable = true;
           amqpUrlFile = "/run/secrets/revq";
         };
-        error = "services.revq.brokerAddresses has to name";
+        error = "services.revq.brokerAddresses must name";
       };
     };
 }

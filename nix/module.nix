@@ -158,13 +158,18 @@ let
   roles =
     lib.optionalAttrs (cfg.api.sites != [ ]) { api = "revq-api@"; }
     // lib.optionalAttrs (cfg.socket.sites != [ ]) { socket = "revq-socket@"; }
-    // lib.optionalAttrs (cfg.worker.instances > 0) { worker = "revq-worker@"; }
+    // lib.optionalAttrs (cfg.worker.instances > 0 || handled != { }) { worker = "revq-worker@"; }
     // lib.optionalAttrs cfg.setup.enable { setup = "revq-setup"; };
 
   instances =
     map (i: "revq-api@${toString i}.socket") cfg.api.sites
     ++ map (i: "revq-socket@${toString i}.socket") cfg.socket.sites
-    ++ map (i: "revq-worker@${toString i}.service") (lib.range 1 cfg.worker.instances);
+    ++ map (i: "revq-worker@${toString i}.service") (lib.range 1 cfg.worker.instances)
+    ++ lib.concatLists (lib.mapAttrsToList workersOf handled)
+    ++ map (name: "revq-handler-${name}.socket") (lib.attrNames handled)
+    ++ lib.optionals cfg.setup.enable (
+      map (name: "revq-setup@${name}.service") (lib.attrNames cfg.queues)
+    );
 
   hasTLS = cfg.tls.certFile != null && cfg.tls.keyFile != null;
 
@@ -205,8 +210,144 @@ let
       Socket.ListenStream = [ "" ] ++ map (address: "${address}:808%i") cfg.listenAddresses;
     };
 
+  ### One's own queues
+
+  # Those whose tasks this host handles.
+  handled = lib.filterAttrs (_: queue: queue.instances > 0) cfg.queues;
+
+  # No queue has a colon in its name.
+  workersOf =
+    name: queue:
+    map (i: "revq-worker@${name}${lib.optionalString (i > 1) ":${toString i}"}.service") (
+      lib.range 1 queue.instances
+    );
+
+  # A word of ExecStart=, as systemd reads it.
+  word = text: lib.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON "${text}");
+
+  # The group of the workers that may connect to handlers.
+  handlerGroup = "revq-handler";
+
+  unitFile =
+    name: sections:
+    lib.nameValuePair "lib/systemd/system/${name}" (
+      pkgs.writeText (lib.strings.sanitizeDerivationName (baseNameOf name)) (
+        lib.generators.toINI { listsAsDuplicateKeys = true; } sections
+      )
+    );
+
+  handlerUnits =
+    name: queue:
+    let
+      socketPath = "/run/revq-handler-${name}.sock";
+      mode = lib.optional (queue.handler.mode == "persistent") "--handler persistent";
+      needs = [
+        "revq-handler-${name}.socket"
+      ]
+      ++ lib.optional cfg.setup.enable "revq-setup@${name}.service";
+      handler = [
+        (unitFile "revq-handler-${name}@.service" {
+          Unit = {
+            Description = "revq handler of the queue ${name}, one connection";
+            # So that it is stopped after them.
+            Before = workersOf name queue;
+          };
+          Service = {
+            ExecStart = lib.concatStringsSep " " (
+              [ "${cfg.package}/bin/revq handle" ] ++ mode ++ [ "--" ] ++ map word queue.handler.exec
+            );
+            # A user's name has 31 characters at most.
+            User =
+              "revq-handler-"
+              + (
+                if lib.stringLength name <= 18 then
+                  name
+                else
+                  lib.substring 0 18 (builtins.hashString "sha256" name)
+              );
+            Environment = [
+              "REVQ_QUEUE=${name}"
+              "PATH=${
+                lib.makeBinPath (
+                  queue.path
+                  ++ [
+                    pkgs.coreutils
+                    pkgs.findutils
+                    pkgs.gnugrep
+                    pkgs.gnused
+                  ]
+                )
+              }"
+            ];
+            # A service for a connection cannot be started by hand. The restart of the worker brings new ones.
+            X-RestartIfChanged = "false";
+          };
+        })
+      ]
+      # After the sandbox, which is a drop-in, too.
+      ++ lib.optional (queue.serviceConfig != { }) (
+        unitFile "revq-handler-${name}@.service.d/30-nixos.conf" { Service = queue.serviceConfig; }
+      );
+    in
+    handler
+    ++ [
+      (unitFile "revq-handler-${name}.socket" {
+        Unit.Description = "revq handler of the queue ${name}";
+        Socket.ListenStream = socketPath;
+      })
+      # Each worker may have as many connections again that are about to end.
+      (unitFile "revq-handler-${name}.socket.d/30-nixos.conf" {
+        Socket.MaxConnections = queue.instances * 2 * lib.max 32 (concurrencyOf queue);
+      })
+    ]
+    ++ map (
+      worker:
+      unitFile "${worker}.d/30-queue.conf" {
+        Unit = {
+          Wants = needs;
+          After = needs;
+          X-Restart-Triggers = map (unit: "${unit.value}") handler;
+        };
+        Service = {
+          ExecStart = [
+            ""
+            "${cfg.package}/bin/revq-worker --queue ${name} --handler unix:${socketPath}"
+          ];
+          SupplementaryGroups = handlerGroup;
+          Environment = environment (
+            queue.settings
+            // lib.optionalAttrs (queue.concurrency != null) { inherit (queue) concurrency; }
+            // lib.optionalAttrs (queue.timeout != null) { task-timeout = queue.timeout; }
+          );
+        };
+      }
+    ) (workersOf name queue);
+
+  concurrencyOf =
+    queue:
+    lib.findFirst (n: n != null) 0 [
+      queue.concurrency
+      queue.settings.concurrency
+      cfg.worker.settings.concurrency
+    ];
+
+  queueUnits =
+    lib.concatLists (lib.mapAttrsToList handlerUnits handled)
+    ++ lib.optionals cfg.setup.enable (
+      lib.mapAttrsToList (
+        name: queue:
+        unitFile "revq-setup@${name}.service.d/30-queue.conf" {
+          Service.Environment = environment queue.setup.settings;
+        }
+      ) cfg.queues
+    );
+
   hostUnits = pkgs.linkFarm "revq-host-units" (
     lib.mapAttrs' service roles
+    // lib.listToAttrs (
+      queueUnits
+      ++ lib.optional (cfg.setup.enable && cfg.queues != { }) (service "setup" "revq-setup@")
+    )
     // lib.optionalAttrs (cfg.listenAddresses != [ ]) (
       lib.listToAttrs (
         map socket [
@@ -363,6 +504,107 @@ in
       settings = settings "`revq-worker`" flags.worker;
     };
 
+    queues = mkOption {
+      default = { };
+      example = lib.literalExpression ''
+        {
+          thumbnail = {
+            handler.exec = [ ./thumbnail "200x200" ];
+            path = [ pkgs.imagemagick ];
+            concurrency = 4;
+          };
+        }
+      '';
+      description = ''
+        Queues of tasks for programs of your own. Clients post to `/queue/NAME`. A name is a lower-case letter, followed by
+        up to 62 lower-case letters, digits, `_` and `-`.
+      '';
+      type = types.attrsOf (
+        types.submodule {
+          options = {
+            handler = {
+              exec = mkOption {
+                type = types.listOf (
+                  types.oneOf [
+                    types.path
+                    types.package
+                    types.str
+                  ]
+                );
+                default = [ ];
+                example = [
+                  "/run/current-system/sw/bin/tr"
+                  "a-z"
+                  "A-Z"
+                ];
+                description = "The program that handles the tasks, and its arguments. No shell is involved.";
+              };
+              mode = mkOption {
+                type = types.enum [
+                  "filter"
+                  "persistent"
+                ];
+                default = "filter";
+                description = ''
+                  A `filter` is started for each task: it reads the text and writes the result. A `persistent` program speaks
+                  the [protocol](../internal/handler/README.md) and handles one task after the other.
+                '';
+              };
+            };
+            path = mkOption {
+              type = types.listOf types.package;
+              default = [ ];
+              example = lib.literalExpression "[ pkgs.imagemagick ]";
+              description = "Packages whose programs the handler finds, besides coreutils, findutils, grep and sed.";
+            };
+            serviceConfig = mkOption {
+              type = types.attrsOf types.anything;
+              default = { };
+              example = {
+                MemoryMax = "2G";
+                PrivateNetwork = false;
+                IPAddressAllow = "any";
+              };
+              description = ''
+                What the handler's service has besides the sandbox, or instead of a part of it, as in
+                {option}`systemd.services.<name>.serviceConfig`. The handler has a user of its own, no network, and 512 MiB for
+                each task that it handles at once. [systemd/README.md](../systemd/README.md#your-own-queue) lists what to grant.
+              '';
+            };
+            instances = mkOption {
+              type = types.ints.between 0 99;
+              default = 1;
+              description = "Number of workers for this queue. With 0, only workers on other hosts handle its tasks.";
+            };
+            concurrency = mkOption {
+              type = types.nullOr (typeOf flags.worker.concurrency);
+              default = null;
+              description = ''
+                Number of tasks that a worker handles at once, and of handlers that run. By default that of
+                {option}`services.revq.worker.settings`, or the program's own.
+              '';
+            };
+            timeout = mkOption {
+              type = types.nullOr (typeOf flags.worker.task-timeout);
+              default = null;
+              example = "30s";
+              description = "Time that an attempt may take (`--task-timeout`).";
+            };
+            settings = settings "the workers of this queue" (
+              removeAttrs flags.worker [
+                "queue"
+                "exec"
+                "handler"
+              ]
+            );
+            setup.settings = settings "the queue at the broker (`revq setup --queue`), such as `max-tasks`" (
+              removeAttrs flags.setup [ "queue" ]
+            );
+          };
+        }
+      );
+    };
+
     setup = {
       enable = mkOption {
         type = types.bool;
@@ -443,6 +685,22 @@ in
           assertion = lib.isString file && !lib.hasPrefix builtins.storeDir file;
           message = "services.revq.${option} would put the broker's password into the Nix store, which everyone can read: give the place where the file is on the host, in quotes, as \"/run/secrets/revq-amqp-url\".";
         }) urlFiles
+        ++ lib.concatLists (
+          lib.mapAttrsToList (name: queue: [
+            {
+              assertion = builtins.match "[a-z][a-z0-9_-]{0,62}" name != null;
+              message = "services.revq.queues.${name}: a name is a lower-case letter, followed by up to 62 lower-case letters, digits, _ and -.";
+            }
+            {
+              assertion = name != "reverse_text";
+              message = "services.revq.queues.reverse_text is built in: choose another name, or set worker.settings.exec for a program of your own.";
+            }
+            {
+              assertion = queue.instances == 0 || queue.handler.exec != [ ];
+              message = "services.revq.queues.${name} has no program: set handler.exec, or instances = 0 if only other hosts handle its tasks.";
+            }
+          ]) cfg.queues
+        )
         ++ [
           {
             assertion = (cfg.tls.certFile == null) == (cfg.tls.keyFile == null);
@@ -470,6 +728,8 @@ in
 
       environment.systemPackages = [ cfg.package ];
 
+      users.groups = mkIf (handled != { }) { ${handlerGroup} = { }; };
+
       systemd.packages = [
         cfg.package
         hostUnits
@@ -494,10 +754,12 @@ in
         path = [ config.systemd.package ];
         script = ''
           wanted=' ${lib.concatStringsSep " " instances} '
-          systemctl list-units --plain --no-legend 'revq-api@*.socket' 'revq-socket@*.socket' 'revq-worker@*.service' |
+          systemctl list-units --plain --no-legend 'revq-api@*.socket' 'revq-socket@*.socket' 'revq-worker@*.service' \
+            'revq-setup@*.service' 'revq-handler-*.socket' |
             while read -r unit _; do
-              case $wanted in
-              *" $unit "*) ;;
+              case "$wanted/$unit" in
+              *" $unit "*/*) ;;
+              */revq-handler-*) systemctl stop "$unit" "''${unit%.*}@*.service" ;;
               *) systemctl stop "$unit" "''${unit%.*}.service" ;;
               esac
             done

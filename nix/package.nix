@@ -57,7 +57,9 @@ buildGoModule (finalAttrs: {
   postInstall = ''
     units=$out/lib/systemd/system
     install -D -m 444 -t $units systemd/revq*.{service,socket,target,slice}
-    install -D -m 444 -t $units/revq-.service.d systemd/revq-.service.d/*.conf
+    for directory in systemd/revq-*.d; do
+      install -D -m 444 -t $units/''${directory#systemd/} $directory/*.conf
+    done
     substituteInPlace $units/*.service --replace-quiet /usr/local/bin/ $out/bin/
     # NixOS has /bin/sh, which is not to be relied on, and nothing else in /bin.
     substituteInPlace $units/*@.service --replace-fail '/bin/kill -HUP $MAINPID' "${runtimeShell} -c 'kill -HUP \$MAINPID'"
