@@ -91,7 +91,7 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 		defer drop(deliveries)
 		returned := ch.NotifyReturn(make(chan amqp.Return, 1))
 		closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-		mark := amqp.Publishing{MessageId: task.NewID(), DeliveryMode: amqp.Persistent, Timestamp: time.Now(), AppId: "revq"}
+		mark := newMark()
 		if err := s.bounded(ctx, func() error {
 			return ch.PublishWithContext(ctx, MarksExchange, "", true, false, mark)
 		}); err != nil {
@@ -280,6 +280,8 @@ func (c *cursor) next(ctx context.Context) ([]entry, error) {
 			if err := c.acknowledge(); err != nil {
 				return nil, err
 			}
+		case <-c.s.ctx.Done():
+			return nil, context.Cause(c.s.ctx)
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

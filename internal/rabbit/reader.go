@@ -57,7 +57,8 @@ type Reader struct {
 	log     *slog.Logger
 	cfg     Config
 	backlog int64
-	past    demand      // of each history
+	past    demand // of each history
+	proof   *proof
 	live    atomic.Bool // GoLive was called
 
 	// Where the reader stands.
@@ -73,7 +74,8 @@ func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 		prefetch: historyPrefetch, window: historyWindow, share: historyShare, alone: make(chan struct{}, 1),
 		pause: historyPause,
 	}
-	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), past: past, last: entry{offset: -1}}
+	proof := &proof{cfg: cfg, after: proveAfter, rarely: proveRarely, within: proveWithin}
+	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), past: past, proof: proof, last: entry{offset: -1}}
 }
 
 // Ready returns nil while the stream is being followed, otherwise the reason.
@@ -118,6 +120,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		return permissions(err, r.cfg)
 	}
 	defer c.close()
+	go r.proof.watch(s)
 	phase := meeting
 	if r.last.offset < 0 {
 		phase = filling
@@ -128,6 +131,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		if err != nil {
 			return err
 		}
+		r.proof.received(entries)
 		// Our own mark is part of the backlog: new listeners stand after it.
 		newer := messageOf(entries[0].offset) > c.end
 		atEnd := messageOf(entries[0].offset) == c.end

@@ -41,6 +41,7 @@ var errEnded = errors.New("the session was closed")
 type session struct {
 	conn *amqp.Connection
 	ch   *amqp.Channel
+	url  string         // of the node
 	raw  net.Conn       // below conn
 	pace *pacedConn     // below raw
 	loop *liveness.Loop // the link's; nil for a session without a link
@@ -209,7 +210,7 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		return nil, err
 	}
 
-	s := &session{conn: conn, ch: ch, raw: raw, pace: paced}
+	s := &session{conn: conn, ch: ch, url: url, raw: raw, pace: paced}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	go s.watch(
 		conn.NotifyClose(make(chan *amqp.Error, 1)),

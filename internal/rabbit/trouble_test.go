@@ -31,6 +31,7 @@ func TestBrokerInTrouble(t *testing.T) {
 		{"consumer timeout", testConsumerTimeout},
 		{"consumer timeout of those that wait", testConsumerTimeoutOfReaders},
 		{"no marks while blocked", testNoMarksWhileBlocked},
+		{"no false alarm of readers", testNoFalseAlarm},
 		{"restarted", testRestarted},
 		{"started after us", testStartedLater},
 	} {

@@ -1,0 +1,80 @@
+package rabbit
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/revq/revq/internal/rabbit/node"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// silence makes the broker send nothing to the connection called name, which it
+// keeps open: heartbeats come, and nothing else.
+func (r *rig) silence(name string) {
+	r.t.Helper()
+	eventually(r.t, "silent", func() error {
+		if n := r.eval(`length([sys:suspend(Pid) || Pid <- rabbit_channel:list(),
+			[{connection, C}] <- [try rabbit_channel:info(Pid, [connection]) catch exit:_ -> [] end],
+			{client_properties, P} <- try rabbit_networking:connection_info(C, [client_properties]) catch exit:_ -> [] end,
+			lists:member({<<"connection_name">>, longstr, <<"%s">>}, P)])`, name); n != "1" {
+			return fmt.Errorf("%s consumers", n)
+		}
+		return nil
+	})
+}
+
+// A reader whose consumer has died silently notices it, says so, and goes on
+// where it was over another session.
+func TestASilentConsumerIsNoticed(t *testing.T) {
+	n := rabbittest.StartNode(t) // a suspended process is nothing for the others
+	r := setupOn(t, n).declared()
+	r.cfg.Name = "silent"
+	p := r.publisher()
+	publishResults(t, p, 0, 10)
+	reader := NewReader(r.cfg, everything, r.log)
+	reader.proof.after, reader.proof.within = 100*time.Millisecond, time.Second
+	f, _ := r.followUntil(reader)
+	last := inOrder(t, f.results, 0, 10, -1)
+	receive(t, "end of the backlog", f.live)
+	r.silence("silent reader")
+	publishResults(t, p, 10, 20)
+	inOrder(t, f.results, 10, 20, last)
+	r.out.says(t, errSilent.Error())
+	r.ready(reader.Ready)
+	if len(f.gaps) > 0 {
+		t.Errorf("told of a gap: %s", <-f.gaps)
+	}
+}
+
+// Neither a quiet stream nor a broker that takes no messages is taken for a
+// consumer that has died.
+func testNoFalseAlarm(t *testing.T, n *node.Node) {
+	r := setupOn(t, n).declared()
+	reader := NewReader(r.cfg, everything, r.log)
+	reader.proof.after, reader.proof.rarely = 10*time.Millisecond, 20*time.Millisecond
+	f, _ := r.followUntil(reader)
+	receive(t, "end of the backlog", f.live)
+	marks := func(n int64) {
+		t.Helper()
+		before := reader.proof.heard.Load()
+		eventually(t, "marks", func() error {
+			if heard := reader.proof.heard.Load(); heard < before+n {
+				return errSilent
+			}
+			return nil
+		})
+	}
+	marks(5)
+	rabbittest.SetAlarm(t, n)
+	receive(t, "a while", time.After(3*time.Second))
+	if err := reader.Ready(); err != nil {
+		t.Errorf("Ready = %v during an alarm", err)
+	}
+	rabbittest.ClearAlarm(t, n)
+	marks(5)
+	if said := r.out.String(); strings.Contains(said, "no session") {
+		t.Error("a session has ended")
+	}
+}
