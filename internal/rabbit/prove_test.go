@@ -41,7 +41,7 @@ func TestASilentConsumerIsNoticed(t *testing.T) {
 	r.silence("silent reader")
 	publishResults(t, p, 10, 20)
 	inOrder(t, f.results, 10, 20, last)
-	r.out.says(t, errSilent.Error())
+	r.out.Says(t, errSilent.Error())
 	r.ready(reader.Ready)
 	if len(f.gaps) > 0 {
 		t.Errorf("told of a gap: %s", <-f.gaps)
