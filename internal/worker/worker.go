@@ -283,6 +283,12 @@ func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err err
 	if w.reporter == nil {
 		return w.handler.Handle(ctx, t)
 	}
+	return w.report(ctx, t)
+}
+
+// report calls a handler that can tell how far it is. It is not a part of
+// attempt, where it would cost an allocation for every task.
+func (w *Worker) report(ctx context.Context, t task.Task) (text string, err error) {
 	p := &progress{publish: func(text string) {
 		w.broker.PublishResult(task.Result{Kind: task.Progress, ID: t.ID, Queue: t.Queue, Text: text, Accepted: t.Accepted})
 	}}
