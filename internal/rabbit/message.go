@@ -102,8 +102,11 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 	return t, task.CheckText(t.Text, task.MaxText)
 }
 
-// decodeResult reads a result of at most that many bytes.
+// decodeResult reads a result of at most that many bytes, or a progress.
 func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
+	if r, err, ok := decodeProgress(d); ok {
+		return r, err
+	}
 	if len(d.Body) > most {
 		return task.Result{}, tooLong(len(d.Body), most) // without a copy
 	}

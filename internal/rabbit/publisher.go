@@ -180,7 +180,15 @@ func (p *Publisher) PublishDead(t task.Task, reason, said string) <-chan error {
 // the same time, and answers as PublishTask does. The ConfirmTimeout begins
 // when the message is published, which may have to wait for the confirmation of
 // earlier messages.
-func (p *Publisher) PublishResult(r task.Result) <-chan error { return p.results.add(r) }
+//
+// A progress is a message of its own, which is sent at once: nobody waits for
+// its confirmation, and it must come before the result.
+func (p *Publisher) PublishResult(r task.Result) <-chan error {
+	if r.Kind == task.Progress {
+		return p.publish(&publication{exchange: Exchange, key: resultsKey, message: encodeProgress(r)})
+	}
+	return p.results.add(r)
+}
 
 func (p *Publisher) publish(pub *publication) <-chan error {
 	pub.answer, pub.counted = make(chan error, 1), p.counts[kindOf(pub.key)]

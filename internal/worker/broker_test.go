@@ -16,6 +16,7 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker"
 )
 
@@ -292,4 +293,33 @@ func TestOutOfOrder(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// What a handler says of its progress reaches listeners before the result.
+func TestProgressReachesListeners(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work("worker", 1, reporterFunc(func(_ context.Context, tk task.Task, report func(string)) (string, error) {
+		report("half of it")
+		return tk.Text, nil
+	}))
+	tk := newTask(1)
+	r.publish(tk)
+	got := receive(t, "progress", r.results)
+	if got.Kind != task.Progress || got.ID != tk.ID || got.Text != "half of it" || got.Queue != wire.DefaultQueue {
+		t.Errorf("progress %+v", got)
+	}
+	if got := receive(t, "result", r.results); got.Kind != task.Done || got.ID != tk.ID || got.Text != tk.Text {
+		t.Errorf("result %+v", got)
+	}
+}
+
+type reporterFunc func(context.Context, task.Task, func(string)) (string, error)
+
+func (f reporterFunc) Handle(ctx context.Context, t task.Task) (string, error) {
+	return f(ctx, t, func(string) {})
+}
+
+func (f reporterFunc) HandleReporting(ctx context.Context, t task.Task, report func(string)) (string, error) {
+	return f(ctx, t, report)
 }

@@ -1,0 +1,40 @@
+package rabbit
+
+import (
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/wire"
+)
+
+// progressHeader has the text of a progress. It is a header, and the body is
+// empty, so that no version of revq takes a progress for the result of its task.
+const progressHeader = "revq-progress"
+
+func encodeProgress(r task.Result) amqp.Publishing {
+	headers := amqp.Table{progressHeader: r.Text}
+	setTime(headers, acceptedHeader, r.Accepted)
+	setQueue(headers, r.Queue)
+	return message(r.ID, nil, time.Now(), headers)
+}
+
+// decodeProgress returns false if d is not a progress.
+func decodeProgress(d amqp.Delivery) (r task.Result, err error, ok bool) {
+	text, ok := d.Headers[progressHeader].(string)
+	if !ok {
+		return task.Result{}, nil, false
+	}
+	r = task.Result{
+		Kind:     task.Progress,
+		ID:       d.MessageId,
+		Queue:    queueHeaderOf(d.Headers),
+		Text:     text,
+		Accepted: timeHeader(d.Headers, acceptedHeader),
+	}
+	if err := wire.CheckID(r.ID); err != nil {
+		return r, err, true
+	}
+	return r, task.CheckText(text, task.MaxText), true // a header is much shorter
+}
