@@ -59,6 +59,66 @@ func BenchmarkFanout(b *testing.B) {
 	}
 }
 
+// BenchmarkFilter is BenchmarkFanout for 5,000 listeners of which some have a
+// filter that one of so many results passes.
+func BenchmarkFilter(b *testing.B) {
+	const listeners = 5000
+	for _, tc := range []struct {
+		name            string
+		filtered, every int
+	}{{"none", 0, 1}, {"one", 1, 1}, {"all", listeners, 1}, {"all-want-one-in-100", listeners, 100}} {
+		b.Run(tc.name, func(b *testing.B) {
+			needFiles(b, 2*listeners+100)
+			cfg := DefaultConfig()
+			cfg.PingInterval, cfg.WriteTimeout = time.Hour, time.Hour // nobody here answers
+			s, bundle := setupBench(b, cfg)
+			drain := newDrainOf(b, bundle.addr, listeners, func(i int) string {
+				if i < tc.filtered {
+					return "?queue=wanted"
+				}
+				return ""
+			})
+			for s.Listeners() < listeners {
+				runtime.Gosched()
+			}
+			text := strings.Repeat("x", 100)
+			frame := len(feed.AppendFrame(nil, feed.OpText, []byte(text)))
+			wanted := int64(0)
+			catchUp := func(lag int64) {
+				for wanted*int64(frame)-drain.slowest() > lag {
+					if s.Listeners() < listeners {
+						b.Fatal("listeners were closed")
+					}
+					runtime.Gosched()
+				}
+			}
+			began := usage(b)
+			for i := 0; b.Loop(); i++ {
+				queue := "other"
+				if i%tc.every == 0 {
+					queue = "wanted"
+					wanted++
+				}
+				s.feed.Append(int64(i), task.Result{ID: fmt.Sprint(i), Queue: queue, Text: text})
+				if i%100 == 99 {
+					catchUp(1 << 20 / int64(tc.every))
+				}
+			}
+			catchUp(0)
+			b.ReportMetric(float64((usage(b)-began).Microseconds())/float64(b.N), "cpu-µs/result")
+		})
+	}
+}
+
+// usage returns the processor time of this process.
+func usage(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 func setupBench(b *testing.B, cfg Config) (*Server, *bundle) {
 	bundle := &bundle{feed: feed.New(feed.DefaultConfig()), source: new(source)}
 	bundle.feed.GoLive()
@@ -78,6 +138,11 @@ type drain struct {
 var benchRound atomic.Int64 // each gets a source address of its own: closed ports rest for a minute
 
 func newDrain(b *testing.B, addr string, n int) *drain {
+	return newDrainOf(b, addr, n, func(int) string { return "" })
+}
+
+// newDrainOf gives each listener a query.
+func newDrainOf(b *testing.B, addr string, n int, query func(int) string) *drain {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		b.Fatal(err)
@@ -86,7 +151,7 @@ func newDrain(b *testing.B, addr string, n int) *drain {
 	index := make(map[int]int)
 	source := 2 + benchRound.Add(1)%250
 	for i := range n {
-		fd := dialBare(b, addr, [4]byte{127, 0, 0, byte(source)})
+		fd := dialBare(b, addr, [4]byte{127, 0, 0, byte(source)}, query(i))
 		index[fd] = i
 		d.fds = append(d.fds, fd)
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
@@ -140,14 +205,14 @@ func needFiles(b *testing.B, n int) {
 }
 
 // dialBare listens from an address, and returns when it has been greeted.
-func dialBare(b *testing.B, addr string, from [4]byte) int {
+func dialBare(b *testing.B, addr string, from [4]byte, query string) int {
 	b.Helper()
 	to := netip.MustParseAddrPort(addr)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
-	const request = "GET /listen_results HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	request := "GET /listen_results" + query + " HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
 		unix.Bind(fd, &unix.SockaddrInet4{Addr: from}),
@@ -215,7 +280,7 @@ func BenchmarkLatency(b *testing.B) {
 			}
 			there := tc.listeners
 			if tc.stalled {
-				defer unix.Close(dialBare(b, bundle.addr, [4]byte{127, 0, 0, 1}))
+				defer unix.Close(dialBare(b, bundle.addr, [4]byte{127, 0, 0, 1}, ""))
 				there++
 				for range 200 { // 12 MB
 					one(strings.Repeat("x", 60_000))
