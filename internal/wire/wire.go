@@ -18,6 +18,7 @@ const (
 	QueuePrefix = "/queue/"             // before the name of a queue: POST a text, or many, to that queue
 	ListenPath  = "/listen_results"     // GET the results of a socket site, by websocket or as server-sent events
 	ResultPath  = "/results/"           // before the id of a task: GET its result from a socket site
+	TicketPath  = "/ticket"             // POST with a token to a socket site: a ticket for listening
 	HealthPath  = "/healthz"            // the process answers
 	ReadyPath   = "/readyz"             // it can do its job
 )
@@ -47,6 +48,19 @@ const (
 	AfterParameter  = "after"  // the Mark to resume after; only new results without it
 	QueueParameter  = "queue"  // the name of a queue whose results are wanted; repeatable; all without it
 	IDParameter     = "id"     // the id of the only task whose results are wanted
+)
+
+// TicketParameter is the query parameter of ListenPath with a ticket from
+// TicketPath, for browsers, which cannot send a token with an EventSource or a
+// websocket.
+const TicketParameter = "ticket"
+
+// The subprotocols with which a websocket from a browser can send a token: it
+// offers both Subprotocol and TokenSubprotocol with the token behind it. The
+// server agrees on Subprotocol.
+const (
+	Subprotocol      = "revq"
+	TokenSubprotocol = "revq.token."
 )
 
 // WaitParameter is the query parameter of ResultPath: how long to wait for a
