@@ -92,6 +92,9 @@ func (q *queues) missing(name string) *front.Problem {
 	return front.NewProblem(fasthttp.StatusNotFound, detail)
 }
 
+// queueOf returns the queue that a token must be for.
+func (s *Server) queueOf(h *fasthttp.RequestHeader) []string { return []string{s.known.of(h)} }
+
 // checkNamed is checkHead for a path with the name of a queue.
 func (s *Server) checkNamed(h *fasthttp.RequestHeader) *front.Problem {
 	if err := wire.CheckQueue(string(front.NameIn(h, wire.QueuePrefix))); err != nil {

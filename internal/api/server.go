@@ -27,6 +27,7 @@ import (
 
 	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -67,11 +68,11 @@ func New(cfg Config, p Publisher, log *slog.Logger) *Server {
 		Routes: []front.Route{
 			{
 				Path: wire.QueuePath, Methods: []string{fasthttp.MethodPost},
-				Check: checkHead, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
+				Scope: token.Send, Queues: s.queueOf, Check: checkHead, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
 			},
 			{
 				Path: wire.QueuePrefix, Methods: []string{fasthttp.MethodPost},
-				Check: s.checkNamed, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
+				Scope: token.Send, Queues: s.queueOf, Check: s.checkNamed, Handle: s.queue, Options: []string{"Accept-Post", acceptPost},
 			},
 		},
 		Elsewhere: "texts go to POST " + wire.QueuePath + " or " + wire.QueuePrefix + "NAME",

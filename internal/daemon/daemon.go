@@ -280,6 +280,15 @@ type Server interface {
 // Addresses returns the number of listening sockets.
 func (d *Daemon) Addresses() int { return len(d.listeners) }
 
+// Exposed reports whether other machines can reach one of the listening
+// sockets.
+func (d *Daemon) Exposed() bool {
+	return slices.ContainsFunc(d.listeners, func(ln *listener) bool {
+		at, ok := ln.Addr().(*net.TCPAddr)
+		return ok && !at.IP.IsLoopback()
+	})
+}
+
 // Serve returns the work for Run that lets s serve all listening sockets.
 func (d *Daemon) Serve(s Server) func(context.Context) error {
 	for _, ln := range d.listeners {

@@ -8,11 +8,13 @@ package front
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/token"
 )
 
 // A Config holds the settings of both fronts. DefaultConfig returns the
@@ -25,10 +27,12 @@ type Config struct {
 	MaxHeader int
 
 	Pages Pages // that may use the front
+
+	Tokens *token.File // of those who may use it; nil for everyone
 }
 
 // DefaultConfig returns the default limits.
-func DefaultConfig() Config { return Config{MaxHeader: 16 << 10} }
+func DefaultConfig() Config { return Config{MaxHeader: 16 << 10, Tokens: token.NewFile()} }
 
 // Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
@@ -36,7 +40,7 @@ func (c *Config) Settings() []setting.Setting {
 		setting.Count("max-header", "bytes", "maximum length of request line and headers, together, in `BYTES`", &c.MaxHeader, 1<<10, 1<<20).
 			With("More are answered 431. Proxies that ask for a login set cookies of several KiB."),
 	)
-	return append(limits, c.Pages.Settings()...)
+	return slices.Concat(limits, c.Pages.Settings(), c.Tokens.Settings())
 }
 
 // An App describes one of the fronts.
@@ -89,6 +93,14 @@ type Route struct {
 
 	// Methods are those that Handle takes. OPTIONS is answered everywhere.
 	Methods []string
+
+	// Scope is what a token must permit; 0 if everyone may use the route.
+	// Queues, if it is not nil, returns the queues that a request names. Handle
+	// must restrict what a request may do that names none, see PermitOf. Tickets
+	// says that a ticket does as well as a token.
+	Scope   token.Scope
+	Queues  func(*fasthttp.RequestHeader) []string
+	Tickets bool
 
 	// Check returns the problem that a request's headers show, so that its body
 	// need not be sent. Check is nil if there is nothing to check.

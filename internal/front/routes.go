@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -58,7 +60,7 @@ func healthRoutes(ready func() error) []Route {
 	}
 }
 
-// find returns the route of a request, or the problem that its headers show.
+// find returns the route of a request, or why there is none.
 func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 	method := h.Method()
 	known := slices.Contains(knownMethods, string(method))
@@ -73,10 +75,20 @@ func (r *routes) find(h *fasthttp.RequestHeader) (*route, *Problem) {
 		return nil, NewProblem(fasthttp.StatusMethodNotAllowed, "use "+strings.Join(to.methods, " or ")).
 			With("Allow", strings.Join(to.methods, ", "))
 	}
-	if to.Check != nil && string(method) != fasthttp.MethodOptions {
-		return to, to.Check(h)
-	}
 	return to, nil
+}
+
+// check returns what the sender of a request for to may do, or the problem that
+// the request's headers show.
+func (to *route) check(h *fasthttp.RequestHeader, tokens *token.File) (*token.Permit, *Problem) {
+	if string(h.Method()) == fasthttp.MethodOptions {
+		return nil, nil // browsers ask without a token
+	}
+	permit, p := authorize(tokens, to, h, time.Now())
+	if p == nil && to.Check != nil {
+		p = to.Check(h)
+	}
+	return permit, p
 }
 
 // at returns the route of a path, or nil.

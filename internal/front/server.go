@@ -144,9 +144,16 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx) *Problem {
 	if p != nil {
 		return p
 	}
+	permit, p := to.check(&ctx.Request.Header, s.app.Tokens)
+	if p != nil {
+		return p
+	}
 	if ctx.IsOptions() {
 		to.answerOptions(ctx)
 		return nil
+	}
+	if permit != nil {
+		ctx.SetUserValue(permitKey{}, permit)
 	}
 	return to.Handle(ctx)
 }
@@ -170,7 +177,7 @@ func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	h := &ctx.Request.Header
 	p := s.gate.Admit(ctx)
 	if p == nil {
-		_, p = s.routes.find(h)
+		p = s.headProblem(h)
 	}
 	if p == nil && h.ContentLength() > s.bodyLimit(h) {
 		p = s.tooLarge()
@@ -180,6 +187,15 @@ func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	}
 	s.last(ctx, p)
 	return p.Status
+}
+
+// headProblem returns the problem that a request's headers show, or nil.
+func (s *Server) headProblem(h *fasthttp.RequestHeader) *Problem {
+	to, p := s.routes.find(h)
+	if p == nil {
+		_, p = to.check(h, s.app.Tokens)
+	}
+	return p
 }
 
 // refuse answers a request that could not be read, and then closes the
@@ -213,7 +229,7 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *Problem {
 		// If the headers show another problem, a smaller body would not help.
 		// (fasthttp has dropped the headers of a chunked request by now.)
 		if h := &ctx.Request.Header; len(h.Host()) > 0 {
-			if _, p := s.routes.find(h); p != nil {
+			if p := s.headProblem(h); p != nil {
 				return p
 			}
 		}

@@ -32,13 +32,13 @@ func API() daemon.Program {
 		Usage:    "take texts over HTTP and queue them",
 		Settings: slices.Concat(broker.Settings(), broker.PublishSettings(), cfg.Settings()),
 		Sites:    &daemon.Sites{Default: []int{1, 2}},
-		Checks:   []func() error{broker.Check},
+		Checks:   []func() error{broker.Check, cfg.Tokens.Load},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			publisher := rabbit.NewPublisher(broker, d.Log)
 			cfg.MaxConnections = front.Connections(d.Log, "max-connections", cfg.MaxConnections, d.Addresses(), 0)
 			server := api.New(cfg, publisher, d.Log)
 			d.Ready, d.Alive = publisher.Ready, []func() error{publisher.Alive}
-			d.Status, d.Reload = server.Status, broker.Reload
+			d.Status, d.Reload = server.Status, reload(d, cfg.Tokens, broker.Reload)
 			d.Metrics, d.Describe = apiMetrics(server, publisher, d.Addresses()), describeAPI(server, publisher, d.Addresses())
 			return d.Run(ctx, d.Serve(server), publisher.Run)
 		},
@@ -53,7 +53,7 @@ func Socket() daemon.Program {
 		Usage:    "send every result to everyone who listens",
 		Settings: slices.Concat(broker.Settings(), cfg.Settings(), log.Settings()),
 		Sites:    &daemon.Sites{Default: []int{3}},
-		Checks:   []func() error{broker.Check},
+		Checks:   []func() error{broker.Check, cfg.Tokens.Load},
 		Run: func(ctx context.Context, d *daemon.Daemon) error {
 			broker.MaxResult = min(log.LongestResult(), task.MaxText)
 			results, reader := feed.New(log), rabbit.NewReader(broker, log.Backlog, d.Log)
@@ -61,7 +61,7 @@ func Socket() daemon.Program {
 			cfg.MaxListeners = front.Connections(d.Log, "max-listeners", cfg.MaxListeners, 1, cfg.MaxResuming)
 			server := socket.New(cfg, results, reader, d.Log)
 			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
-			d.Status, d.Reload = server.Status, broker.Reload
+			d.Status, d.Reload = server.Status, reload(d, cfg.Tokens, broker.Reload)
 			d.Metrics, d.Describe = socketMetrics(server, results, reader), describeSocket(server, reader)
 			return d.Run(ctx, d.Serve(server), func(ctx context.Context) { reader.Run(ctx, results) })
 		},

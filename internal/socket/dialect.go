@@ -49,6 +49,7 @@ var (
 	byeFellBehind = farewell{wire.ClosePolicy, "too slow: the next result is no longer in memory; reconnect and resume"}
 	byeTooSlow    = farewell{wire.ClosePolicy, "received nothing for too long; reconnect and resume"}
 	byeTooMuch    = farewell{wire.ClosePolicy, "listeners are not expected to send that much"}
+	byeRevoked    = farewell{wire.ClosePolicy, "the token is not valid any more"}
 	byeRestart    = farewell{wire.CloseRestart, "the server restarts: reconnect and resume"}
 	byeFull       = farewell{wire.CloseTryAgain, "too many listeners: try another site, or later"}
 	byeNoBroker   = farewell{wire.CloseTryAgain, "the broker is away: try another site, or later"}

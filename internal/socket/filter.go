@@ -6,21 +6,26 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
 // maxQueues is how many queues one listener may name: each costs a comparison
 // for each result.
-const maxQueues = 32
+const maxQueues = token.MaxQueues
 
-// parseFilter returns what a listener wants, nil for everything.
-func parseFilter(args *fasthttp.Args) (*feed.Filter, error) {
+// parseFilter returns what a listener wants, nil for everything. One that names
+// no queue gets those that its token is for.
+func parseFilter(args *fasthttp.Args, permit *token.Permit) (*feed.Filter, error) {
 	var queues []string
 	for _, name := range args.PeekMulti(wire.QueueParameter) {
 		if err := wire.CheckQueue(string(name)); err != nil {
 			return nil, fmt.Errorf("?%s=%.100s: %w", wire.QueueParameter, name, err)
 		}
 		queues = append(queues, string(name))
+	}
+	if len(queues) == 0 && permit != nil {
+		queues = permit.Queues
 	}
 	ids := args.PeekMulti(wire.IDParameter)
 	switch {

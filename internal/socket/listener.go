@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -16,6 +17,8 @@ type listener struct {
 	conn  net.Conn // keeps fd open
 	fd    int      // in a shard
 	index int      // in the shard's list
+
+	permit *token.Permit // nil without tokens
 
 	dialect dialect
 	log     *feed.Log
@@ -58,6 +61,15 @@ func (l *listener) dismiss(why farewell) {
 		l.counts.closed(why)
 		l.control = l.dialect.appendBye(l.control, why)
 	}
+}
+
+// recheck dismisses l if its token was revoked or has expired.
+func (l *listener) recheck(now time.Time) (revoked bool) {
+	if l.permit == nil || l.leaving || l.permit.Valid(now) {
+		return false
+	}
+	l.dismiss(byeRevoked)
+	return true
 }
 
 // next returns the bytes to write to l next, if any, and whether they come from

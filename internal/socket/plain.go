@@ -294,6 +294,7 @@ func (p *plain) healthy(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l, cfg := p.l, &p.hub.cfg
+	l.recheck(now)
 	switch {
 	case !l.leftAt.IsZero():
 		return now.Sub(l.leftAt) <= closeGrace

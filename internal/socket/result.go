@@ -2,6 +2,7 @@ package socket
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -47,6 +49,13 @@ func (s *Server) result(ctx *fasthttp.RequestCtx) *front.Problem {
 	limited, cancel := context.WithTimeout(s.stopped, wait)
 	defer cancel()
 	message := s.feed.Await(limited, id)
+	if permit := front.PermitOf(ctx); message != nil && permit != nil && permit.Queues != nil {
+		// Which queue a task is of shows only when its result is there.
+		var m wire.Message
+		if err := json.Unmarshal(message, &m); err != nil || !permit.Queues.Covers(token.Queues{m.Queue}) {
+			return front.NewProblem(fasthttp.StatusForbidden, "the token is not for the queue of this task")
+		}
+	}
 	switch {
 	case message != nil:
 		ctx.SetContentType("application/json")

@@ -34,6 +34,7 @@ import (
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -83,8 +84,9 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s.front = front.New(front.App{
 		Config: cfg.Config,
 		Routes: []front.Route{
-			{Path: wire.ListenPath, Methods: []string{fasthttp.MethodGet}, Handle: s.listen},
-			{Path: wire.ResultPath, Methods: []string{fasthttp.MethodGet}, Handle: s.result},
+			{Path: wire.ListenPath, Methods: []string{fasthttp.MethodGet}, Scope: token.Listen, Queues: queuesOf, Tickets: true, Handle: s.listen},
+			{Path: wire.ResultPath, Methods: []string{fasthttp.MethodGet}, Scope: token.Listen, Handle: s.result},
+			{Path: wire.TicketPath, Methods: []string{fasthttp.MethodPost}, Scope: token.Listen, Queues: queuesOf, Handle: ticket},
 		},
 		Elsewhere:      "listen at " + wire.ListenPath,
 		Ready:          source.Ready,
@@ -183,6 +185,7 @@ type wanted struct {
 	format feed.Format
 	filter *feed.Filter // nil for everything
 	after  *wire.Mark   // the mark after which it resumes, nil for new results only
+	permit *token.Permit
 }
 
 // listen lets a client listen, or returns the problem with its request.
@@ -191,7 +194,7 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
 	if err != nil {
 		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
-	filter, err := parseFilter(ctx.QueryArgs())
+	filter, err := parseFilter(ctx.QueryArgs(), front.PermitOf(ctx))
 	if err != nil {
 		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
@@ -217,9 +220,9 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
 		return nil
 	}
 	if events {
-		return s.listenEvents(ctx, wanted{feed.Events, filter, after})
+		return s.listenEvents(ctx, wanted{feed.Events, filter, after, front.PermitOf(ctx)})
 	}
-	return s.listenWebsocket(ctx, wanted{format, filter, after})
+	return s.listenWebsocket(ctx, wanted{format, filter, after, front.PermitOf(ctx)})
 }
 
 // listenEvents answers with server-sent events.
@@ -246,6 +249,7 @@ func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, what wanted) *front.P
 	ctx.Response.Header.Set("Upgrade", "websocket")
 	ctx.Response.Header.Set("Connection", "Upgrade")
 	ctx.Response.Header.Set("Sec-WebSocket-Accept", acceptKey(h.Peek("Sec-WebSocket-Key")))
+	front.AgreeOnProtocol(ctx)
 	ctx.Hijack(func(c net.Conn) {
 		s.join(&listener{conn: c, dialect: websocketDialect{}}, what)
 	})
@@ -279,7 +283,7 @@ func (s *Server) join(l *listener, what wanted) {
 		l.fd = fd
 		prepareSocket(fd, &s.cfg)
 	}
-	l.log = s.feed.Log(what.format)
+	l.log, l.permit = s.feed.Log(what.format), what.permit
 	l.counts = s.counts
 	s.counts.listeners[what.format].Add(1)
 	if what.filter != nil {

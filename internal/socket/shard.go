@@ -313,10 +313,14 @@ func (s *shard) receive(l *listener) {
 	s.send(l)
 }
 
-// expire dismisses listeners whose sockets are blocked for too long, and drops
+// expire dismisses listeners whose tokens are not valid any more or whose sockets are blocked for too long, and drops
 // those that do not close after a farewell.
 func (s *shard) expire() {
 	for _, l := range s.backwards() {
+		if l.recheck(s.now) {
+			s.send(l)
+			continue
+		}
 		switch {
 		case !l.leftAt.IsZero() && s.now.Sub(l.leftAt) > closeGrace:
 			s.drop(l)

@@ -71,6 +71,10 @@ func ParseScope(text string) (Scope, error) {
 	return s, nil
 }
 
+// MaxQueues is how many queues a token can be for: a listener's costs a
+// comparison for each result.
+const MaxQueues = 32
+
 // AllQueues stands for all queues in the file.
 const AllQueues = "*"
 
@@ -101,6 +105,9 @@ func ParseQueues(text string) (Queues, error) {
 		return nil, nil
 	}
 	var q Queues
+	if strings.Count(text, ",") >= MaxQueues {
+		return nil, fmt.Errorf("there are more than %d queues: give the token * or make several tokens", MaxQueues)
+	}
 	for name := range strings.SplitSeq(text, ",") {
 		if err := wire.CheckQueue(name); err != nil {
 			return nil, fmt.Errorf("the queues must be * or names with commas between them: %w", err)
