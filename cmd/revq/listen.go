@@ -21,6 +21,7 @@ func listen() *cli.Command {
 		l     client.Listener
 		after string
 		ca    trust
+		token secret
 		json  bool
 		count int
 		how   printing
@@ -49,6 +50,7 @@ EXAMPLES:
 				Destination: &l.URLs,
 			},
 			ca.flag(),
+			token.flag(),
 			&cli.BoolFlag{
 				Name:        "json",
 				Usage:       "print each message, of any type, as a JSON object with offset, id and times",
@@ -86,6 +88,9 @@ EXAMPLES:
 				return err
 			}
 			if l.TLS, err = ca.config(); err != nil {
+				return err
+			}
+			if l.Token, err = token.read(); err != nil {
 				return err
 			}
 			if after != "" {

@@ -25,6 +25,7 @@ type sending struct {
 	client client.Sender
 	socket []string
 	ca     trust
+	token  secret
 
 	text        string
 	file        string
@@ -69,6 +70,7 @@ EXAMPLES:
 				Destination: &s.client.URL,
 			},
 			s.ca.flag(),
+			s.token.flag(),
 			&cli.StringFlag{Name: "text", Usage: "`TEXT` to queue", Destination: &s.text},
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "queue each line of `FILE`; - is standard input", TakesFile: true, Destination: &s.file},
 			&cli.StringFlag{
@@ -163,13 +165,16 @@ func (s *sending) run(ctx context.Context) error {
 	if s.client.HTTP, err = s.ca.client(); err != nil {
 		return err
 	}
+	if s.client.Token, err = s.token.read(); err != nil {
+		return err
+	}
 	defer s.report.end()
 	if s.wait {
 		tls, err := s.ca.config()
 		if err != nil {
 			return err
 		}
-		s.results = newWaiting(s.socket, tls, s.waitTimeout, s.stderr, s.showProgress)
+		s.results = newWaiting(s.socket, tls, s.client.Token, s.waitTimeout, s.stderr, s.showProgress)
 		if err := s.results.connect(ctx); err != nil {
 			return err
 		}

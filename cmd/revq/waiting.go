@@ -42,7 +42,7 @@ type expected struct {
 // errGivenUp is wrapped by why a task has no result and will have none.
 var errGivenUp = errors.New("given up")
 
-func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr io.Writer, running func(int, string)) *waiting {
+func newWaiting(sockets []string, tls *tls.Config, token string, timeout time.Duration, stderr io.Writer, running func(int, string)) *waiting {
 	w := &waiting{
 		timeout:  timeout,
 		running:  running,
@@ -55,6 +55,7 @@ func newWaiting(sockets []string, tls *tls.Config, timeout time.Duration, stderr
 	w.client = client.Listener{
 		URLs:     sockets,
 		TLS:      tls,
+		Token:    token,
 		Greeted:  func(client.Message) error { once.Do(func() { close(w.greeted) }); return nil },
 		Received: w.received,
 		Lost: func(reason error, _ time.Duration) {

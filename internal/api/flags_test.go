@@ -32,7 +32,7 @@ func TestFlags(t *testing.T) {
 		"--read-timeout=1s", "--write-timeout=2s", "--max-header=9000",
 		"--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b")
 	want := Config{
-		front.Config{MaxHeader: 9000, Pages: front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}},
+		front.Config{MaxHeader: 9000, Pages: front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}, Tokens: c.Tokens},
 		100, 300, 1 << 20, 7, 8, time.Second, 2 * time.Second, 5 * time.Second,
 	}
 	if err != nil || !reflect.DeepEqual(c, want) {
@@ -42,8 +42,9 @@ func TestFlags(t *testing.T) {
 
 func TestFlagsKeepDefaults(t *testing.T) {
 	t.Parallel()
-	c := DefaultConfig()
-	if err := run(&c); err != nil || fmt.Sprint(c) != fmt.Sprint(DefaultConfig()) {
+	c, want := DefaultConfig(), DefaultConfig()
+	want.Tokens = c.Tokens
+	if err := run(&c); err != nil || c.Tokens.Enabled() || fmt.Sprint(c) != fmt.Sprint(want) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

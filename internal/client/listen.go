@@ -51,6 +51,9 @@ type Listener struct {
 	// TLS is for URLs of wss; nil stands for the usual settings.
 	TLS *tls.Config
 
+	// Token is sent with each handshake; "" for none.
+	Token string
+
 	// After is the mark after which to begin; nil for new results only. Run
 	// updates it with each message.
 	After *wire.Mark
@@ -238,7 +241,11 @@ func (l *Listener) dial(ctx context.Context) (*websocket.Conn, error) {
 	if err != nil {
 		return nil, &finalError{err}
 	}
-	conn, res, err := dialer.DialContext(ctx, address.String(), nil)
+	var header http.Header
+	if l.Token != "" {
+		header = http.Header{"Authorization": {"Bearer " + l.Token}}
+	}
+	conn, res, err := dialer.DialContext(ctx, address.String(), header)
 	stop()
 	if err == nil {
 		return conn, nil // if ctx has just closed it, reading fails

@@ -36,6 +36,9 @@ type Sender struct {
 	// URL is the API's, as http://localhost:8081.
 	URL string
 
+	// Token is sent with each request; "" for none.
+	Token string
+
 	// Timeout is how long one Send may take with all its attempts.
 	Timeout time.Duration
 
@@ -116,6 +119,9 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 		return nil, 0, fmt.Errorf("make a request to %s: %w", url, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if s.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+s.Token)
+	}
 	if len(tasks) > 1 {
 		req.Header.Set("Content-Type", "application/x-ndjson")
 	}

@@ -68,6 +68,9 @@ var wrongSettings = []struct {
 	{"revq-api revq-socket", "", "REVQ_LISTEN=127.0.0.1:0,8081", []string{"REVQ_LISTEN", `"8081"`}},
 	{"revq-api revq-socket", "--listen " + noBroker, "", []string{"-listen"}},
 
+	{"revq-api revq-socket", "--tokens /no/such/file", "", []string{"--tokens", "no such file"}},
+	{"revq-api revq-socket", "", "REVQ_TOKENS=/dev/null", []string{"--tokens", "/dev/null", "revq token new"}},
+
 	// What the daemons share.
 	{everyDaemon, "--log-level loud", "", []string{"-log-level", "debug, info, warn or error"}},
 	{everyDaemon, "--log-format xml", "", []string{"-log-format", "text or json"}},

@@ -361,7 +361,7 @@ func looksLikeBrowser(h *fasthttp.RequestHeader) bool {
 
 const (
 	// exposedHeaders are those that pages may read besides the usual ones.
-	exposedHeaders = wire.TaskIDHeader + ", Retry-After, WWW-Authenticate"
+	exposedHeaders = wire.TaskIDHeader + ", Retry-After"
 	// sentHeaders are those that pages may set besides the usual ones.
 	sentHeaders = "Authorization, Content-Type, " + wire.KeyHeader + ", Accept, " + wire.LastEventIDHeader
 	// preflightAge is how many seconds a browser may remember what pages may
