@@ -22,7 +22,8 @@ const DefaultURL = "amqp://guest:guest@localhost:5672/"
 
 // Config says how to reach the broker. DefaultConfig gives a usable one.
 type Config struct {
-	// URLs are the AMQP addresses of the nodes of one broker, tried in turn.
+	// URLs are the AMQP addresses of the nodes of one broker. They are tried in
+	// turn, from a random one on.
 	// A password with reserved characters is percent-encoded.
 	URLs []string
 

@@ -14,6 +14,7 @@ import (
 type reading struct {
 	cfg    Config
 	ahead  demand
+	first  int // number of the node to begin with
 	offset int64
 	before int64
 	result func(offset int64, r task.Result) error
@@ -40,7 +41,7 @@ func (r *Reader) History(ctx context.Context, offset, before int64,
 	result func(offset int64, r task.Result) error, mark func(offset int64, id string) error, end func() error) error {
 	defer memory.GiveBack() // it may have read a GiB
 	h := &reading{
-		cfg: r.cfg, ahead: r.past, offset: offset, before: before,
+		cfg: r.cfg, ahead: r.past, first: int(r.histories.Add(1)), offset: offset, before: before,
 		result: result, mark: mark, end: end, last: entry{offset: -1},
 	}
 	for {
@@ -54,7 +55,9 @@ func (r *Reader) History(ctx context.Context, offset, before int64,
 // open opens a session and a cursor on the first node where that works.
 func (h *reading) open(ctx context.Context) (*session, *cursor, error) {
 	var errs []error
-	for _, url := range h.cfg.urls() {
+	urls := h.cfg.urls()
+	for i := range urls {
+		url := urls[(h.first+i)%len(urls)]
 		s, err := open(ctx, h.cfg, url, "history")
 		if err == nil {
 			s.pace.bound(historyWindow)

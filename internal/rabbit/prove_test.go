@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/task"
 )
 
 // silence makes the broker send nothing to the connection called name, which it
@@ -76,5 +78,67 @@ func testNoFalseAlarm(t *testing.T, n *node.Node) {
 	marks(5)
 	if said := r.out.String(); strings.Contains(said, "no session") {
 		t.Error("a session has ended")
+	}
+}
+
+// A gap is told only after every node was asked: the replica of one may lag.
+func TestEveryNodeIsAskedBeforeAGapIsTold(t *testing.T) {
+	t.Parallel()
+	ahead := setup(t).declared()
+	publishResults(t, ahead.publisher(), 0, 10)
+	lags := setup(t).declared() // another virtual host stands for a node whose replica has nothing yet
+	r := setup(t)
+	r.cfg.URLs = []string{ahead.url, lags.url}
+	reader := NewReader(r.cfg, everything, r.log)
+	reader.link.first = 0
+	f, _ := r.followUntil(reader)
+	last := inOrder(t, f.results, 0, 10, -1)
+	receive(t, "end of the backlog", f.live)
+	ahead.cut("test reader") // it goes to the second one
+	r.out.Says(t, errMissing.Error())
+	r.ready(reader.Ready)
+	publishResults(t, ahead.publisher(), 10, 20)
+	inOrder(t, f.results, 10, 20, last)
+	if len(f.gaps) > 0 {
+		t.Errorf("told of a gap: %s", <-f.gaps)
+	}
+}
+
+// The connections of a publisher begin at different nodes.
+func TestConnectionsSpreadOverTheNodes(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.cfg.PublishConnections = 4
+	p := NewPublisher(r.cfg, r.log)
+	const nodes = 4
+	seen := make(map[int]bool)
+	for _, lane := range p.lanes {
+		seen[lane.link.first%nodes] = true
+	}
+	if len(seen) != nodes {
+		t.Errorf("%d connections begin at %d of %d nodes", len(p.lanes), len(seen), nodes)
+	}
+}
+
+// A history is read from another node if one is reached but cannot read the
+// stream, as without a replica.
+func TestHistoryGoesToAnotherNode(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	publishResults(t, r.publisher(), 0, 10)
+	other := setup(t) // it has nothing
+	r.cfg.URLs = []string{r.url, other.url}
+	reader := NewReader(r.cfg, 0, r.log)
+	enough := errors.New("enough")
+	for range r.cfg.URLs { // each begins at another node
+		n := 0
+		err := history(t.Context(), reader, -1, 0, visitor{
+			Result: func(int64, task.Result) error { n++; return nil },
+			Mark:   func(int64, string) error { return nil },
+			End:    func() error { return enough },
+		})
+		if err != enough || n != 10 {
+			t.Errorf("History = %v after %d results", err, n)
+		}
 	}
 }

@@ -69,6 +69,7 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 			role = fmt.Sprintf("publisher %d", i+1)
 		}
 		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log), shared: &p.shared}
+		p.lanes[i].link.first = p.lanes[0].link.first + i // on different nodes
 	}
 	return p
 }

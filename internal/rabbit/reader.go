@@ -53,17 +53,19 @@ const (
 // A Reader follows the stream of results over a connection of its own. After an
 // interruption it continues after the last result that it has passed on.
 type Reader struct {
-	link    *link
-	log     *slog.Logger
-	cfg     Config
-	backlog int64
-	past    demand // of each history
-	proof   *proof
-	live    atomic.Bool // GoLive was called
+	link      *link
+	log       *slog.Logger
+	cfg       Config
+	backlog   int64
+	past      demand        // of each history
+	histories atomic.Uint32 // how many have begun: each at another node
+	proof     *proof
+	live      atomic.Bool // GoLive was called
 
 	// Where the reader stands.
-	gap  bool  // results are missing: it continues at the beginning of the stream
-	last entry // the last one received; its offset is -1 if none was received from this stream
+	gap    bool  // results are missing: it continues at the beginning of the stream
+	doubts int   // how many more nodes are to be asked before that is believed
+	last   entry // the last one received; its offset is -1 if none was received from this stream
 }
 
 // NewReader returns a Reader that begins with a backlog of that many messages.
@@ -102,6 +104,8 @@ func (r *Reader) Run(ctx context.Context, f Follower) {
 	r.link.run(ctx, func(s *session) error {
 		err := r.follow(ctx, s, f)
 		switch {
+		case errors.Is(err, errMissing) && r.doubts > 0:
+			r.doubts-- // the replica of this node may lag: ask the next one
 		case errors.Is(err, errMissing):
 			f.AppendGap(errMissing.Error())
 			r.gap, r.last = true, entry{offset: -1}
@@ -123,6 +127,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	go r.proof.watch(s)
 	phase := meeting
 	if r.last.offset < 0 {
+		r.doubts = len(r.cfg.urls()) - 1
 		phase = filling
 		r.link.up()
 	}
@@ -140,6 +145,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 				return err
 			}
 			phase = filling
+			r.doubts = len(r.cfg.urls()) - 1
 			r.link.up()
 		}
 		if phase == filling && newer {

@@ -59,6 +59,11 @@ type link struct {
 	log  *slog.Logger
 	loop *liveness.Loop // run, and the functions that it calls
 
+	// first is the number of the node to begin with, modulo the number of
+	// nodes. It is random, so that the connections of all daemons spread over
+	// a cluster.
+	first int
+
 	session atomic.Pointer[session] // nil while there is none
 	ended   atomic.Int64            // sessions
 	depths  depths
@@ -72,7 +77,7 @@ type link struct {
 func newLink(cfg Config, role string, uses []string, log *slog.Logger) *link {
 	return &link{
 		cfg: cfg, role: role, uses: uses, log: log.With("connection", role),
-		loop: liveness.New("the "+role+"'s loop", loopLimit), err: ErrNotConnected,
+		loop: liveness.New("the "+role+"'s loop", loopLimit), first: rand.IntN(1 << 16), err: ErrNotConnected,
 	}
 }
 
@@ -105,7 +110,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 	wait := l.cfg.RetryMin
 	for try := 0; ctx.Err() == nil; try++ {
 		urls := l.cfg.urls()
-		url := urls[try%len(urls)]
+		url := urls[(l.first+try)%len(urls)]
 		began := time.Now()
 		l.loop.Busy()
 		err := l.once(ctx, url, use)

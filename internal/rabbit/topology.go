@@ -293,10 +293,21 @@ func exists(look error) (bool, error) {
 	switch {
 	case look == nil || isRefused(look):
 		return true, nil
-	case errors.As(look, &e) && e.Code == amqp.NotFound:
+	case errors.As(look, &e) && e.Code == amqp.NotFound && !isDown(e):
 		return false, nil
 	}
 	return false, look
+}
+
+// isDown reports whether the broker has an object but cannot reach it at
+// present. It answers 404 then, too (rabbit_amqqueue, not_found_or_absent).
+func isDown(e *amqp.Error) bool {
+	for _, why := range []string{"is down or inaccessible", "has crashed and failed to restart", "is stopped by supervisor"} {
+		if strings.Contains(e.Reason, why) {
+			return true
+		}
+	}
+	return false
 }
 
 // isRefused reports whether the user lacks a permission.

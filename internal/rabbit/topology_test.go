@@ -101,6 +101,7 @@ func TestExists(t *testing.T) {
 	}{
 		{nil, true, false},
 		{wrapped(amqp.NotFound), false, false},
+		{&amqp.Error{Code: amqp.NotFound, Reason: "NOT_FOUND - home node 'rabbit@b' of durable queue 'revq.tasks' in vhost '/' is down or inaccessible"}, false, true},
 		{wrapped(amqp.AccessRefused), true, false},
 		{wrapped(amqp.ResourceLocked), false, true},
 		{wrapped(amqp.InternalError), false, true},
