@@ -270,7 +270,7 @@ func TestMarksForFilteredListeners(t *testing.T) {
 	}
 }
 
-// One that catches up is told, too, so that it need not begin anew if its turn
+// One that catches up is told, too, so that it need not begin again if its turn
 // ends or its connection breaks.
 func TestMarksWhileCatchingUp(t *testing.T) {
 	const results = 2*placeEvery + 100

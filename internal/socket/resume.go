@@ -273,7 +273,7 @@ func (c *catchUp) take(offset int64, r task.Result) error {
 }
 
 // placeEvery is how many results in a row are left out before the listener is
-// told where it stands: if its connection breaks, it need not begin anew.
+// told where it stands: if its connection breaks, it need not begin again.
 const placeEvery = 10_000
 
 // send collects a result for the next write, or leaves it out.
