@@ -28,6 +28,10 @@ type Status struct {
 	Broker  []Connection `json:"broker,omitempty"`
 	Blocked bool         `json:"blocked"` // the broker takes no messages: it is short of memory or disk space
 
+	// Queues are the queues of the broker that the daemon can look at, if the
+	// broker answers soon.
+	Queues []Queue `json:"queues,omitempty"`
+
 	API    *API    `json:"api,omitempty"`    // of revq-api only
 	Socket *Socket `json:"socket,omitempty"` // of revq-socket only
 	Worker *Worker `json:"worker,omitempty"` // of revq-worker only
@@ -38,6 +42,14 @@ type Connection struct {
 	Role      string `json:"role"` // the purpose
 	Connected bool   `json:"connected"`
 	Why       string `json:"why,omitempty"` // it is not connected
+}
+
+// A Queue is what the broker says of a queue.
+type Queue struct {
+	Name      string `json:"name"`         // at the broker
+	Of        string `json:"of,omitempty"` // the name of the queue of tasks; missing for that of dead letters
+	Tasks     int    `json:"tasks"`        // that wait, and are not on loan to a worker
+	Consumers int    `json:"consumers"`
 }
 
 // An API is what a revq-api has to do.

@@ -49,6 +49,19 @@ func UsageError(err error) error { return &usageError{err} }
 // Usagef returns a UsageError with a formatted message.
 func Usagef(format string, args ...any) error { return UsageError(fmt.Errorf(format, args...)) }
 
+// Exit returns an error that ends the program with a status, and nil for
+// StatusOK. The program has said everything that there is to say.
+func Exit(status int) error {
+	if status == StatusOK {
+		return nil
+	}
+	return exit(status)
+}
+
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 type usageError struct{ error }
 
 func (e *usageError) Unwrap() error { return e.error }
@@ -71,7 +84,9 @@ func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 	if f == nil {
 		return StatusOK
 	}
-	fmt.Fprintln(cmd.ErrWriter, f)
+	if f.text != "" {
+		fmt.Fprintln(cmd.ErrWriter, f)
+	}
 	return f.Status
 }
 
@@ -84,6 +99,10 @@ func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	err := cmd.Run(ctx, args)
 	if err == nil {
 		return nil
+	}
+	var ends exit
+	if errors.As(err, &ends) {
+		return &Failure{int(ends), "", err}
 	}
 	var wrong *usageError
 	if r.acted && !errors.As(err, &wrong) {

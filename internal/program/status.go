@@ -18,9 +18,16 @@ func describeBroker(s *admin.Status, of ...connected) {
 	}
 }
 
+func describeQueues(s *admin.Status, depths []rabbit.Depth) {
+	for _, d := range depths {
+		s.Queues = append(s.Queues, admin.Queue{Name: d.Queue, Of: d.Of, Tasks: d.Tasks, Consumers: d.Consumers})
+	}
+}
+
 func describeAPI(server *api.Server, p *rabbit.Publisher, sites int) func(*admin.Status) {
 	return func(s *admin.Status) {
 		describeBroker(s, p)
+		describeQueues(s, p.Depths())
 		s.Blocked = p.Blocked()
 		s.API = &admin.API{
 			InFlight: server.InFlight(), MaxInFlight: server.MaxInFlight(),
@@ -39,6 +46,7 @@ func describeSocket(server *socket.Server, r *rabbit.Reader) func(*admin.Status)
 func describeWorker(w *worker.Worker, p *rabbit.Publisher, c *rabbit.Consumer, queue string) func(*admin.Status) {
 	return func(s *admin.Status) {
 		describeBroker(s, c, p)
+		describeQueues(s, c.Depths())
 		s.Blocked = p.Blocked()
 		s.Worker = &admin.Worker{Queue: queue, Slots: w.Slots(), Busy: w.Busy()}
 		if err := w.Ready(); err != nil {

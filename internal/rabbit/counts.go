@@ -139,6 +139,7 @@ func (p *Publisher) ConfirmTimes(each func(kind string, times tally.Snapshot)) {
 // A Depth is what the broker says of a queue.
 type Depth struct {
 	Queue     string // its name at the broker
+	Of        string // the name of the queue of tasks; "" for that of dead letters
 	Tasks     int    // that wait and are not on loan
 	Consumers int
 }
@@ -221,7 +222,7 @@ func (s *session) depths(queues []string) (known []Depth) {
 func (s *session) depth(queue string) (d Depth, err error) {
 	err = s.onChannel(func(ch *amqp.Channel) error {
 		q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-		d = Depth{Queue: queue, Tasks: q.Messages, Consumers: q.Consumers}
+		d = Depth{Queue: queue, Of: queueOf(queue), Tasks: q.Messages, Consumers: q.Consumers}
 		return err
 	})
 	return d, err
