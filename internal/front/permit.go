@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,10 +125,7 @@ func protocols(h *fasthttp.RequestHeader) (names []string) {
 // client offers it. A browser that offers some closes the websocket unless the
 // server agrees on one of them.
 func AgreeOnProtocol(ctx *fasthttp.RequestCtx) {
-	for _, name := range protocols(&ctx.Request.Header) {
-		if name == wire.Subprotocol {
-			ctx.Response.Header.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
-			return
-		}
+	if slices.Contains(protocols(&ctx.Request.Header), wire.Subprotocol) {
+		ctx.Response.Header.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
 	}
 }
