@@ -109,13 +109,13 @@ func explain(w io.Writer, d rabbit.Difference, queue, vhost string) {
 	case rabbit.ResultsQueue:
 		first = "delete it, with all results in it"
 		commands = []string{remove}
-	default:
-		first = "make sure that nothing else uses it, delete it"
-		commands = []string{remove}
 	case rabbit.Exchange, rabbit.MarksExchange, rabbit.WaitExchange, rabbit.DueExchange, rabbit.OrphanExchange:
 		first = "make sure that nothing else uses it, delete it"
 		commands = []string{p + " eval " + shellQuote(fmt.Sprintf(
 			`rabbit_exchange:delete(rabbit_misc:r(<<"%s">>, exchange, <<"%s">>), false, <<"revq">>).`, vhost, d.Name))}
+	default:
+		first = "make sure that nothing else uses it, delete it"
+		commands = []string{remove}
 	}
 	fmt.Fprintf(w, "  To change it: %s, and set up again:\n    %s\n", first, strings.Join(commands, "\n    "))
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,10 +13,8 @@ import (
 // has returns a broker with these named queues.
 func has(names ...string) *broker {
 	return &broker{publish: func(t task.Task) <-chan error {
-		for _, name := range append(names, wire.DefaultQueue) {
-			if t.Queue == name {
-				return decided(nil)
-			}
+		if slices.Contains(append(names, wire.DefaultQueue), t.Queue) {
+			return decided(nil)
 		}
 		return decided(fmt.Errorf("publish: %w", task.ErrNoQueue))
 	}}

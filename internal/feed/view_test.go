@@ -18,11 +18,10 @@ import (
 // reading is a listener with a filter, as the socket server has it.
 type reading struct {
 	*View
-	log   *Log
-	pos   Position
-	got   []byte
-	over  *Run
-	marks []wire.Mark
+	log  *Log
+	pos  Position
+	got  []byte
+	over *Run
 }
 
 func (f *Feed) reading(t *testing.T, format Format, filter *Filter, after *wire.Mark) *reading {

@@ -80,7 +80,7 @@ func TestEnvironment(t *testing.T) {
 				t.Fatal(err)
 			}
 			var names, files []string
-			for _, word := range strings.Fields(got) {
+			for word := range strings.FieldsSeq(got) {
 				if name, _, variable := strings.Cut(word, "="); variable {
 					names = append(names, name)
 				} else {
@@ -91,7 +91,7 @@ func TestEnvironment(t *testing.T) {
 			if all := strings.Join(names, " "); tt.serve == nil && all != tt.want {
 				t.Errorf("the program gets %s, want %s", all, tt.want)
 			}
-			for _, name := range strings.Fields(tt.given) {
+			for name := range strings.FieldsSeq(tt.given) {
 				if !slices.Contains(names, name) {
 					t.Errorf("%s is missing: %s", name, got)
 				}

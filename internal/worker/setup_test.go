@@ -20,8 +20,6 @@ import (
 // before all that are.
 func TestMain(m *testing.M) { rabbittest.Main(m) }
 
-const patience = 30 * time.Second
-
 // A rig is a virtual host with a publisher of tasks and a reader of results.
 type rig struct {
 	t       testing.TB
