@@ -1,0 +1,552 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/revq/revq/internal/e2e/boot"
+	"github.com/revq/revq/internal/wire"
+)
+
+// A queue of one's own on a real systemd, made and removed by systemd/install:
+// the handler in its unit, what that unit may do, and what is left.
+func TestBootQueue(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a host")
+	}
+	t.Parallel()
+	root := "/"
+	if *bootRelease != "" {
+		root = boot.Debian(t, *bootRelease)
+	}
+	q := &queueTest{bootTest: &bootTest{Host: boot.Start(t, root)}}
+	q.copySource(t)
+	bare := q.bootTest.inventory(t)
+	q.Shell(t, "cd "+bootSource+"\n"+documented(t, "install"))
+	q.Write(t, "/usr/local/bin/shout", shout)
+	q.Run(t, "chmod", "755", "/usr/local/bin/shout")
+	q.hear(t)
+	before := q.inventory(t)
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"what cannot be a queue is refused", q.refused},
+		{"the documented command makes a queue", q.story},
+		{"a browser gets its results", q.browser},
+		{"systemd has nothing to say against the units", q.verifyHandler},
+		{"the same command again changes nothing, another program takes over", q.again},
+		{"arguments reach the program as they are", q.arguments},
+		{"a connection is kept, and ends with the worker", q.connections},
+		{"a burst of failures does not take the socket down", q.burst},
+		{"a program that needs too much memory fails at its task alone", q.outOfMemory},
+		{"the sandbox forbids the rest", q.handlerSandbox},
+		{"Node and Python handle tasks in their units", q.persistent},
+		{"what is granted by a drop-in is there", q.granted},
+		{"everything stops with revq.target", q.stopAll},
+	} {
+		t.Run(part.name, part.run)
+	}
+	t.Run("removing a queue leaves nothing", func(t *testing.T) { q.removed(t, before) })
+	t.Run("uninstalling takes queues along", func(t *testing.T) { q.uninstalled(t, bare) })
+	if t.Failed() {
+		t.Logf("journal:\n%s", q.Run(t, "journalctl", "--no-pager", "--lines=300", "--output=short-precise", "--unit=revq*", "--unit=init.scope"))
+	}
+}
+
+// shout is a filter; the text says what else it does.
+const shout = `#!/bin/sh
+text=$(cat)
+case $text in
+"kill the handler"*) [ "$REVQ_ATTEMPT" -gt 1 ] || kill -KILL $PPID ;;
+"too much memory"*) [ "$REVQ_ATTEMPT" -gt 1 ] || tail /dev/zero ;;
+esac
+printf %s "$text" | tr a-z A-Z
+`
+
+// A queueTest has a listener that keeps the last message about each task.
+type queueTest struct {
+	*bootTest
+	posts int
+
+	mu    sync.Mutex
+	heard map[string]wire.Message
+}
+
+func (q *queueTest) hear(t *testing.T) {
+	q.heard = make(map[string]wire.Message)
+	q.Lines(t, func(line string) {
+		var m wire.Message
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			return
+		}
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.heard[m.ID] = m
+	}, "systemd-run", "--quiet", "--pipe", "--collect", "--unit=ear", "revq", "listen", "--json", "--after", "-1")
+}
+
+// post posts a text to a queue and returns its id.
+func (q *queueTest) post(t *testing.T, queue, text string) string {
+	t.Helper()
+	q.posts++
+	id := fmt.Sprintf("%s-%d", queue, q.posts)
+	if status, answer := q.tryPost(t, queue, submission(id, text)); status != http.StatusAccepted {
+		t.Fatalf("a text for the queue %s: %d %s", queue, status, answer)
+	}
+	return id
+}
+
+func (q *queueTest) tryPost(t *testing.T, queue, body string) (status int, answer string) {
+	t.Helper()
+	transport := &http.Transport{DialContext: q.Dial, DisableKeepAlives: true}
+	client := http.Client{Transport: transport, Timeout: patience}
+	res, err := client.Post("http://"+apiSites[0]+"/queue/"+queue, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(text)
+}
+
+// result waits for the last message about a task, and returns its text.
+func (q *queueTest) result(t *testing.T, id string) string {
+	t.Helper()
+	var m wire.Message
+	await(t, "a result for "+id, func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		m = q.heard[id]
+		return m.Type == wire.TypeResult || m.Type == wire.TypeFailed
+	})
+	return m.Text
+}
+
+// queue runs systemd/install queue.
+func (q *queueTest) queue(t *testing.T, args ...string) string {
+	t.Helper()
+	return q.Run(t, bootSource+"/systemd/install", append([]string{"queue"}, args...)...)
+}
+
+// inventory lists everything that a queue could leave.
+func (q *queueTest) inventory(t *testing.T) string {
+	t.Helper()
+	return withoutAccounts(q.Written(t), "/etc/", "/usr/", "/srv/", "/root/") + q.Shell(t, `
+		find /run /tmp /var/tmp | grep -e handler -e shout | sort
+		systemctl list-units --all --plain --no-legend '*shout*' 'revq-handler*'
+		cat /etc/group; getent passwd | grep handler || :
+		rabbitmqctl -q -p revq list_queues name | sort
+		rabbitmqctl -q -p revq list_bindings source_name routing_key destination_name | sort`)
+}
+
+// withoutAccounts returns those of the files that are below the directories,
+// one a line, less the files of users and groups: making and removing a group
+// writes them anew.
+func withoutAccounts(files []string, below ...string) string {
+	var kept strings.Builder
+	for _, file := range files {
+		isAccounts := strings.HasPrefix(file, "/etc/group") || strings.HasPrefix(file, "/etc/gshadow") || file == "/etc/.pwd.lock"
+		if !isAccounts && slices.ContainsFunc(below, func(dir string) bool { return strings.HasPrefix(file, dir) }) {
+			kept.WriteString(file + "\n")
+		}
+	}
+	return kept.String()
+}
+
+func (q *queueTest) refused(t *testing.T) {
+	q.Write(t, "/root/mine", shout)
+	q.Write(t, "/usr/local/bin/secret/mine", shout)
+	q.Write(t, "/etc/revq/revq-worker@taken.env", "REVQ_QUEUE=other\n")
+	q.Shell(t, "chmod 755 /root/mine /usr/local/bin/secret/mine; chmod 700 /usr/local/bin/secret; install -m 644 /usr/local/bin/shout /usr/local/bin/data")
+	for _, tt := range []struct{ args, want string }{
+		{"", "name the queue and the program"},
+		{"shout", "name the queue and the program"},
+		{"Shout /usr/local/bin/shout", "cannot be the name of a queue"},
+		{"1 /usr/local/bin/shout", "cannot be the name of a queue"},
+		{"a/b /usr/local/bin/shout", "cannot be the name of a queue"},
+		{"$(printf %064d 0 | tr 0 a) /usr/local/bin/shout", "cannot be the name of a queue"},
+		{"reverse_text /usr/local/bin/shout", "is built in"},
+		{"--fast shout /usr/local/bin/shout", "does not know --fast"},
+		{"shout /no/such/program", "there is no program /no/such/program"},
+		{"shout no-such-program", "there is no program no-such-program in "},
+		{"shout /usr/local/bin", "is not a file"},
+		{"shout /usr/local/bin/data", "is not executable"},
+		{"shout /root/mine", "does not see /root/mine"},
+		{"shout /usr/local/bin/secret/mine", "may not execute"},
+		{"shout /usr/local/bin/shout $'two\\nlines'", "line break"},
+		{"taken /usr/local/bin/shout", "is taken by /etc/revq/revq-worker@taken.env"},
+	} {
+		out, err := q.Try(t, "bash", "-c", bootSource+"/systemd/install queue "+tt.args)
+		if err == nil || !strings.Contains(out, tt.want) {
+			t.Errorf("queue %s: %v, %q, want a refusal with %q", tt.args, err, out, tt.want)
+		}
+	}
+	if out, err := q.Try(t, "setpriv", "--reuid=65534", "--clear-groups", bootSource+"/systemd/install", "queue", "shout", "/usr/local/bin/shout"); err == nil || !strings.Contains(out, "this is for root") {
+		t.Errorf("for another user: %v, %q", err, out)
+	}
+	if out, err := q.Try(t, bootSource+"/systemd/install", "unqueue", "shout"); err == nil || !strings.Contains(out, "there is no queue shout") {
+		t.Errorf("unqueue: %v, %q", err, out)
+	}
+	q.Shell(t, "rm -r /root/mine /usr/local/bin/secret /usr/local/bin/data /etc/revq/revq-worker@taken.env")
+}
+
+// site returns the address of a port on this machine that leads to one of the
+// host's.
+func (q *queueTest) site(t *testing.T, address string) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			near, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			far, err := q.Dial(t.Context(), "tcp", address)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			go func() { io.Copy(far, near); far.Close() }()
+			go func() { io.Copy(near, far); near.Close() }()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+// queuePage listens to one queue.
+const queuePage = `<!doctype html><title>revq</title><script>
+const events = new EventSource("http://%s/listen_results?queue=shout")
+const report = (kind, data) => fetch("/report", {method: "POST", body: JSON.stringify({kind, data})})
+events.addEventListener("greeting", () => report("greeting", ""))
+events.onmessage = e => report("result", e.data)
+</script>`
+
+func (q *queueTest) story(t *testing.T) {
+	t.Log(q.Shell(t, "cd "+bootSource+"\n"+documented(t, "queue")))
+	if got := q.result(t, q.post(t, "shout", "abc")); got != "ABC" {
+		t.Errorf("the result is %q, want ABC", got)
+	}
+	for _, unit := range []string{"revq-worker@shout.service", "revq-handler-shout.socket", "revq-setup@shout.service"} {
+		if state := q.Property(t, unit, "ActiveState"); state != "active" {
+			t.Errorf("%s is %s, want active", unit, state)
+		}
+	}
+}
+
+func (q *queueTest) browser(t *testing.T) {
+	browser := findBrowser(t)
+	reports := make(chan report, 100)
+	site := q.site(t, "127.0.0.1:8083")
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/report" {
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprintf(w, queuePage, site)
+			return
+		}
+		var got report
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+			t.Errorf("report: %v", err)
+		}
+		reports <- got
+	}))
+	t.Cleanup(web.Close)
+	startBrowser(t, browser, web.URL)
+	next := func(kind string) string {
+		t.Helper()
+		ctx, cancel := timeout(t)
+		defer cancel()
+		select {
+		case got := <-reports:
+			if got.Kind != kind {
+				t.Fatalf("the page got %+v, want a %s", got, kind)
+			}
+			return got.Data
+		case <-ctx.Done():
+			t.Fatalf("the page got no %s", kind)
+			return ""
+		}
+	}
+	next("greeting")
+	q.Run(t, "revq", "send", "--text", "not for the page")
+	q.post(t, "shout", "for the page")
+	if m := parse(t, next("result")); m.Text != "FOR THE PAGE" || m.Queue != "shout" {
+		t.Errorf("the page got %+v", m)
+	}
+}
+
+var handlerUnits = []string{"revq-handler-shout.socket", "revq-handler-shout@1.service", "revq-worker@shout.service", "revq-setup@shout.service"}
+
+func (q *queueTest) verifyHandler(t *testing.T) {
+	out, err := q.Try(t, "systemd-analyze", append([]string{"verify", "--man=no"}, handlerUnits...)...)
+	checkVerified(t, out, err)
+	for _, unit := range []string{"revq-handler-shout@1.service", "revq-worker@shout.service", "revq-setup@shout.service"} {
+		checkExposure(t, unit, q.Run(t, "systemd-analyze", "security", "--no-pager", unit))
+	}
+}
+
+func (q *queueTest) again(t *testing.T) {
+	pid := q.Property(t, "revq-worker@shout", "MainPID")
+	q.queue(t, "shout", "/usr/local/bin/shout")
+	if now := q.Property(t, "revq-worker@shout", "MainPID"); now != pid {
+		t.Error("the same command has restarted the worker")
+	}
+	q.queue(t, "shout", "/usr/bin/tr", "a-z", "n-za-m")
+	if got := q.result(t, q.post(t, "shout", "abc")); got != "nop" {
+		t.Errorf("the other program answers %q, want nop", got)
+	}
+	q.queue(t, "shout", "/usr/local/bin/shout")
+}
+
+func (q *queueTest) arguments(t *testing.T) {
+	const name = "a-queue_with-a-name-of-63-characters-which-is-the-longest-one-99"
+	args := []string{`%i $HOME ${PATH}`, `it's "quoted" \n`, "", ";", "ä $$ %%"}
+	q.queue(t, append([]string{name[:63], "/usr/bin/printf", "<%s>"}, args...)...)
+	want := "<" + strings.Join(args, "><") + ">"
+	if got := q.result(t, q.post(t, name[:63], "x")); got != want {
+		t.Errorf("the program printed %q, want %q", got, want)
+	}
+	q.Run(t, bootSource+"/systemd/install", "unqueue", name[:63])
+}
+
+// handlers returns the services that run for connections of the queue shout.
+func (q *queueTest) handlers(t *testing.T) []string {
+	t.Helper()
+	return strings.Fields(q.Shell(t, "systemctl list-units --plain --no-legend 'revq-handler-shout@*.service' | cut -d' ' -f1"))
+}
+
+func (q *queueTest) connections(t *testing.T) {
+	q.Run(t, "systemctl", "restart", "revq-worker@shout")
+	await(t, "the services have ended with the worker", func() bool { return len(q.handlers(t)) == 0 })
+	for range 5 {
+		q.result(t, q.post(t, "shout", "abc"))
+	}
+	if units := q.handlers(t); len(units) != 1 {
+		t.Errorf("five tasks, one after the other, have the services %v, want one", units)
+	}
+	if user := q.Shell(t, "ps -o user:32= -p $(systemctl show --value -p MainPID '"+q.handlers(t)[0]+"')"); user != "revq-handler-shout" {
+		t.Errorf("the handler's user is %q", user)
+	}
+}
+
+func (q *queueTest) burst(t *testing.T) {
+	var ids []string
+	for i := range 30 {
+		ids = append(ids, q.post(t, "shout", fmt.Sprintf("kill the handler %d", i)))
+	}
+	for _, id := range ids {
+		if got := q.result(t, id); !strings.HasPrefix(got, "KILL THE HANDLER") {
+			t.Errorf("%s: %q", id, got)
+		}
+	}
+	if state := q.Property(t, "revq-handler-shout.socket", "ActiveState"); state != "active" {
+		t.Errorf("the socket is %s", state)
+	}
+	if failed := q.Shell(t, "systemctl list-units --failed --plain --no-legend 'revq*'"); failed != "" {
+		t.Errorf("failed units are left:\n%s", failed)
+	}
+}
+
+func (q *queueTest) outOfMemory(t *testing.T) {
+	const limit = 64 << 20
+	q.Write(t, bootTarget+"/revq-handler-shout@.service.d/memory.conf", "[Service]\nMemoryMax=64M\nMemorySwapMax=0\n")
+	q.Write(t, "/etc/revq/revq-worker@shout.env", "REVQ_CONCURRENCY=1\n")
+	q.Shell(t, "systemctl daemon-reload; systemctl restart revq-worker@shout")
+	q.result(t, q.post(t, "shout", "first"))
+	units := q.handlers(t)
+	if len(units) != 1 {
+		t.Fatalf("services %v, want one", units)
+	}
+	if !strings.Contains(q.Run(t, "cat", "/sys/fs/cgroup/cgroup.controllers"), "memory") {
+		q.limitFromOutside(t, units[0], limit)
+	}
+	ids := []string{q.post(t, "shout", "too much memory"), q.post(t, "shout", "modest")}
+	if got := q.result(t, ids[1]); got != "MODEST" {
+		t.Errorf("the other task: %q", got)
+	}
+	if got := q.result(t, ids[0]); got != "TOO MUCH MEMORY" {
+		t.Errorf("its second attempt: %q", got)
+	}
+	if now := q.handlers(t); !slices.Equal(now, units) {
+		t.Errorf("the service %v was replaced by %v", units, now)
+	}
+	q.Shell(t, "rm -r "+bootTarget+"/revq-handler-shout@.service.d /etc/revq/revq-worker@shout.env; systemctl daemon-reload; systemctl restart revq-worker@shout")
+}
+
+// handlerProbe is a filter that tries what a handler must not be able to do, and
+// what it may.
+const handlerProbe = `#!/bin/bash
+try() { if timeout 5 bash -c "$2" >/dev/null 2>&1; then echo "$1: yes"; else echo "$1: no"; fi; }
+for d in /tmp /var/tmp / /etc /usr/local/bin /var/lib /run /home /root /srv; do
+	try "write in $d" "echo x >$d/revq-probe && rm $d/revq-probe"
+done
+try "read the worker's URL" "cat /etc/revq/worker.amqp-url"
+try "list revq's settings" "ls /etc/revq"
+try "read the worker's credential" "cat /run/credentials/revq-worker@shout.service/amqp-url"
+try "look into the worker" "ls /proc/` + "$1" + `/fd"
+try "read /etc/shadow" "cat /etc/shadow"
+try "look into homes" "ls /home /root"
+try "see other processes" "ls /proc/1/"
+try "become root in a namespace" "unshare --user --map-root-user true"
+try "mount" "mount -t tmpfs none /mnt && umount /mnt"
+try "change priorities" "nice -n -1 true 2>&1 | (! grep .)"
+try "connect to the broker" "exec 3<>/dev/tcp/127.0.0.1/5672"
+try "connect to the API" "exec 3<>/dev/tcp/127.0.0.1/8081"
+try "connect to handlers" "python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"/run/revq-handler-shout.sock\")'"
+`
+
+func (q *queueTest) handlerSandbox(t *testing.T) {
+	worker := q.Property(t, "revq-worker@shout", "MainPID")
+	q.Write(t, "/usr/local/bin/probe", handlerProbe)
+	q.Run(t, "chmod", "755", "/usr/local/bin/probe")
+	free := answers(q.Run(t, "/usr/local/bin/probe", worker))
+	mayDo := []string{"write in /tmp", "write in /var/tmp"}
+	for what, answer := range free {
+		if answer != "yes" && !(what == "connect to handlers" && q.lacks(t, "python3")) {
+			t.Errorf("root cannot %s: this shows nothing", what)
+		}
+	}
+	q.queue(t, "probe", "/usr/local/bin/probe", worker)
+	confined := answers(q.result(t, q.post(t, "probe", "x")))
+	if len(confined) != len(free) {
+		t.Errorf("%d answers, want %d: %v", len(confined), len(free), confined)
+	}
+	for what, answer := range confined {
+		if may := slices.Contains(mayDo, what); may != (answer == "yes") {
+			t.Errorf("may a handler %s? %s", what, answer)
+		}
+	}
+	t.Logf("root may do all of the %d things, a handler only: %s", len(free), strings.Join(mayDo, ", "))
+	q.Run(t, bootSource+"/systemd/install", "unqueue", "probe")
+	q.Run(t, "rm", "/usr/local/bin/probe")
+}
+
+// lacks reports whether the host has no such program.
+func (q *queueTest) lacks(t *testing.T, program string) bool {
+	t.Helper()
+	_, err := q.Try(t, "which", program)
+	return err != nil
+}
+
+func (q *queueTest) persistent(t *testing.T) {
+	for _, tt := range []struct{ queue, program, needs, text, has string }{
+		{"chart", "chart.js", "node", "3 1 4 1 5 9", "<svg "},
+		{"summarise", "summarise.py", "python3", "Cats like fish. It rains.", "Cats like fish"},
+	} {
+		if q.lacks(t, tt.needs) {
+			t.Logf("the host has no %s", tt.needs)
+			continue
+		}
+		program := "/usr/local/bin/" + tt.program
+		q.copyFile(t, filepath.Join("../handler/examples", tt.program), program)
+		q.queue(t, "--persistent", tt.queue, program)
+		if got := q.result(t, q.post(t, tt.queue, tt.text)); !strings.Contains(got, tt.has) {
+			t.Errorf("%s answers %q, want %q in it", tt.program, got, tt.has)
+		}
+		if out, err := q.Try(t, "revq", "handle", "--check", "--handler", "unix:/run/revq-handler-"+tt.queue+".sock"); err != nil {
+			t.Errorf("revq handle --check: %v\n%s", err, out)
+		}
+		q.Run(t, bootSource+"/systemd/install", "unqueue", tt.queue)
+		q.Run(t, "rm", program)
+	}
+}
+
+func (q *queueTest) granted(t *testing.T) {
+	q.Write(t, "/usr/local/bin/fetch", "#!/bin/bash\nexec 3<>/dev/tcp/127.0.0.1/8081 || exit 65\ncat \"$CREDENTIALS_DIRECTORY/key\"; echo x >/srv/out/x; echo $COLOUR\n")
+	q.Write(t, "/srv/key", "the key\n")
+	q.Write(t, bootTarget+"/revq-handler-fetch@.service.d/grant.conf", `[Service]
+PrivateNetwork=no
+IPAddressAllow=localhost
+LoadCredential=key:/srv/key
+ReadWritePaths=/srv/out
+Environment=COLOUR=green
+`)
+	q.Shell(t, "chmod 755 /usr/local/bin/fetch; install -d -m 777 /srv/out")
+	q.queue(t, "fetch", "/usr/local/bin/fetch")
+	if got := q.result(t, q.post(t, "fetch", "x")); got != "the key\ngreen\n" {
+		t.Errorf("the program printed %q", got)
+	}
+	if got := q.Run(t, "cat", "/srv/out/x"); got != "x" {
+		t.Errorf("it wrote %q", got)
+	}
+	q.Run(t, bootSource+"/systemd/install", "unqueue", "fetch")
+	q.Shell(t, "rm -r /usr/local/bin/fetch /srv/key /srv/out")
+}
+
+func (q *queueTest) stopAll(t *testing.T) {
+	q.result(t, q.post(t, "shout", "abc"))
+	q.Run(t, "systemctl", "stop", "revq.target")
+	q.awaitStopped(t)
+	q.Run(t, "systemctl", "start", "revq.target")
+	if got := q.result(t, q.post(t, "shout", "def")); got != "DEF" {
+		t.Errorf("after a new start: %q", got)
+	}
+}
+
+func (q *queueTest) removed(t *testing.T, before string) {
+	q.Write(t, "/etc/revq/revq-worker@shout.env", "REVQ_CONCURRENCY=2\n")
+	q.Write(t, bootTarget+"/revq-handler-shout@.service.d/mine.conf", "[Service]\nCPUWeight=50\n")
+	// Nobody handles the next task.
+	q.Write(t, bootTarget+"/revq-worker@shout.service.d/idle.conf", "[Service]\nExecStart=\nExecStart=/usr/local/bin/revq-worker --queue shout --handler unix:/run/nobody\n")
+	q.Shell(t, "systemctl daemon-reload; systemctl restart revq-worker@shout")
+	q.post(t, "shout", "waits")
+	unqueue := "cd " + bootSource + "\n" + documented(t, "unqueue")
+	if out, err := q.Try(t, "bash", "-euc", unqueue); err == nil || !strings.Contains(out, "1 tasks are waiting in the queue shout") {
+		t.Errorf("with a task that waits: %v, want a refusal\n%s", err, out)
+	}
+	q.Shell(t, "rm "+bootTarget+"/revq-worker@shout.service.d/idle.conf; systemctl daemon-reload; systemctl restart revq-worker@shout")
+	if got := q.result(t, fmt.Sprintf("shout-%d", q.posts)); got != "WAITS" {
+		t.Errorf("the task that waited: %q", got)
+	}
+	t.Log(q.Shell(t, unqueue))
+	if status, answer := q.tryPost(t, "shout", submission("late", "x")); status != http.StatusNotFound {
+		t.Errorf("the queue still takes texts: %d %s", status, answer)
+	}
+	if after := q.inventory(t); after != before {
+		t.Errorf("something is left, or missing:\n%s", difference(before, after))
+	}
+}
+
+func (q *queueTest) uninstalled(t *testing.T, bare string) {
+	q.Run(t, bootSource+"/systemd/install", "queue", "shout", "/usr/local/bin/shout")
+	q.result(t, q.post(t, "shout", "abc"))
+	q.Run(t, "systemctl", "stop", "ear")
+	q.Shell(t, "cd "+bootSource+"\n"+documented(t, "uninstall")+"rm /usr/local/bin/shout")
+	after, before := withoutAccounts(strings.Split(q.bootTest.inventory(t), "\n"), ""), withoutAccounts(strings.Split(bare, "\n"), "")
+	if after != before {
+		t.Errorf("something is left, or missing:\n%s", difference(before, after))
+	}
+	if groups := q.Run(t, "getent", "group"); strings.Contains(groups, "revq") {
+		t.Errorf("a group is left:\n%s", groups)
+	}
+}
+
+// copyFile copies a file of this repository to the host.
+func (q *queueTest) copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	content, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Write(t, to, string(content))
+	q.Run(t, "chmod", "755", to)
+}
