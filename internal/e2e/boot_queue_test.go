@@ -53,7 +53,7 @@ func TestBootQueue(t *testing.T) {
 		{"a burst of failures does not take the socket down", q.burst},
 		{"a program that needs too much memory fails at its task alone", q.outOfMemory},
 		{"the sandbox forbids the rest", q.handlerSandbox},
-		{"Node and Python handle tasks in their units", q.persistent},
+		{"the examples work in their units", q.examples},
 		{"what is granted by a drop-in is there", q.granted},
 		{"everything stops with revq.target", q.stopAll},
 	} {
@@ -447,18 +447,35 @@ func (q *queueTest) lacks(t *testing.T, program string) bool {
 	return err != nil
 }
 
-func (q *queueTest) persistent(t *testing.T) {
-	for _, tt := range []struct{ queue, program, needs, text, has string }{
-		{"chart", "chart.js", "node", "3 1 4 1 5 9", "<svg "},
-		{"summarise", "summarise.py", "python3", "Cats like fish. It rains.", "Cats like fish"},
+// gif is a red dot, in base64.
+const gif = "R0lGODlhAgACAPAAAP8AAAAAACH5BAAAAAAALAAAAAACAAIAAAIChFEAOw=="
+
+// examples has Node, which compiles while it runs, Python and ImageMagick handle
+// tasks.
+func (q *queueTest) examples(t *testing.T) {
+	for _, tt := range []struct {
+		queue, program, needs string
+		flags                 []string
+		text, has             string
+	}{
+		{"thumbnail", "thumbnail", "/usr/bin/convert", nil, gif, "/9j/4AAQSkZJRg"},
+		{"chart", "chart.js", "/usr/bin/node", []string{"--persistent"}, "3 1 4 1 5 9", "<svg "},
+		{"summarise", "summarise.py", "/usr/bin/python3", []string{"--persistent"}, "Cats like fish. It rains.", "Cats like fish"},
 	} {
 		if q.lacks(t, tt.needs) {
 			t.Logf("the host has no %s", tt.needs)
 			continue
 		}
 		program := "/usr/local/bin/" + tt.program
-		q.copyFile(t, filepath.Join("../handler/examples", tt.program), program)
-		q.queue(t, "--persistent", tt.queue, program)
+		content, err := os.ReadFile(filepath.Join("../handler/examples", tt.program))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Write(t, program, string(content))
+		q.Run(t, "chmod", "755", program)
+		// Debian's own programs, whatever else this machine has.
+		q.Write(t, bootTarget+"/revq-handler-"+tt.queue+"@.service.d/path.conf", "[Service]\nEnvironment=PATH=/usr/bin:/bin\n")
+		q.queue(t, append(tt.flags, tt.queue, program)...)
 		if got := q.result(t, q.post(t, tt.queue, tt.text)); !strings.Contains(got, tt.has) {
 			t.Errorf("%s answers %q, want %q in it", tt.program, got, tt.has)
 		}
@@ -538,15 +555,4 @@ func (q *queueTest) uninstalled(t *testing.T, bare string) {
 	if groups := q.Run(t, "getent", "group"); strings.Contains(groups, "revq") {
 		t.Errorf("a group is left:\n%s", groups)
 	}
-}
-
-// copyFile copies a file of this repository to the host.
-func (q *queueTest) copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	content, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q.Write(t, to, string(content))
-	q.Run(t, "chmod", "755", to)
 }
