@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/revq/revq/internal/e2e/boot"
 	"github.com/revq/revq/internal/wire"
@@ -142,6 +144,23 @@ func (q *queueTest) result(t *testing.T, id string) string {
 func (q *queueTest) queue(t *testing.T, args ...string) string {
 	t.Helper()
 	return q.Run(t, bootSource+"/systemd/install", append([]string{"queue"}, args...)...)
+}
+
+// unqueueTimeout is the time limit of systemd/install unqueue, which starts
+// rabbitmqctl four times. Measured: 10 s, and more than a minute on a machine
+// that is busy with other things.
+const unqueueTimeout = 5 * time.Minute
+
+// unqueue runs systemd/install unqueue.
+func (q *queueTest) unqueue(t *testing.T, name string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), unqueueTimeout)
+	defer cancel()
+	out, err := q.Command(ctx, bootSource+"/systemd/install", "unqueue", name).CombinedOutput()
+	if err != nil {
+		t.Fatalf("systemd/install unqueue %s: %v\n%s", name, err, out)
+	}
+	return string(out)
 }
 
 // inventory lists everything that a queue could leave.
@@ -325,7 +344,7 @@ func (q *queueTest) arguments(t *testing.T) {
 	if got := q.result(t, q.post(t, name[:63], "x")); got != want {
 		t.Errorf("the program printed %q, want %q", got, want)
 	}
-	q.Run(t, bootSource+"/systemd/install", "unqueue", name[:63])
+	q.unqueue(t, name[:63])
 }
 
 // handlers returns the services that run for connections of the queue shout.
@@ -436,7 +455,7 @@ func (q *queueTest) handlerSandbox(t *testing.T) {
 		}
 	}
 	t.Logf("root may do all of the %d things, a handler only: %s", len(free), strings.Join(mayDo, ", "))
-	q.Run(t, bootSource+"/systemd/install", "unqueue", "probe")
+	q.unqueue(t, "probe")
 	q.Run(t, "rm", "/usr/local/bin/probe")
 }
 
@@ -482,7 +501,7 @@ func (q *queueTest) examples(t *testing.T) {
 		if out, err := q.Try(t, "revq", "handle", "--check", "--handler", "unix:/run/revq-handler-"+tt.queue+".sock"); err != nil {
 			t.Errorf("revq handle --check: %v\n%s", err, out)
 		}
-		q.Run(t, bootSource+"/systemd/install", "unqueue", tt.queue)
+		q.unqueue(t, tt.queue)
 		q.Run(t, "rm", program)
 	}
 }
@@ -505,7 +524,7 @@ Environment=COLOUR=green
 	if got := q.Run(t, "cat", "/srv/out/x"); got != "x" {
 		t.Errorf("it wrote %q", got)
 	}
-	q.Run(t, bootSource+"/systemd/install", "unqueue", "fetch")
+	q.unqueue(t, "fetch")
 	q.Shell(t, "rm -r /usr/local/bin/fetch /srv/key /srv/out")
 }
 
@@ -534,7 +553,7 @@ func (q *queueTest) removed(t *testing.T, before string) {
 	if got := q.result(t, fmt.Sprintf("shout-%d", q.posts)); got != "WAITS" {
 		t.Errorf("the task that waited: %q", got)
 	}
-	t.Log(q.Shell(t, unqueue))
+	t.Log(q.unqueue(t, "shout"))
 	if status, answer := q.tryPost(t, "shout", submission("late", "x")); status != http.StatusNotFound {
 		t.Errorf("the queue still takes texts: %d %s", status, answer)
 	}
