@@ -113,6 +113,9 @@ func deadShow() *cli.Command {
 				if l.Error != "" {
 					failure = fmt.Sprintf("error:    %q\n", l.Error)
 				}
+				if l.Said != "" {
+					failure += fmt.Sprintf("said:     %q\n", l.Said)
+				}
 				_, err := fmt.Fprintf(&page, "id:       %s\nreason:   %s\n%sdied:     %s\nqueue:    %s, deaths so far: %d\naccepted: %s\ntext:     %q\n",
 					id(l), reason(l), failure, when(l.Died), l.Task.Queue, l.Count, when(l.Task.Accepted), l.Task.Text)
 				return rabbit.Keep, err
@@ -310,6 +313,7 @@ type letterObject struct {
 	ID       string    `json:"id"`               // may be empty
 	Reason   string    `json:"reason"`           // the broker's: delivery_limit or rejected
 	Error    string    `json:"error,omitzero"`   // from the handler that gave it up
+	Said     string    `json:"said,omitzero"`    // the end of what it wrote to standard error
 	Invalid  string    `json:"invalid,omitzero"` // why it is not a valid task
 	Queue    string    `json:"queue"`
 	Count    int64     `json:"count"`
@@ -324,7 +328,7 @@ func (w *letterWriter) write(l rabbit.DeadLetter) error {
 		return err
 	}
 	object := letterObject{
-		ID: l.Task.ID, Reason: l.Reason, Error: l.Error, Queue: l.Task.Queue, Count: l.Count,
+		ID: l.Task.ID, Reason: l.Reason, Error: l.Error, Said: l.Said, Queue: l.Task.Queue, Count: l.Count,
 		Died: l.Died.UTC(), Accepted: l.Task.Accepted.UTC(), Text: l.Task.Text,
 	}
 	if l.Invalid != nil {
@@ -349,6 +353,8 @@ func reason(l rabbit.DeadLetter) string {
 		return "too many attempts failed"
 	case l.Error != "":
 		return "given up: " + shorten(l.Error)
+	case l.Reason == "expired":
+		return "its queue was removed while it waited"
 	case l.Reason == "rejected":
 		return fmt.Sprintf("refused by a worker: %d bytes are more than its --max-text", len(l.Task.Text))
 	}

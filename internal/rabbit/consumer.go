@@ -174,8 +174,8 @@ const deadQueueInterval = 30 * time.Second
 
 // lookForDeadQueue returns a function to call when a task may have become a
 // dead letter. The function checks from time to time whether the queue of dead
-// letters exists, and declares it if not: without it, the broker keeps dead
-// letters in the queue of tasks and reports that only in its own log.
+// letters exists, and declares it if not: without it, listeners are told of
+// dead letters, but nobody keeps them.
 func (c *Consumer) lookForDeadQueue(s *session) func() {
 	var last atomic.Int64 // in nanoseconds since 1970
 	return func() {
@@ -196,7 +196,7 @@ func (c *Consumer) lookForDeadQueue(s *session) func() {
 			switch {
 			case s.ctx.Err() != nil:
 			case err != nil:
-				c.link.log.Error("the queue of dead letters is missing; dead letters stay in the queue of tasks: run `revq setup`", "queue", DeadQueue, "error", err)
+				c.link.log.Error("the queue of dead letters is missing; tasks that are given up are not kept: run `revq setup`", "queue", DeadQueue, "error", err)
 			default:
 				c.link.log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
 			}

@@ -390,6 +390,11 @@ func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) 
 		}
 		entries = append(entries, entry{offset: firstOf(message) + int64(place), id: id, result: r, invalid: invalid})
 	}
+	if isDead(d) {
+		r, err := decodeGivenUp(d)
+		add(0, d.MessageId, r, err)
+		return entries, nil
+	}
 	if d.ContentType != bundleType {
 		r, err := decodeResult(d, most)
 		add(0, d.MessageId, r, err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,9 +27,9 @@ type DeadLetter struct {
 	// rejected if no attempt could succeed.
 	Reason string
 
-	// Error is the handler's error, if the worker dead-lettered the task
-	// itself.
-	Error string
+	// Error is the handler's error, and Said the end of what it wrote to its
+	// standard error, if the worker dead-lettered the task itself.
+	Error, Said string
 
 	// Died is when the task was dead-lettered, and Count how often that has
 	// happened.
@@ -50,13 +51,20 @@ const (
 const (
 	diedHeader  = "revq-died"
 	errorHeader = "revq-error"
+	saidHeader  = "revq-said"
+
+	// deathsHeader is how often the task was requeued after it had been given
+	// up.
+	deathsHeader = "revq-deaths"
 
 	// rejected is the broker's word for a task that a worker refused.
 	rejected = "rejected"
 
-	// maxError bounds the error in its header, in bytes. All headers of a
-	// message must fit into one frame, and a broker may limit that to 4 KiB.
-	maxError = 3 << 10
+	// maxError and maxSaid bound the error and the end of standard error in
+	// their headers, in bytes. All headers of a message must fit into one
+	// frame, and a broker may limit that to 4 KiB.
+	maxError = 1 << 10
+	maxSaid  = 2 << 10
 )
 
 // settleTimeout bounds the requeueing of one dead letter.
@@ -123,16 +131,21 @@ func (s *session) deadLetters(ctx context.Context, decide func(DeadLetter) (Fate
 	return nil
 }
 
+// ofThePast are the headers that a requeued task does not have: how it died,
+// and what its earlier attempts left.
+var ofThePast = []string{diedHeader, errorHeader, saidHeader, queueHeader, failedHeader, dueHeader, expiresHeader, carbonCopy}
+
 // requeue publishes d as the task that it was, and waits for the confirmation.
 func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan amqp.Return) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	headers := amqp.Table{}
 	for name, value := range d.Headers {
-		if !strings.HasPrefix(name, "x-") && name != diedHeader && name != errorHeader && name != queueHeader { // those tell of its death
+		if !strings.HasPrefix(name, "x-") && !slices.Contains(ofThePast, name) {
 			headers[name] = value
 		}
 	}
+	headers[deathsHeader] = deaths(d.Headers) + 1
 	queue := deadQueueOf(d.Headers)
 	confirmation, err := s.ch.PublishWithDeferredConfirm(Exchange, tasksKeyOf(queue), true, false, amqp.Publishing{
 		Headers:         headers,
@@ -176,13 +189,13 @@ func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
 }
 
 // encodeDead returns t as the dead letter of a worker.
-func encodeDead(t task.Task, reason string, died time.Time) amqp.Publishing {
+func encodeDead(t task.Task, reason, said string, died time.Time) amqp.Publishing {
 	m := encodeTask(t)
 	setQueue(m.Headers, t.Queue)
-	if len(reason) > maxError {
-		reason = reason[:maxError]
+	m.Headers[errorHeader] = strings.ToValidUTF8(reason[:min(len(reason), maxError)], "\uFFFD")
+	if said != "" {
+		m.Headers[saidHeader] = strings.ToValidUTF8(said[max(0, len(said)-maxSaid):], "\uFFFD")
 	}
-	m.Headers[errorHeader] = strings.ToValidUTF8(reason, "\uFFFD")
 	m.Headers[diedHeader] = died.UnixMicro()
 	return m
 }
@@ -196,15 +209,78 @@ func decodeDead(d amqp.Delivery) DeadLetter {
 		letter.Task.ID = ""
 	}
 	if letter.Died = timeHeader(d.Headers, diedHeader); !letter.Died.IsZero() {
-		letter.Reason, letter.Count = rejected, 1
+		letter.Reason, letter.Count = rejected, deaths(d.Headers)+1
 		letter.Error, _ = d.Headers[errorHeader].(string)
+		letter.Said, _ = d.Headers[saidHeader].(string)
 		return letter
 	}
 	death := newestDeath(d.Headers)
 	letter.Reason, _ = death["reason"].(string)
+	if death == nil {
+		letter.Reason, _ = inStream(d.Headers, "reason")
+	}
 	letter.Died, _ = death["time"].(time.Time)
-	letter.Count = intHeader(death, "count")
+	letter.Count = deaths(d.Headers) + intHeader(death, "count")
 	return letter
+}
+
+// inStream returns what a dead letter in a stream says of its death: a stream
+// keeps no lists, so not x-death, but the broker repeats the first one, and from
+// RabbitMQ 4.0 on the last one, in strings. A task that has waited died first of
+// that.
+func inStream(headers amqp.Table, what string) (string, bool) {
+	for _, which := range []string{"x-last-death-", "x-first-death-"} {
+		if s, ok := headers[which+what].(string); ok {
+			return s, true
+		}
+	}
+	return "", false
+}
+
+func deaths(headers amqp.Table) int64 { return max(0, intHeader(headers, deathsHeader)) }
+
+// isDead reports whether a message in the stream of results is a dead letter.
+// One that was due when its queue was gone names the exchange that could not
+// route it.
+func isDead(d amqp.Delivery) bool {
+	return d.Exchange == Exchange && d.RoutingKey == deadKey || d.Exchange == DueExchange
+}
+
+// decodeGivenUp returns what listeners are told of a dead letter. A task that is
+// requeued and given up again is told again, so that counts in the digest.
+func decodeGivenUp(d amqp.Delivery) (task.Result, error) {
+	letter := decodeDead(d)
+	r := task.Result{
+		Kind:     task.GivenUp,
+		ID:       d.MessageId,
+		Queue:    letter.Task.Queue,
+		Text:     letter.told(d.Exchange == DueExchange),
+		Of:       task.DigestOf(letter.Task.Text),
+		Accepted: letter.Task.Accepted,
+		Done:     letter.Died,
+	}
+	if n := deaths(d.Headers); n > 0 {
+		r.Of = task.DigestOf(fmt.Sprintf("%d\x00%s", n, letter.Task.Text))
+	}
+	return r, wire.CheckID(r.ID)
+}
+
+// told is why the task was given up, for people. orphaned: its queue was gone
+// when it was due.
+func (l DeadLetter) told(orphaned bool) string {
+	switch {
+	case orphaned:
+		return "its queue was removed while it waited"
+	case l.Error != "":
+		return l.Error
+	case l.Invalid != nil:
+		return "it is not a valid task: " + l.Invalid.Error()
+	case l.Reason == "delivery_limit":
+		return "too many attempts failed"
+	case l.Reason == rejected:
+		return "a worker refused it"
+	}
+	return "too many attempts failed, or a worker refused it"
 }
 
 // newestDeath returns what the broker wrote when it last dead-lettered the
@@ -224,6 +300,9 @@ func deadQueueOf(headers amqp.Table) string {
 	if _, ok := headers[queueHeader]; ok {
 		return queueHeaderOf(headers)
 	}
-	from, _ := newestDeath(headers)["queue"].(string)
+	from, ok := newestDeath(headers)["queue"].(string)
+	if !ok {
+		from, _ = inStream(headers, "queue")
+	}
 	return cmp.Or(queueOf(from), wire.DefaultQueue)
 }

@@ -167,8 +167,9 @@ func TestPublishDead(t *testing.T) {
 	r := setup(t).declared()
 	p := r.publisher()
 	accepted := time.Now().Truncate(time.Microsecond)
+	said := strings.Repeat("x", maxSaid) + "last words"
 	why := "exit status 65\n" + strings.Repeat("no picture \xff", 1000)
-	if err := <-p.PublishDead(task.Task{ID: "sick", Text: "abc", Accepted: accepted}, why, ""); err != nil {
+	if err := <-p.PublishDead(task.Task{ID: "sick", Text: "abc", Accepted: accepted}, why, said); err != nil {
 		t.Fatal(err)
 	}
 	letters := r.letters()
@@ -182,6 +183,9 @@ func TestPublishDead(t *testing.T) {
 	if l.Reason != "rejected" || l.Task.Queue != wire.DefaultQueue || l.Count != 1 || time.Since(l.Died) > time.Minute {
 		t.Errorf("letter %+v, want what the broker would write", l)
 	}
+	if len(l.Said) != maxSaid || !strings.HasSuffix(l.Said, "xlast words") {
+		t.Errorf("its handler said %d bytes: %.40q", len(l.Said), l.Said)
+	}
 	if !strings.HasPrefix(l.Error, "exit status 65\nno picture \uFFFD") || len(l.Error) > 2*maxError {
 		t.Errorf("its error has %d bytes: %.40q", len(l.Error), l.Error)
 	}
@@ -191,5 +195,125 @@ func TestPublishDead(t *testing.T) {
 	back := r.take(TasksQueue, 1)[0]
 	if back.MessageId != "sick" || back.Headers[errorHeader] != nil || back.Headers[diedHeader] != nil || back.Headers[acceptedHeader] == nil {
 		t.Errorf("requeued %q with %v, want it as it was", back.MessageId, back.Headers)
+	}
+}
+
+// Listeners are told of each task that is given up, once for each time: whether
+// a worker gave it up, or the broker, or because its queue is gone.
+func TestGivenUpIsTold(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	cfg := r.declaredQueue("thumbnails")
+	p := r.publisher()
+	r.ready(p.Ready)
+	f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
+	receive(t, "live", f.live)
+	told := func(id, queue, text string) task.Digest {
+		t.Helper()
+		got := receive(t, "what listeners are told of "+id, f.results)
+		if got.Kind != task.GivenUp || got.ID != id || got.Queue != queue || got.Text != text || got.Of == 0 {
+			t.Errorf("told %+v, want that %s of %s was given up: %s", got, id, queue, text)
+		}
+		return got.Of
+	}
+
+	// By a worker. It may do so twice, if it dies before the acknowledgement.
+	sick := task.Task{ID: "sick", Queue: "thumbnails", Text: "abc", Accepted: time.Now(), Failed: 9, Expires: time.Now()}
+	var before task.Digest
+	for range 2 {
+		if err := r.answered(p.PublishDead(sick, "no picture", "some secret")); err != nil {
+			t.Fatal(err)
+		}
+		if of := told("sick", "thumbnails", "no picture"); before != 0 && of != before {
+			t.Errorf("repeated with the digest %x, was %x", of, before)
+		} else {
+			before = of
+		}
+	}
+	// Again, after it was requeued.
+	n := 0
+	if err := DeadLetters(t.Context(), r.cfg, func(DeadLetter) (Fate, error) { n++; return Fate(n), nil }); err != nil {
+		t.Fatal(err)
+	}
+	tasks, stop := r.consumeUntil(NewConsumer(cfg, 1, r.log))
+	h := receive(t, "requeued task", tasks)
+	again, err := h.Task()
+	if err != nil || again.ID != "sick" || again.Failed != 0 || !again.Expires.IsZero() || again.Deaths != 1 {
+		t.Errorf("requeued %+v, %v, want it as new", again, err)
+	}
+	if err := r.answered(p.PublishDead(again, "no picture", "")); err != nil {
+		t.Fatal(err)
+	}
+	h.end(t, h.Ack)
+	if of := told("sick", "thumbnails", "no picture"); of == before {
+		t.Error("a task that was requeued and given up again is a repetition for listeners")
+	}
+
+	// By the broker.
+	r.enqueue(tasksKeyOf("thumbnails"), text("fails"))
+	for range cfg.Topology.DeliveryLimit + 1 {
+		h := receive(t, "attempt", tasks)
+		h.end(t, h.Reject)
+	}
+	told("fails", "thumbnails", "too many attempts failed")
+	r.enqueue(tasksKeyOf("thumbnails"), text("refused"))
+	h = receive(t, "task", tasks)
+	h.end(t, h.Refuse)
+	told("refused", "thumbnails", "a worker refused it")
+	stop()
+
+	// Because its queue is gone.
+	if err := r.answered(p.PublishTask(later(7, "thumbnails", time.Second))); err != nil {
+		t.Fatal(err)
+	}
+	r.remove(TasksQueueOf("thumbnails"))
+	told(newTask(7).ID, "thumbnails", "its queue was removed while it waited")
+
+	for _, l := range r.letters() {
+		if l.Task.Queue != "thumbnails" {
+			t.Errorf("dead letter of the queue %s: %+v", l.Task.Queue, l)
+		}
+	}
+}
+
+// An installation of an earlier version, with tasks and dead letters in its
+// queues, is set up for this one.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	r := setup(t).connected()
+	for _, q := range append(r.cfg.Topology.queues()[:2], r.cfg.Topology.tasks()) { // as version 1 did
+		if _, err := r.ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.ch.ExchangeDeclare(Exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []struct{ name, key string }{{DeadQueue, deadKey}, {ResultsQueue, resultsKey}, {TasksQueue, tasksKey}} {
+		if err := r.ch.QueueBind(q.name, q.key, Exchange, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.enqueue(tasksKey, text("old"))
+	r.enqueue(deadKey, text("dead"))
+	r.enqueue(resultsKey, text("result"))
+	if _, err := Setup(t.Context(), r.cfg); err != nil {
+		t.Fatal(err)
+	}
+	r.exists()
+	f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
+	if got := receive(t, "old result", f.results); got.ID != "result" || got.Kind != task.Done || got.Queue != wire.DefaultQueue {
+		t.Errorf("old result %+v", got)
+	}
+	h := receive(t, "old task", r.consume(NewConsumer(r.cfg, 1, r.log)))
+	if got, err := h.Task(); err != nil || got.ID != "old" || got.Queue != wire.DefaultQueue || got.Failed != 0 {
+		t.Errorf("old task %+v, %v", got, err)
+	}
+	h.end(t, h.Refuse)
+	if got := receive(t, "what listeners are told of it", f.results); got.Kind != task.GivenUp || got.ID != "old" {
+		t.Errorf("told %+v", got)
+	}
+	if letters := r.letters(); len(letters) != 2 || letters[0].Task.ID != "dead" || letters[1].Task.ID != "old" {
+		t.Errorf("dead letters %+v", letters)
 	}
 }

@@ -55,6 +55,9 @@ func encodeTask(t task.Task) amqp.Publishing {
 	if t.Failed > 0 {
 		headers[failedHeader] = t.Failed
 	}
+	if t.Deaths > 0 {
+		headers[deathsHeader] = t.Deaths
+	}
 	return message(t.ID, []byte(t.Text), t.Accepted, headers)
 }
 
@@ -92,6 +95,7 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 		NotBefore: timeHeader(d.Headers, dueHeader),
 		Expires:   timeHeader(d.Headers, expiresHeader),
 		Failed:    max(0, intHeader(d.Headers, failedHeader)),
+		Deaths:    deaths(d.Headers),
 	}
 	if t.ID == "" {
 		t.ID = task.NewID()

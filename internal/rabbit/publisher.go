@@ -169,12 +169,10 @@ func (p *Publisher) PublishTask(t task.Task) <-chan error {
 func isOptional(queue string) bool { return queue != wire.DefaultQueue && queue != "" }
 
 // PublishDead sends t to the dead letters, with the reason and with what its
-// handler said at last, and answers as PublishTask does.
+// handler said at last on its standard error, and answers as PublishTask does.
+// The same message tells listeners the reason.
 func (p *Publisher) PublishDead(t task.Task, reason, said string) <-chan error {
-	if said != "" {
-		reason += "\n" + said
-	}
-	return p.publish(&publication{exchange: Exchange, key: deadKey, message: encodeDead(t, reason, time.Now())})
+	return p.publish(&publication{exchange: Exchange, key: deadKey, message: encodeDead(t, reason, said, time.Now())})
 }
 
 // PublishResult sends r to the listeners, together with other results of about

@@ -402,8 +402,15 @@ func bind(ch *amqp.Channel, t Topology) error {
 	if err := ch.QueueBind(ResultsQueue, "", MarksExchange, false, nil); err != nil {
 		return fmt.Errorf("bind the queue %s to %s: %w", ResultsQueue, MarksExchange, err)
 	}
-	if err := ch.QueueBind(DeadQueue, "", OrphanExchange, false, nil); err != nil {
-		return fmt.Errorf("bind the queue %s to %s: %w", DeadQueue, OrphanExchange, err)
+	// One message is the dead letter and tells listeners of it, so that there
+	// is never one without the other.
+	if err := ch.QueueBind(ResultsQueue, deadKey, Exchange, false, nil); err != nil {
+		return fmt.Errorf("bind the queue %s to dead letters: %w", ResultsQueue, err)
+	}
+	for _, queue := range []string{DeadQueue, ResultsQueue} {
+		if err := ch.QueueBind(queue, "", OrphanExchange, false, nil); err != nil {
+			return fmt.Errorf("bind the queue %s to %s: %w", queue, OrphanExchange, err)
+		}
 	}
 	if t.Queue != wire.DefaultQueue {
 		if err := bindWaiting(ch, wire.DefaultQueue); err != nil {

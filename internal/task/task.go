@@ -40,6 +40,9 @@ type Task struct {
 	// or that the handler could not make, does not count.
 	Failed int64
 
+	// Deaths is how often it was given up and requeued.
+	Deaths int64
+
 	// A worker sets this for the handler: if this attempt fails, the task is
 	// given up.
 	Last bool
