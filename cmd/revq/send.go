@@ -16,6 +16,7 @@ import (
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/visible"
+	"github.com/revq/revq/internal/wire"
 )
 
 const defaultAPI = "http://localhost:8081"
@@ -59,6 +60,7 @@ task was given up; standard error says why, and shows progress on a terminal.
 EXAMPLES:
    revq send abcdef ghijkl
    revq send --wait --file texts
+   revq send --queue thumbnails --delay 5m cat.jpg
    generate | revq send --quiet
    revq send --file texts --resume-from 8601/RUN`,
 		Flags: append([]cli.Flag{
@@ -80,6 +82,18 @@ EXAMPLES:
 					s.place, err = parsePlace(place)
 					return err
 				},
+			},
+			&cli.StringFlag{
+				Name: "queue", Usage: "name of the `QUEUE` for the texts", Value: wire.DefaultQueue, Sources: cli.EnvVars("REVQ_QUEUE"),
+				Destination: &s.client.Queue, Validator: wire.CheckQueue,
+			},
+			&cli.DurationFlag{
+				Name: "delay", Usage: "`TIME` that the texts wait before they are handled, such as 90s or 2h",
+				Destination: &s.client.Delay, Validator: command.Within(0, wire.MaxDelay),
+			},
+			&cli.DurationFlag{
+				Name: "expires", Usage: "`TIME` after which a text is given up if no worker has begun with it",
+				Destination: &s.client.Expires, Validator: command.Within(time.Second, 0),
 			},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print neither Got it nor progress", Destination: &s.quiet},
 			&cli.DurationFlag{
@@ -109,6 +123,9 @@ EXAMPLES:
 			s.stdout, s.stderr = cmd.Root().Writer, cmd.Root().ErrWriter
 			if err := s.how.check(); err != nil {
 				return err
+			}
+			if s.client.Expires > 0 && s.client.Expires <= s.client.Delay {
+				return command.Usagef("the texts would expire before their delay is over: give a longer --expires or a shorter --delay")
 			}
 			if err := s.open(cmd); err != nil {
 				return err

@@ -119,7 +119,7 @@ func FuzzBody(f *testing.F) {
 			t.Errorf("%q, %q: status %d", contentType, body, status)
 		}
 		for _, tk := range b.tasks {
-			checkTask(t, submission{tk.Text, tk.ID})
+			checkTask(t, submission{text: tk.Text, id: tk.ID})
 			if task.CheckText(tk.Text, task.DefaultMaxText) != nil || wire.CheckID(tk.ID) != nil {
 				t.Errorf("published %+v", tk)
 			}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
+	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -12,7 +14,8 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// parseJSON parses {"text": "...", "id": "..."}, where "id" is optional.
+// parseJSON parses {"text": "...", "id": "...", "delay": "...", "expires": "..."},
+// where all but "text" are optional. The times may also be numbers of seconds.
 //
 // encoding/json would accept "Text" for "text", pick one of two texts, and turn
 // a lone surrogate into U+FFFD: revq would accept a text that nobody sent.
@@ -24,7 +27,8 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 	if !d.take('{') {
 		return sub, badRequest(`expected a JSON object such as {"text": "abcdef"}`)
 	}
-	var hasText, hasID bool
+	var hasText, hasID, hasDelay, hasExpires bool
+	var delay, expires string
 	for first := true; !d.take('}'); first = false {
 		if !first && !d.take(',') {
 			return sub, d.problem(errSyntax)
@@ -40,8 +44,12 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 			value, seen = &sub.text, &hasText
 		case "id":
 			value, seen = &sub.id, &hasID
+		case "delay":
+			value, seen = &delay, &hasDelay
+		case "expires":
+			value, seen = &expires, &hasExpires
 		default:
-			return sub, badRequest(fmt.Sprintf(`the field %s is not known: send "text" and, if you like, "id"`, quote(name)))
+			return sub, badRequest(fmt.Sprintf(`the field %s is not known: send "text" and, if you like, "id", "delay" and "expires"`, quote(name)))
 		}
 		if *seen {
 			return sub, badRequest(fmt.Sprintf("there is more than one %q", name))
@@ -50,10 +58,18 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 		if !d.take(':') {
 			return sub, d.problem(errSyntax)
 		}
-		if d.peek() != '"' {
+		isTime := value == &delay || value == &expires
+		switch next := d.peek(); {
+		case next == '"':
+			*value, err = d.str()
+		case isTime && next >= '0' && next <= '9':
+			*value = d.number()
+		case isTime:
+			return sub, badRequest(fmt.Sprintf("%q must be a number of seconds or a string", name))
+		default:
 			return sub, badRequest(fmt.Sprintf("%q must be a string", name))
 		}
-		if *value, err = d.str(); err != nil {
+		if err != nil {
 			return sub, d.problem(err)
 		}
 	}
@@ -66,7 +82,20 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 	case hasID && wire.CheckID(sub.id) != nil:
 		return sub, badRequest(`"id": ` + wire.ErrBadID.Error())
 	}
-	return sub, nil
+	for _, t := range []struct {
+		name, text string
+		seen       bool
+		time       *time.Duration
+	}{{"delay", delay, hasDelay, &sub.delay}, {"expires", expires, hasExpires, &sub.expires}} {
+		if !t.seen {
+			continue
+		}
+		var err error
+		if *t.time, err = parseTime(t.text, t.time == &sub.expires); err != nil {
+			return sub, badRequest(fmt.Sprintf("%q: %v", t.name, err))
+		}
+	}
+	return sub, sub.checkTimes()
 }
 
 // quote returns name quoted, and shortened if it is long.
@@ -83,7 +112,7 @@ var (
 	errSurrogate = errors.New("an escape that is half of a surrogate pair, which is not a character,")
 )
 
-// A decoder reads the tokens of a JSON object of strings (RFC 8259). It does
+// A decoder reads the tokens of a JSON object of strings and numbers (RFC 8259). It does
 // not check that strings are UTF-8: the checks of texts and ids do.
 type decoder struct {
 	data []byte
@@ -114,6 +143,16 @@ func (d *decoder) take(c byte) bool {
 	}
 	d.pos++
 	return true
+}
+
+// number returns the digits, points and exponents that come next. Whoever
+// converts them finds out whether they are a number.
+func (d *decoder) number() string {
+	start := d.pos
+	for d.pos < len(d.data) && strings.IndexByte("0123456789.eE+-", d.data[d.pos]) >= 0 {
+		d.pos++
+	}
+	return string(d.data[start:d.pos])
 }
 
 // str reads a string.

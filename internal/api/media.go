@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"fmt"
 	"mime"
 	"strings"
 
@@ -73,7 +74,25 @@ func checkHead(h *fasthttp.RequestHeader) *front.Problem {
 	case m == unsupported:
 		return unsupportedMedia("the Content-Type must be one of " + acceptPost + "; the only charset is utf-8")
 	}
+	if p := checkTimes(h, m); p != nil {
+		return p
+	}
 	return checkKeys(h, m)
+}
+
+// checkTimes returns a problem if there is a time in a header although the body
+// has a place for it: nothing that a client asks for is ignored.
+func checkTimes(h *fasthttp.RequestHeader, m media) *front.Problem {
+	for _, name := range []string{wire.DelayHeader, wire.ExpiresHeader} {
+		switch {
+		case len(h.Peek(name)) == 0:
+		case m == object || m == ndjson:
+			return badRequest(fmt.Sprintf("%s is for bodies without JSON: send %q in the object", name, strings.ToLower(strings.TrimPrefix(name, "Revq-"))))
+		case len(front.HeaderLines(h, name)) != 1:
+			return badRequest(fmt.Sprintf("there must be one %s header, outside of the trailer", name))
+		}
+	}
+	return nil
 }
 
 func unsupportedMedia(detail string) *front.Problem {

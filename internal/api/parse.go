@@ -2,9 +2,13 @@ package api
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/wire"
@@ -14,6 +18,10 @@ import (
 type submission struct {
 	text string
 	id   string // passes CheckID, or is empty: none was given
+
+	// The task may begin no sooner than this after it was accepted, and is
+	// given up if it has not begun after expires; 0 for no limit.
+	delay, expires time.Duration
 }
 
 // parse parses a body that holds one text.
@@ -60,6 +68,46 @@ func isText(name []byte) bool {
 	}
 	s, err := url.QueryUnescape(string(name))
 	return err == nil && s == "text"
+}
+
+// takeTimes sets the delay and the time after which the task expires from the
+// headers of a request, if there are any.
+func (sub *submission) takeTimes(h *fasthttp.RequestHeader) *front.Problem {
+	for name, t := range map[string]*time.Duration{wire.DelayHeader: &sub.delay, wire.ExpiresHeader: &sub.expires} {
+		value := h.Peek(name)
+		if len(value) == 0 {
+			continue
+		}
+		var err error
+		if *t, err = parseTime(string(value), t == &sub.expires); err != nil {
+			return badRequest(name + ": " + err.Error())
+		}
+	}
+	return sub.checkTimes()
+}
+
+// maxExpires is the maximum time after which a task may expire: a task that may
+// wait for longer needs no limit.
+const maxExpires = 366 * 24 * time.Hour
+
+// parseTime reads a delay, or the time after which a task expires.
+func parseTime(text string, expires bool) (time.Duration, error) {
+	if expires {
+		d, err := wire.ParseDelay(text, maxExpires)
+		if err == nil && d == 0 {
+			err = errors.New("the time must be more than 0")
+		}
+		return d, err
+	}
+	return wire.ParseDelay(text, wire.MaxDelay)
+}
+
+// checkTimes returns the problem of times that do not fit together.
+func (sub *submission) checkTimes() *front.Problem {
+	if sub.expires > 0 && sub.expires <= sub.delay {
+		return badRequest(fmt.Sprintf("the task would expire after %v, before its delay of %v is over", sub.expires, sub.delay))
+	}
+	return nil
 }
 
 // takeKey sets the id from the value of an Idempotency-Key header, if any.

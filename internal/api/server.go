@@ -140,6 +140,11 @@ func (s *Server) queueOne(ctx *fasthttp.RequestCtx, media media) *front.Problem 
 	if p := sub.takeKey(keyOf(&ctx.Request.Header)); p != nil {
 		return p
 	}
+	if media != object {
+		if p := sub.takeTimes(&ctx.Request.Header); p != nil {
+			return p
+		}
+	}
 	t, p := s.newTask(sub, s.known.of(&ctx.Request.Header), ctx.Time())
 	if p != nil {
 		return p
@@ -165,5 +170,12 @@ func (s *Server) newTask(sub submission, queue string, now time.Time) (task.Task
 	if sub.id == "" {
 		sub.id = task.NewID()
 	}
-	return task.Task{ID: sub.id, Queue: queue, Text: sub.text, Accepted: now}, nil
+	t := task.Task{ID: sub.id, Queue: queue, Text: sub.text, Accepted: now}
+	if sub.delay > 0 {
+		t.NotBefore = now.Add(sub.delay)
+	}
+	if sub.expires > 0 {
+		t.Expires = now.Add(sub.expires)
+	}
+	return t, nil
 }

@@ -39,6 +39,14 @@ type Sender struct {
 	// Token is sent with each request; "" for none.
 	Token string
 
+	// Queue is the name of the tasks' queue; "" is wire.DefaultQueue.
+	Queue string
+
+	// Delay is how long after they were accepted tasks may begin at the
+	// soonest, and Expires after which time they are given up if they have not
+	// begun; 0 for no limit.
+	Delay, Expires time.Duration
+
 	// Timeout is how long one Send may take with all its attempts.
 	Timeout time.Duration
 
@@ -109,12 +117,16 @@ func (s *Sender) attempts(ctx context.Context, r *record) error {
 // post makes one attempt. It returns a result for each task, and how long the
 // API asks to wait.
 func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, after time.Duration, err error) {
-	endpoint, err := parseURL(s.URL, wire.QueuePath, "http", "https")
+	path := wire.QueuePath
+	if s.Queue != "" && s.Queue != wire.DefaultQueue {
+		path = wire.QueuePrefix + s.Queue
+	}
+	endpoint, err := parseURL(s.URL, path, "http", "https")
 	if err != nil {
 		return nil, 0, err
 	}
 	url := endpoint.String()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, encode(tasks))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, s.encode(tasks))
 	if err != nil {
 		return nil, 0, fmt.Errorf("make a request to %s: %w", url, err)
 	}
@@ -158,12 +170,19 @@ func (s *Sender) post(ctx context.Context, tasks []task.Task) (results []error, 
 }
 
 // encode returns tasks as JSON objects, one a line.
-func encode(tasks []task.Task) io.Reader {
+func (s *Sender) encode(tasks []task.Task) io.Reader {
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
 	encoder.SetEscapeHTML(false)
 	for _, t := range tasks {
-		if err := encoder.Encode(map[string]string{"text": t.Text, "id": t.ID}); err != nil {
+		fields := map[string]string{"text": t.Text, "id": t.ID}
+		if s.Delay > 0 {
+			fields["delay"] = s.Delay.String()
+		}
+		if s.Expires > 0 {
+			fields["expires"] = s.Expires.String()
+		}
+		if err := encoder.Encode(fields); err != nil {
 			panic(err) // strings can always be encoded
 		}
 	}
