@@ -58,13 +58,17 @@ func setup(t testing.TB) *rig {
 	return r
 }
 
-// A follower passes on results.
+// A follower passes on results, and not what else listeners are told.
 type follower chan task.Result
 
-func (f follower) Append(_ int64, r task.Result) { f <- r }
-func (f follower) AppendMark(int64, string)      {}
-func (f follower) AppendGap(string)              {}
-func (f follower) GoLive()                       {}
+func (f follower) Append(_ int64, r task.Result) {
+	if r.Kind == task.Done {
+		f <- r
+	}
+}
+func (f follower) AppendMark(int64, string) {}
+func (f follower) AppendGap(string)         {}
+func (f follower) GoLive()                  {}
 
 // run runs f until stop is called or the test ends; stop waits for its end.
 func (r *rig) run(f func(context.Context)) (stop func()) {
