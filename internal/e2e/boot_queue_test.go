@@ -535,15 +535,12 @@ func (q *queueTest) stopAll(t *testing.T) {
 func (q *queueTest) removed(t *testing.T, before string) {
 	q.Write(t, "/etc/revq/revq-worker@shout.env", "REVQ_CONCURRENCY=2\n")
 	q.Write(t, bootTarget+"/revq-handler-shout@.service.d/mine.conf", "[Service]\nCPUWeight=50\n")
-	// Nobody handles the next task.
-	q.Write(t, bootTarget+"/revq-worker@shout.service.d/idle.conf", "[Service]\nExecStart=\nExecStart=/usr/local/bin/revq-worker --queue shout --handler unix:/run/nobody\n")
-	q.Shell(t, "systemctl daemon-reload; systemctl restart revq-worker@shout")
+	q.Run(t, "systemctl", "stop", "revq-worker@shout") // so that the next task waits
 	q.post(t, "shout", "waits")
 	unqueue := "cd " + bootSource + "\n" + documented(t, "unqueue")
 	if out, err := q.Try(t, "bash", "-euc", unqueue); err == nil || !strings.Contains(out, "1 tasks are waiting in the queue shout") {
 		t.Errorf("with a task that waits: %v, want a refusal\n%s", err, out)
 	}
-	q.Shell(t, "rm "+bootTarget+"/revq-worker@shout.service.d/idle.conf; systemctl daemon-reload; systemctl restart revq-worker@shout")
 	if got := q.result(t, fmt.Sprintf("shout-%d", q.posts)); got != "WAITS" {
 		t.Errorf("the task that waited: %q", got)
 	}
