@@ -20,6 +20,7 @@ import (
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/visible"
+	"github.com/revq/revq/internal/wire"
 )
 
 func dead() *cli.Command {
@@ -32,7 +33,7 @@ the cause is fixed, requeue returns them to the workers.
 
 EXAMPLES:
    revq dead ls
-   revq dead requeue --all`,
+   revq dead requeue --all --queue thumbnails`,
 		Commands: []*cli.Command{deadList(), deadShow(), deadRequeue(), deadPurge()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
@@ -48,15 +49,18 @@ func deadList() *cli.Command {
 	var (
 		asJSON bool
 		limit  int
+		queue  string
 	)
 	return &cli.Command{
 		Name:  "ls",
 		Usage: "list dead letters",
 		Description: `EXAMPLES:
    revq dead ls
+   revq dead ls --queue thumbnails
    revq dead ls --json --limit 10`,
 		Flags: append(command.Flags(broker.Settings()),
 			jsonFlag(&asJSON),
+			queueFlag(&queue),
 			&cli.IntFlag{
 				Name: "limit", Usage: "at most `N`", Value: 1000, Destination: &limit,
 				Validator: command.Within(1, 0),
@@ -71,7 +75,7 @@ func deadList() *cli.Command {
 			n := 0
 			// This reads all letters, even beyond the limit: the broker returns
 			// the letters that were read to the queue after the unread ones.
-			err := rabbit.DeadLetters(ctx, broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+			err := deadLetters(ctx, broker, queue, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if n++; n > limit {
 					return rabbit.Keep, nil
 				}
@@ -81,7 +85,7 @@ func deadList() *cli.Command {
 			switch {
 			case err != nil:
 			case n == 0:
-				note(stderr, "there are no dead letters")
+				note(stderr, "there are no %s", lettersOf(queue))
 			case n > limit:
 				note(stderr, "%d more dead letters are not shown; see --limit", n-limit)
 			}
@@ -92,20 +96,23 @@ func deadList() *cli.Command {
 
 func deadShow() *cli.Command {
 	broker := rabbit.DefaultConfig("revq dead")
-	var asJSON bool
+	var (
+		asJSON bool
+		queue  string
+	)
 	return &cli.Command{
 		Name:      "show",
 		Usage:     "show dead letters completely, with their texts",
 		ArgsUsage: "ID ...",
 		Description: `EXAMPLES:
    revq dead show ID`,
-		Flags: append(command.Flags(broker.Settings()), jsonFlag(&asJSON)),
+		Flags: append(command.Flags(broker.Settings()), jsonFlag(&asJSON), queueFlag(&queue)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if !cmd.Args().Present() {
 				return command.Usagef("name the ids: `revq dead ls` lists them")
 			}
 			var page bytes.Buffer
-			_, err := eachNamed(ctx, cmd, &broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+			_, err := eachNamed(ctx, cmd, &broker, queue, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if asJSON {
 					return rabbit.Keep, newLetterWriter(&page, true).write(l)
 				}
@@ -136,23 +143,27 @@ func printPage(cmd *cli.Command, page *bytes.Buffer) error {
 
 func deadRequeue() *cli.Command {
 	broker := rabbit.DefaultConfig("revq dead")
-	var all bool
+	var (
+		all   bool
+		queue string
+	)
 	return &cli.Command{
 		Name:  "requeue",
 		Usage: "return dead letters to the workers, under the same ids",
-		Description: `With --all, invalid tasks stay, since no worker can handle them.
+		Description: `Each task returns to the queue that it comes from. With --all, invalid tasks
+stay, since no worker can handle them.
 
 EXAMPLES:
    revq dead requeue ID ID
-   revq dead requeue --all`,
+   revq dead requeue --all --queue thumbnails`,
 		ArgsUsage: "ID ...",
-		Flags:     append(command.Flags(broker.Settings()), allFlag(&all)),
+		Flags:     append(command.Flags(broker.Settings()), allFlag(&all), queueFlag(&queue)),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := checkNamed(cmd, all); err != nil {
 				return err
 			}
 			invalid := 0
-			n, err := eachNamed(ctx, cmd, &broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+			n, err := eachNamed(ctx, cmd, &broker, queue, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 				if all && l.Invalid != nil {
 					invalid++
 					return rabbit.Keep, nil
@@ -170,16 +181,20 @@ EXAMPLES:
 
 func deadPurge() *cli.Command {
 	broker := rabbit.DefaultConfig("revq dead")
-	var all, yes bool
+	var (
+		all, yes bool
+		queue    string
+	)
 	return &cli.Command{
 		Name:      "purge",
 		Usage:     "delete dead letters for good",
 		ArgsUsage: "ID ...",
 		Description: `EXAMPLES:
    revq dead purge ID
-   revq dead purge --all --yes`,
+   revq dead purge --all --queue thumbnails --yes`,
 		Flags: append(command.Flags(broker.Settings()),
 			allFlag(&all),
+			queueFlag(&queue),
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", Destination: &yes},
 		),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -187,11 +202,11 @@ func deadPurge() *cli.Command {
 				return err
 			}
 			if !yes {
-				if err := confirm(cmd); err != nil {
+				if err := confirm(cmd, queue); err != nil {
 					return err
 				}
 			}
-			n, err := eachNamed(ctx, cmd, &broker, func(rabbit.DeadLetter) (rabbit.Fate, error) {
+			n, err := eachNamed(ctx, cmd, &broker, queue, func(rabbit.DeadLetter) (rabbit.Fate, error) {
 				return rabbit.Purge, nil
 			})
 			reportDone(cmd, n, "purged", err)
@@ -209,11 +224,11 @@ func reportDone(cmd *cli.Command, n int, done string, err error) {
 }
 
 // confirm asks before dead letters are purged.
-func confirm(cmd *cli.Command) error {
+func confirm(cmd *cli.Command, queue string) error {
 	if !isTerminal(cmd.Root().Reader) {
 		return command.Usagef("purge deletes for good: confirm with --yes")
 	}
-	what := cmp.Or(strings.Join(cmd.Args().Slice(), ", "), "all dead letters")
+	what := cmp.Or(strings.Join(cmd.Args().Slice(), ", "), "all "+lettersOf(queue))
 	fmt.Fprintf(cmd.Root().ErrWriter, "purge %s for good? [y/N] ", visible.Line(what))
 	answer, err := bufio.NewReader(cmd.Root().Reader).ReadString('\n')
 	if err != nil && err != io.EOF {
@@ -234,10 +249,30 @@ func checkNamed(cmd *cli.Command, all bool) error {
 	return nil
 }
 
-// eachNamed calls do with the dead letters that the arguments name, or with all
-// letters if there are no arguments. It returns how many were not kept. If an
-// id does not exist, it still handles the others, and then returns an error.
-func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, do func(rabbit.DeadLetter) (rabbit.Fate, error)) (n int, err error) {
+// deadLetters is as [rabbit.DeadLetters] for those of one queue; of all queues
+// if it is "".
+func deadLetters(ctx context.Context, broker rabbit.Config, queue string, decide func(rabbit.DeadLetter) (rabbit.Fate, error)) error {
+	return rabbit.DeadLetters(ctx, broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+		if queue != "" && l.Task.Queue != queue {
+			return rabbit.Keep, nil
+		}
+		return decide(l)
+	})
+}
+
+// lettersOf says which dead letters a queue or "" stands for.
+func lettersOf(queue string) string {
+	if queue == "" {
+		return "dead letters"
+	}
+	return "dead letters of the queue " + queue
+}
+
+// eachNamed calls do with the dead letters of a queue that the arguments name,
+// or with all of them if there are no arguments. The queue "" stands for all.
+// It returns how many were not kept. If an id does not exist, it still handles
+// the others, and then returns an error.
+func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, queue string, do func(rabbit.DeadLetter) (rabbit.Fate, error)) (n int, err error) {
 	if err := checkBroker(broker); err != nil {
 		return 0, err
 	}
@@ -245,7 +280,7 @@ func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, do 
 	for _, id := range cmd.Args().Slice() {
 		found[id] = false
 	}
-	err = rabbit.DeadLetters(ctx, *broker, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+	err = deadLetters(ctx, *broker, queue, func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 		// Several letters may have the same id.
 		if _, named := found[l.Task.ID]; len(found) > 0 && !named {
 			return rabbit.Keep, nil
@@ -270,7 +305,7 @@ func eachNamed(ctx context.Context, cmd *cli.Command, broker *rabbit.Config, do 
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return n, fmt.Errorf("not among the dead letters: %s", strings.Join(missing, ", "))
+		return n, fmt.Errorf("not among the %s: %s", lettersOf(queue), strings.Join(missing, ", "))
 	}
 	return n, nil
 }
@@ -281,6 +316,13 @@ func jsonFlag(destination *bool) cli.Flag {
 
 func allFlag(destination *bool) cli.Flag {
 	return &cli.BoolFlag{Name: "all", Usage: "all dead letters, instead of ids", Destination: destination}
+}
+
+func queueFlag(destination *string) cli.Flag {
+	return &cli.StringFlag{
+		Name: "queue", Usage: "only dead letters of `QUEUE`; without it, those of all queues",
+		Destination: destination, Validator: wire.CheckQueue,
+	}
 }
 
 func checkBroker(broker *rabbit.Config) error {
