@@ -174,8 +174,8 @@ const deadQueueInterval = 30 * time.Second
 
 // lookForDeadQueue returns a function to call when a task may have become a
 // dead letter. The function checks from time to time whether the queue of dead
-// letters exists, and declares it if not: without it, listeners are told of
-// dead letters, but nobody keeps them.
+// letters exists, and declares it if not: without it, listeners are told of the
+// broker's dead letters, but only the stream of results keeps them.
 func (c *Consumer) lookForDeadQueue(s *session) func() {
 	var last atomic.Int64 // in nanoseconds since 1970
 	return func() {
@@ -186,20 +186,27 @@ func (c *Consumer) lookForDeadQueue(s *session) func() {
 		// Nobody waits for this goroutine. It ends with the session at the
 		// latest.
 		go func() {
-			missing, err := s.missing(c.link.cfg.Topology, func(o object) bool { return o.name == DeadQueue })
-			if err == nil && len(missing) == 0 {
-				return
-			}
-			if err == nil {
-				err = s.repair(c.link.cfg.Topology)
-			}
-			switch {
-			case s.ctx.Err() != nil:
-			case err != nil:
-				c.link.log.Error("the queue of dead letters is missing; tasks that are given up are not kept: run `revq setup`", "queue", DeadQueue, "error", err)
-			default:
-				c.link.log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
-			}
+			_ = s.ensureDeadQueue(c.link.cfg.Topology, c.link.log) // it is logged
 		}()
 	}
+}
+
+// ensureDeadQueue declares the queue of dead letters if it is missing, and logs
+// that. A user who may not look at it is taken to see it. The error is
+// [task.ErrNoDeadQueue] if the queue is missing and cannot be declared.
+func (s *session) ensureDeadQueue(t Topology, log *slog.Logger) error {
+	missing, err := s.missing(t, func(o object) bool { return o.name == DeadQueue })
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	err = s.repair(t)
+	switch {
+	case s.ctx.Err() != nil:
+		return ErrLost
+	case err != nil:
+		log.Error("the queue of dead letters is missing; tasks that would be given up are attempted again every minute: run `revq setup`", "queue", DeadQueue, "error", err)
+		return fmt.Errorf("%w: %w", task.ErrNoDeadQueue, err)
+	}
+	log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
+	return nil
 }

@@ -143,6 +143,42 @@ func TestDeadQueueIsMissing(t *testing.T) {
 	}
 }
 
+// A given-up task is kept even if somebody has deleted the queue of dead
+// letters: the stream, which gets each dead letter, too, keeps it only for a
+// while.
+func TestDeadLetterWithoutDeadQueue(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		configure, read string
+		want            error
+	}{
+		"may declare it": {"^revq", "^revq", nil},
+		"may not":        {"^$", `^revq\.tasks$`, task.ErrNoDeadQueue},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t).declared()
+			p := NewPublisher(r.user("worker", tc.configure, "^revq", tc.read), r.log)
+			r.run(func(ctx context.Context) { p.Run(ctx) })
+			r.ready(p.Ready)
+			r.remove(DeadQueue)
+			publish := func() error { return r.answered(p.PublishDead(newTask(1), "exit status 65", "")) }
+			if err := publish(); !errors.Is(err, tc.want) {
+				t.Fatalf("PublishDead = %v, want %v", err, tc.want)
+			}
+			if tc.want != nil {
+				if _, err := Setup(t.Context(), r.cfg); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "published after the setup", publish)
+			}
+			if d := r.take(DeadQueue, 1)[0]; d.MessageId != newTask(1).ID {
+				t.Errorf("the dead letter is %q", d.MessageId)
+			}
+		})
+	}
+}
+
 // dead fails the test unless the only dead letter is id, for reason.
 func (r *rig) dead(id, reason string) {
 	r.t.Helper()

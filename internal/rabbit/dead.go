@@ -188,6 +188,45 @@ func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
 	return nil, errors.Join(errs...)
 }
 
+// deadLookInterval is for how long a session believes what it saw of the queue
+// of dead letters. A look takes a channel and about a millisecond, too much for
+// each of thousands of dead letters.
+const deadLookInterval = time.Second
+
+// takeDead is take for a dead letter, once the queue of dead letters was seen.
+func (p *pipeline) takeDead(pub *publication) error {
+	go p.takeAfter(p.lookForDeadQueue(), pub)
+	return nil
+}
+
+// lookForDeadQueue begins to look for the queue of dead letters, unless another
+// look has not ended or has ended a moment ago.
+func (p *pipeline) lookForDeadQueue() *access {
+	for {
+		last := p.dead.Load()
+		if last != nil {
+			select {
+			case <-last.known:
+				if time.Since(last.at) < deadLookInterval {
+					return last
+				}
+			default:
+				return last
+			}
+		}
+		a := &access{known: make(chan struct{})}
+		if !p.dead.CompareAndSwap(last, a) {
+			continue
+		}
+		go func() {
+			defer close(a.known)
+			a.err = p.s.ensureDeadQueue(p.cfg.Topology, p.log)
+			a.at = time.Now()
+		}()
+		return a
+	}
+}
+
 // encodeDead returns t as the dead letter of a worker.
 func encodeDead(t task.Task, reason, said string, died time.Time) amqp.Publishing {
 	m := encodeTask(t)

@@ -87,9 +87,10 @@ type pipeline struct {
 
 	confirms chan amqp.Confirmation
 	returns  chan amqp.Return
-	blocks   chan amqp.Blocking // memory or disk alarm at the broker
-	wake     chan struct{}      // waiting is not empty
-	access   atomic.Pointer[access]
+	blocks   chan amqp.Blocking     // memory or disk alarm at the broker
+	wake     chan struct{}          // waiting is not empty
+	access   atomic.Pointer[access] // to the WaitExchange
+	dead     atomic.Pointer[access] // to the queue of dead letters
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are

@@ -169,8 +169,9 @@ func (p *Publisher) PublishTask(t task.Task) <-chan error {
 func isOptional(queue string) bool { return queue != wire.DefaultQueue && queue != "" }
 
 // PublishDead sends t to the dead letters, with the reason and with what its
-// handler said at last on its standard error, and answers as PublishTask does.
-// The same message tells listeners the reason.
+// handler said at last on its standard error, and answers as PublishTask does,
+// with [task.ErrNoDeadQueue] if nothing would keep it. The same message tells
+// listeners the reason.
 func (p *Publisher) PublishDead(t task.Task, reason, said string) <-chan error {
 	return p.publish(&publication{exchange: Exchange, key: deadKey, message: encodeDead(t, reason, said, time.Now())})
 }
@@ -192,8 +193,11 @@ func (p *Publisher) PublishResult(r task.Result) <-chan error {
 func (p *Publisher) publish(pub *publication) <-chan error {
 	pub.answer, pub.counted = make(chan error, 1), p.counts[kindOf(pub.key)]
 	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error {
-		if pub.exchange == WaitExchange {
+		switch {
+		case pub.exchange == WaitExchange:
 			return pipe.takeWaiting(pub)
+		case pub.key == deadKey:
+			return pipe.takeDead(pub)
 		}
 		return pipe.take(pub)
 	}); err != nil {

@@ -112,9 +112,14 @@ var ErrNoWaiting = errors.New("the broker lets no tasks wait")
 // recheckAfter is how long a session believes that no task can wait.
 const recheckAfter = 5 * time.Second
 
-// An access is whether a session may publish to the WaitExchange. If it does so
-// and may not, or if there is no such exchange, the broker closes the channel
-// with all that is in flight. So this is tried on a channel of its own first.
+// An access is whether a session may publish something that needs a look first.
+//
+// If it publishes to the WaitExchange and may not, or if there is no such
+// exchange, the broker closes the channel with all that is in flight. So this
+// is tried on a channel of its own first.
+//
+// A dead letter goes to the stream of results, too, so the broker confirms it
+// even if the queue of dead letters is missing.
 type access struct {
 	known chan struct{} // closed when err is known
 	err   error
@@ -151,26 +156,30 @@ func (p *pipeline) takeWaiting(pub *publication) error {
 		return p.take(pub)
 	default:
 	}
-	go func() {
-		timeout := time.NewTimer(p.cfg.ConfirmTimeout)
-		defer timeout.Stop()
-		var err error
-		select {
-		case <-a.known:
-			err = a.err
-		case <-p.s.ctx.Done():
-			err = ErrLost
-		case <-timeout.C:
-			err = ErrTimeout
-		}
-		if err == nil {
-			err = p.take(pub)
-		}
-		if err != nil {
-			pub.settle(err) // the pipeline does not have it
-		}
-	}()
+	go p.takeAfter(a, pub)
 	return nil
+}
+
+// takeAfter is take once it is known that pub may be published. It settles pub
+// if it may not, or if that does not become known in time.
+func (p *pipeline) takeAfter(a *access, pub *publication) {
+	timeout := time.NewTimer(p.cfg.ConfirmTimeout)
+	defer timeout.Stop()
+	var err error
+	select {
+	case <-a.known:
+		err = a.err
+	case <-p.s.ctx.Done():
+		err = ErrLost
+	case <-timeout.C:
+		err = ErrTimeout
+	}
+	if err == nil {
+		err = p.take(pub)
+	}
+	if err != nil {
+		pub.settle(err) // the pipeline does not have it
+	}
 }
 
 // mayWait returns nil if this session may publish to the WaitExchange. If it

@@ -95,6 +95,10 @@ var (
 // ErrNoQueue is the error of publishing a task to a queue that does not exist.
 var ErrNoQueue = errors.New("the broker has no such queue")
 
+// ErrNoDeadQueue is the error of publishing a dead letter while there is no
+// queue that keeps it.
+var ErrNoDeadQueue = errors.New("the broker has no queue of dead letters: run `revq setup`")
+
 // NewID returns a new task id: a UUID of version 7 (RFC 9562), which sorts by
 // the time of its creation.
 func NewID() string {

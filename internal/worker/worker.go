@@ -236,12 +236,21 @@ func (w *Worker) note(round int, o Outcome, first bool, err error) {
 	}
 }
 
+// noDeadQueueWait is how long a task waits for its next attempt when it should
+// be given up and nothing would keep it: until somebody has run revq setup.
+const noDeadQueueWait = time.Minute
+
 // giveUp makes t a dead letter with the reason. The broker could make it one,
 // too, but without the reason.
 func (w *Worker) giveUp(ctx context.Context, t task.Task, d Delivery, why error) {
 	w.about(t).Error("a task is given up and becomes a dead letter", "error", why)
 	reason, said := told(why)
 	err := w.publish(ctx, publishLimit, t, "dead letter", func() <-chan error { return w.broker.PublishDead(t, reason, said) })
+	if errors.Is(err, task.ErrNoDeadQueue) {
+		t.NotBefore = time.Now().Add(noDeadQueueWait)
+		w.sendOn(ctx, t, d, d.Requeue)
+		return
+	}
 	if err != nil {
 		w.about(t).Warn("could not publish a dead letter; the broker will make it one without the reason", "error", err)
 		w.settled(t, "refuse", d.Refuse())
@@ -314,7 +323,7 @@ func (w *Worker) publish(ctx context.Context, limit time.Duration, t task.Task, 
 		if err == nil {
 			return nil
 		}
-		if time.Since(began)+wait > limit {
+		if time.Since(began)+wait > limit || errors.Is(err, task.ErrNoDeadQueue) {
 			return err
 		}
 		w.about(t).Warn("a message was not published; will try again", "what", what, "error", err, "wait", wait)

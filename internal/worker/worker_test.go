@@ -56,6 +56,10 @@ func (b *broker) PublishTask(t task.Task) <-chan error {
 	if b.deliver != nil {
 		time.AfterFunc(time.Until(t.NotBefore), func() { b.deliver(t) })
 	}
+	if errors.Is(b.refuses, task.ErrNoDeadQueue) { // which concerns only dead letters
+		b.note("wait %v", time.Until(t.NotBefore))
+		return (&broker{}).answer("")
+	}
 	return b.answer("publish %s", t.ID)
 }
 
@@ -136,6 +140,7 @@ func TestOutcomes(t *testing.T) {
 		{"never", fails(Never), nil, 10, 1, "dead a, ack a", "why|said"},
 		{"never, wrapped", fmt.Errorf("handle: %w", fails(Never)), nil, 10, 1, "dead a, ack a", "handle: why|said"},
 		{"never, and no dead letter is taken", fails(Never), away, 10, 1, refused("dead a", "refuse a"), "why|said"},
+		{"never, and there is no queue of dead letters", fails(Never), task.ErrNoDeadQueue, 10, 1, "dead a, wait 1m0s, ack a", "why|said"},
 		{"later", fails(Later), nil, 0, 1, "publish a, ack a", ""},
 		{"later, and the task is not taken", fails(Later), away, 0, 1, refused("publish a", "requeue a"), ""},
 		{"misconfigured", fails(Misconfigured), nil, 0, 1, "publish a, ack a", ""},
