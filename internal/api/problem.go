@@ -37,12 +37,11 @@ func (s *Server) busy() *front.Problem {
 		"%d texts are waiting for the broker already: retry this one in a second", s.cfg.MaxInFlight))
 }
 
-// unqueued is the problem of a task that is not known to be queued.
+// unqueued is the problem of a task that is not known to be queued. Only without
+// its queue it is known not to be, and the problem does not have its id then.
 func (s *Server) unqueued(t task.Task, err error) *front.Problem {
 	if errors.Is(err, task.ErrNoQueue) {
-		p := s.known.missing(t.Queue).With(wire.TaskIDHeader, t.ID)
-		p.ID = t.ID
-		return p
+		return s.known.missing(t.Queue).With(wire.TaskIDHeader, t.ID)
 	}
 	p := front.NewProblem(fasthttp.StatusServiceUnavailable, err.Error()+": send the text again with this id").
 		With(wire.TaskIDHeader, t.ID)

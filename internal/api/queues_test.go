@@ -61,6 +61,9 @@ func TestNoSuchQueue(t *testing.T) {
 		if got := r.Header.Get(wire.TaskIDHeader); got != "k" {
 			t.Errorf("answered the id %q", got)
 		}
+		if strings.Contains(r.body, `"id"`) {
+			t.Errorf("the text is said to be queued, perhaps: %s", r.body)
+		}
 	}
 	unknown("")
 	for _, name := range []string{"thumbnails", "pages", "thumbnails"} {
