@@ -191,7 +191,7 @@ func (s *sending) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.results = newWaiting(s.socket, tls, s.client.Token, s.waitTimeout, s.stderr, s.showProgress)
+		s.results = newWaiting(s.socket, s.client.Queue, tls, s.client.Token, s.waitTimeout, s.stderr, s.showProgress)
 		if err := s.results.connect(ctx); err != nil {
 			return err
 		}

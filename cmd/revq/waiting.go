@@ -18,7 +18,7 @@ import (
 // connectTimeout bounds how long --wait tries to reach the socket server.
 const connectTimeout = 10 * time.Second
 
-// A waiting listens for the results of certain tasks.
+// A waiting listens for the results of certain tasks of one queue.
 type waiting struct {
 	timeout time.Duration
 	greeted chan struct{}
@@ -42,7 +42,7 @@ type expected struct {
 // errGivenUp is wrapped by why a task has no result and will have none.
 var errGivenUp = errors.New("given up")
 
-func newWaiting(sockets []string, tls *tls.Config, token string, timeout time.Duration, stderr io.Writer, running func(int, string)) *waiting {
+func newWaiting(sockets []string, queue string, tls *tls.Config, token string, timeout time.Duration, stderr io.Writer, running func(int, string)) *waiting {
 	w := &waiting{
 		timeout:  timeout,
 		running:  running,
@@ -56,6 +56,7 @@ func newWaiting(sockets []string, tls *tls.Config, token string, timeout time.Du
 		URLs:     sockets,
 		TLS:      tls,
 		Token:    token,
+		Queues:   []string{queue},
 		Greeted:  func(client.Message) error { once.Do(func() { close(w.greeted) }); return nil },
 		Received: w.received,
 		Lost: func(reason error, _ time.Duration) {
