@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/tally"
+	"github.com/revq/revq/internal/task"
 )
 
 // A Connection is what is known of the connection for one purpose.
@@ -84,7 +85,8 @@ var answers = [...]struct {
 	name string
 }{
 	{nil, "confirmed"}, {ErrUnroutable, "unroutable"}, {ErrRefused, "refused"}, {ErrTimeout, "timeout"},
-	{ErrBlocked, "blocked"}, {ErrLost, "lost"}, {ErrBusy, "busy"}, {ErrNotConnected, "not_connected"},
+	{ErrBlocked, "blocked"}, {ErrLost, "lost"}, {ErrBusy, "busy"}, {task.ErrNoQueue, "no_queue"},
+	{ErrNoWaiting, "no_waiting"}, {ErrNotConnected, "not_connected"},
 }
 
 // counted is what became of the publications of one kind.

@@ -3,6 +3,7 @@ package rabbit
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +74,7 @@ func TestWaiting(t *testing.T) {
 	if err := r.answered(p.PublishTask(later(4, "missing", time.Hour))); !errors.Is(err, task.ErrNoQueue) {
 		t.Errorf("PublishTask = %v to a queue that does not exist", err)
 	}
+	checkPublished(t, p, map[string]int64{"confirmed": 3, "no_queue": 1})
 }
 
 // Tasks whose queue is removed while they wait become dead letters.
@@ -95,6 +97,20 @@ func TestQueueRemovedWhileTasksWait(t *testing.T) {
 	l := r.letters()[0]
 	if l.Task.ID != newTask(1).ID || l.Task.Queue != "thumbnails" || l.Reason != "expired" {
 		t.Errorf("dead letter %+v", l)
+	}
+}
+
+// checkPublished checks how many tasks have which result in p's counts.
+func checkPublished(t *testing.T, p *Publisher, want map[string]int64) {
+	t.Helper()
+	got := make(map[string]int64)
+	p.Published(func(kind, result string, messages int64) {
+		if kind == kindNames[taskKind] && messages > 0 {
+			got[result] = messages
+		}
+	})
+	if !maps.Equal(got, want) {
+		t.Errorf("published tasks by result: %v, want %v", got, want)
 	}
 }
 
@@ -131,6 +147,7 @@ func TestTasksThatCannotWait(t *testing.T) {
 					t.Errorf("PublishTask = %v with a delay, want %q", err, tc.says)
 				}
 			}
+			checkPublished(t, p, map[string]int64{"confirmed": 2, "no_waiting": 1})
 			if _, err := Setup(t.Context(), r.cfg); err != nil {
 				t.Fatal(err)
 			}
