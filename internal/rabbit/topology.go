@@ -140,7 +140,7 @@ func (t *Topology) Settings() []setting.Setting {
 		})
 	age.Pattern = maxAgePattern
 	return setting.In("sizes",
-		setting.Count(maxTasksFlag, "tasks", "most `TASKS` that may wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
+		setting.Count(maxTasksFlag, "tasks", "maximum number of `TASKS` that wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
 		DeliveryLimitSetting(&t.DeliveryLimit),
 		age,
 		setting.Count(maxBytesFlag, "bytes", "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, 0),

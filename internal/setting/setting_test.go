@@ -13,7 +13,7 @@ func TestSentence(t *testing.T) {
 		sentence, bounds string
 	}{
 		{Count("n", "bytes", "longest text, in `BYTES`", &n, 1, 10), "Longest text, in bytes.", "1 to 10"},
-		{Count("n", "bytes", "most `BYTES`", &n, 1, 0).With("More are refused."), "Most bytes. More are refused.", "1 or more"},
+		{Count("n", "bytes", "maximum `BYTES`", &n, 1, 0).With("More are refused."), "Maximum bytes. More are refused.", "1 or more"},
 		{Time("d", "`TIME` to wait", &d, time.Second, 90*time.Second), "Time to wait.", "1s to 1m30s"},
 		{OneOf("c", "one", &text, "a", "b", "c"), "One.", "a, b or c"},
 		{String("s", "serve `HOST:PORT`", &text, nil), "Serve HOST:PORT.", ""},
