@@ -30,6 +30,7 @@ func TestDeadLetter(t *testing.T) {
 	failing.WaitReady(t)
 	send(t, s.apiSites[0], "sick", "abcdef")
 	await(t, "the task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
+	l.failed(t, "sick")
 	if n := strings.Count(failing.Log(), "an attempt did not succeed"); n != 1 {
 		t.Errorf("%d attempts were followed by another one, want 1", n)
 	}

@@ -40,8 +40,9 @@ sick) echo "this is no picture" >&2; exit 65 ;;
 once) [ "$REVQ_ATTEMPT" -gt 1 ] || exit 1 ;;
 esac
 printf '%s: %s' "$REVQ_TASK_ID" "$text" | tr a-z A-Z`))
-	send(t, s.apiSites[0], "a", "abc def")
 	send(t, s.apiSites[0], "b", "sick")
+	l.failed(t, "b")
+	send(t, s.apiSites[0], "a", "abc def")
 	send(t, s.apiSites[0], "c", "once")
 	texts := map[string]string{}
 	for _, m := range l.collect(t, []string{"a", "c"}) {
@@ -52,11 +53,11 @@ printf '%s: %s' "$REVQ_TASK_ID" "$text" | tr a-z A-Z`))
 	}
 	await(t, "one task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
 	out, _ := s.revq(t, "dead", "ls", "--json")
-	var letter struct{ ID, Reason, Error, Queue, Text string }
+	var letter struct{ ID, Reason, Error, Said, Queue, Text string }
 	if err := json.Unmarshal([]byte(out), &letter); err != nil {
 		t.Fatalf("revq dead ls: %q: %v", out, err)
 	}
-	if letter.ID != "b" || letter.Reason != "rejected" || letter.Error != "exit status 65\nthis is no picture" || letter.Queue != "reverse_text" || letter.Text != "sick" {
+	if letter.ID != "b" || letter.Reason != "rejected" || letter.Error != "exit status 65" || letter.Said != "this is no picture" || letter.Queue != "reverse_text" || letter.Text != "sick" {
 		t.Errorf("dead letter %s", out)
 	}
 	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "given up: \"exit status 65") {

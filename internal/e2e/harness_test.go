@@ -386,6 +386,14 @@ func (l *listener) nextResult(t *testing.T) wire.Message {
 	return m
 }
 
+// failed expects next that a task is given up.
+func (l *listener) failed(t *testing.T, id string) {
+	t.Helper()
+	if m := parse(t, l.next(t)); m.Type != wire.TypeFailed || m.ID != id {
+		t.Fatalf("got %+v, want that %s failed", m, id)
+	}
+}
+
 // collect receives results until it has one for each of the ids. It fails the
 // test if a result comes twice or is of another id, or if offsets do not grow.
 func (l *listener) collect(t *testing.T, ids []string) []wire.Message {

@@ -60,6 +60,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	}
 	publish("tasks", "long-task", strings.Repeat("x", long))
 	await(t, "the long text is a dead letter", func() bool { return rabbittest.QueueLength(t, s.node, s.url, rabbit.DeadQueue) == 1 })
+	l.failed(t, "long-task")
 	const results = 5
 	for range results { // by a program that may write results
 		publish("results", "long-result", strings.Repeat("<", long))
@@ -73,6 +74,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	l.collect(t, names("large", 10))
 	for range 3 { // who resumes from the stream is told, too
 		again := s.listenAfter(t, "json", "-1")
+		again.failed(t, "long-task")
 		for range results {
 			if m := parse(t, again.next(t)); m.Type != wire.TypeLost {
 				t.Fatalf("got a %s, want that a result is lost", m.Type)

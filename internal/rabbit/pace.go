@@ -3,6 +3,7 @@ package rabbit
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,8 @@ type pacedConn struct {
 	// starved has a value when a read waits for a grant. It may have one a
 	// moment longer.
 	starved chan struct{}
+
+	received atomic.Int64 // bytes
 
 	mu       sync.Mutex
 	changed  sync.Cond // one of the fields below
@@ -81,6 +84,7 @@ func (c *pacedConn) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.Conn.Read(b[:most])
+	c.received.Add(int64(n))
 	c.mu.Lock()
 	c.left -= n
 	c.mu.Unlock()

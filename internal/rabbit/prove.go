@@ -31,6 +31,11 @@ const (
 	// proveSteps is in how many steps proveWithin passes. A process that was
 	// suspended meanwhile has all the others left to receive the mark.
 	proveSteps = 10
+
+	// proveBytes is how many bytes show that a message is arriving, which may
+	// take long if it is long. Heartbeats alone are a few dozen bytes while a
+	// reader is watched.
+	proveBytes = 4 << 10
 )
 
 // errSilent means that the broker no longer sends what is in the stream.
@@ -60,11 +65,12 @@ func (p *proof) received(entries []entry) {
 // after a silence, and finds nothing wrong as long as the broker confirms none.
 func (p *proof) watch(s *session) {
 	for wait := p.after; ; {
-		heard, news := p.heard.Load(), p.news.Load()
+		heard, news, bytes := p.heard.Load(), p.news.Load(), s.pace.received.Load()
+		alive := func() bool { return p.heard.Load() != heard || s.pace.received.Load()-bytes > proveBytes }
 		if !sleep(s.ctx, wait) {
 			return
 		}
-		if p.heard.Load() != heard {
+		if alive() {
 			if p.news.Load() != news {
 				wait = p.after
 			}
@@ -74,14 +80,14 @@ func (p *proof) watch(s *session) {
 			continue // Ready of publishers says what is wrong
 		}
 		for range proveSteps {
-			if p.heard.Load() != heard {
+			if alive() {
 				break
 			}
 			if !sleep(s.ctx, p.within/proveSteps) {
 				return
 			}
 		}
-		if p.heard.Load() == heard {
+		if !alive() {
 			s.end(errSilent)
 			return
 		}
