@@ -63,7 +63,7 @@ printf '%s: %s' "$REVQ_TASK_ID" "$text" | tr a-z A-Z`))
 	if out, _ := s.revq(t, "dead", "ls"); !strings.Contains(out, "given up: \"exit status 65") {
 		t.Errorf("revq dead ls: %q, want the reason", out)
 	}
-	if out, _ := s.revq(t, "dead", "show", "b"); !strings.Contains(out, `error:    "exit status 65\nthis is no picture"`) {
+	if out, _ := s.revq(t, "dead", "show", "b"); !strings.Contains(out, `said:     "this is no picture"`) {
 		t.Errorf("revq dead show: %q, want what it said", out)
 	}
 	w.WaitLog(t, "this is no picture")

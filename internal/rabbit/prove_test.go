@@ -20,7 +20,7 @@ func (r *rig) silence(name string) {
 		if n := r.eval(`length([sys:suspend(Pid) || Pid <- rabbit_channel:list(),
 			[{connection, C}] <- [try rabbit_channel:info(Pid, [connection]) catch exit:_ -> [] end],
 			{client_properties, P} <- try rabbit_networking:connection_info(C, [client_properties]) catch exit:_ -> [] end,
-			lists:member({<<"connection_name">>, longstr, <<"%s">>}, P)])`, name); n != "1" {
+			is_list(P), lists:member({<<"connection_name">>, longstr, <<"%s">>}, P)])`, name); n != "1" {
 			return fmt.Errorf("%s consumers", n)
 		}
 		return nil

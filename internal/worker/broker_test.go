@@ -305,7 +305,7 @@ func TestProgressReachesListeners(t *testing.T) {
 	}))
 	tk := newTask(1)
 	r.publish(tk)
-	got := receive(t, "progress", r.results)
+	got := receive(t, "progress", r.told)
 	if got.Kind != task.Progress || got.ID != tk.ID || got.Text != "half of it" || got.Queue != wire.DefaultQueue {
 		t.Errorf("progress %+v", got)
 	}

@@ -28,12 +28,13 @@ type rig struct {
 	log     *slog.Logger
 	tasks   *rabbit.Publisher
 	results chan task.Result
+	told    chan task.Result // what is not a result
 	ch      *amqp.Channel // for a look from outside
 }
 
 func setup(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, url: rabbittest.URL(t), results: make(chan task.Result, 1000)}
+	r := &rig{t: t, url: rabbittest.URL(t), results: make(chan task.Result, 1000), told: make(chan task.Result, 1000)}
 	r.log, _ = rabbittest.Log(t)
 	r.cfg = rabbit.DefaultConfig("test")
 	r.cfg.URLs = []string{r.url}
@@ -53,17 +54,19 @@ func setup(t testing.TB) *rig {
 	r.tasks = rabbit.NewPublisher(r.cfg, r.log)
 	r.run(r.tasks.Run)
 	reader := rabbit.NewReader(r.cfg, 1000, r.log)
-	r.run(func(ctx context.Context) { reader.Run(ctx, follower(r.results)) })
+	r.run(func(ctx context.Context) { reader.Run(ctx, follower{r.results, r.told}) })
 	r.eventually("ready", r.tasks.Ready)
 	return r
 }
 
-// A follower passes on results, and not what else listeners are told.
-type follower chan task.Result
+// A follower passes on what listeners are told, results apart from the rest.
+type follower struct{ results, told chan task.Result }
 
 func (f follower) Append(_ int64, r task.Result) {
 	if r.Kind == task.Done {
-		f <- r
+		f.results <- r
+	} else {
+		f.told <- r
 	}
 }
 func (f follower) AppendMark(int64, string) {}

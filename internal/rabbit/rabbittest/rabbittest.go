@@ -191,7 +191,7 @@ func CloseConnections(t testing.TB, n *node.Node, url, name string) int {
 	return number(t, eval(t, n, `Asked = fun(Pid) ->
 			try rabbit_networking:connection_info(Pid, [vhost, client_properties]) of
 				[{vhost, Vhost}, {client_properties, Props}] -> Vhost =:= %[1]s andalso
-					(%[2]s =:= <<>> orelse lists:member({<<"connection_name">>, longstr, %[2]s}, Props))
+					(%[2]s =:= <<>> orelse is_list(Props) andalso lists:member({<<"connection_name">>, longstr, %[2]s}, Props))
 			catch exit:_ -> false
 			end
 		end,
