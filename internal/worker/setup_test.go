@@ -29,7 +29,7 @@ type rig struct {
 	tasks   *rabbit.Publisher
 	results chan task.Result
 	told    chan task.Result // what is not a result
-	ch      *amqp.Channel // for a look from outside
+	ch      *amqp.Channel    // for a look from outside
 }
 
 func setup(t testing.TB) *rig {
