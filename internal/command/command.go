@@ -100,8 +100,7 @@ func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
 	if err == nil {
 		return nil
 	}
-	var ends exit
-	if errors.As(err, &ends) {
+	if ends, ok := errors.AsType[exit](err); ok {
 		return &Failure{int(ends), "", err}
 	}
 	var wrong *usageError

@@ -108,7 +108,7 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 
 // decodeResult reads a result of at most that many bytes, or a progress.
 func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
-	if r, err, ok := decodeProgress(d); ok {
+	if r, ok, err := decodeProgress(d); ok {
 		return r, err
 	}
 	if len(d.Body) > most {

@@ -21,10 +21,10 @@ func encodeProgress(r task.Result) amqp.Publishing {
 }
 
 // decodeProgress returns false if d is not a progress.
-func decodeProgress(d amqp.Delivery) (r task.Result, err error, ok bool) {
+func decodeProgress(d amqp.Delivery) (r task.Result, ok bool, err error) {
 	text, ok := d.Headers[progressHeader].(string)
 	if !ok {
-		return task.Result{}, nil, false
+		return task.Result{}, false, nil
 	}
 	r = task.Result{
 		Kind:     task.Progress,
@@ -34,7 +34,7 @@ func decodeProgress(d amqp.Delivery) (r task.Result, err error, ok bool) {
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 	}
 	if err := wire.CheckID(r.ID); err != nil {
-		return r, err, true
+		return r, true, err
 	}
-	return r, task.CheckText(text, task.MaxText), true // a header is much shorter
+	return r, true, task.CheckText(text, task.MaxText) // a header is much shorter
 }
