@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -82,17 +81,15 @@ func parseJSON(data []byte) (submission, *front.Problem) {
 	case hasID && wire.CheckID(sub.id) != nil:
 		return sub, badRequest(`"id": ` + wire.ErrBadID.Error())
 	}
-	for _, t := range []struct {
-		name, text string
-		seen       bool
-		time       *time.Duration
-	}{{"delay", delay, hasDelay, &sub.delay}, {"expires", expires, hasExpires, &sub.expires}} {
-		if !t.seen {
-			continue
+	var err error
+	if hasDelay { // no loop over pointers: sub would escape to the heap
+		if sub.delay, err = parseTime(delay, false); err != nil {
+			return sub, badRequest(`"delay": ` + err.Error())
 		}
-		var err error
-		if *t.time, err = parseTime(t.text, t.time == &sub.expires); err != nil {
-			return sub, badRequest(fmt.Sprintf("%q: %v", t.name, err))
+	}
+	if hasExpires {
+		if sub.expires, err = parseTime(expires, true); err != nil {
+			return sub, badRequest(`"expires": ` + err.Error())
 		}
 	}
 	return sub, sub.checkTimes()

@@ -73,14 +73,15 @@ func isText(name []byte) bool {
 // takeTimes sets the delay and the time after which the task expires from the
 // headers of a request, if there are any.
 func (sub *submission) takeTimes(h *fasthttp.RequestHeader) *front.Problem {
-	for name, t := range map[string]*time.Duration{wire.DelayHeader: &sub.delay, wire.ExpiresHeader: &sub.expires} {
-		value := h.Peek(name)
-		if len(value) == 0 {
-			continue
+	var err error
+	if value := h.Peek(wire.DelayHeader); len(value) > 0 {
+		if sub.delay, err = parseTime(string(value), false); err != nil {
+			return badRequest(wire.DelayHeader + ": " + err.Error())
 		}
-		var err error
-		if *t, err = parseTime(string(value), t == &sub.expires); err != nil {
-			return badRequest(name + ": " + err.Error())
+	}
+	if value := h.Peek(wire.ExpiresHeader); len(value) > 0 {
+		if sub.expires, err = parseTime(string(value), true); err != nil {
+			return badRequest(wire.ExpiresHeader + ": " + err.Error())
 		}
 	}
 	return sub.checkTimes()
