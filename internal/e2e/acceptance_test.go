@@ -16,6 +16,7 @@ import (
 
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // misbehaving is a filter that does what its text says. It notes its process id.
@@ -87,22 +88,26 @@ func TestMisbehavingPrograms(t *testing.T) {
 				args = append(args, "--", handler)
 			}
 			w := s.startWorker(t, args...)
-			done, dead := []string{}, 0
+			done, dead := map[string]bool{}, 0
 			for what, why := range tt.want {
 				id := strings.ReplaceAll(what, " ", "-")
 				send(t, s.apiSites[0], id, what)
 				send(t, s.apiSites[0], "after-"+id, "ok")
-				done = append(done, "after-"+id)
-				if why == "" {
-					done = append(done, id)
-				} else {
+				done["after-"+id], done[id] = true, why == ""
+				if why != "" {
 					dead++
 				}
 			}
-			for _, m := range l.collect(t, done) {
-				if m.Text != "done" {
-					t.Errorf("result %+v", m)
+			for told := map[string]bool{}; len(told) < len(done); { // of each task once
+				m := parse(t, l.next(t))
+				want := wire.TypeFailed
+				if done[m.ID] {
+					want = wire.TypeResult
 				}
+				if told[m.ID] || m.Type != want || done[m.ID] && m.Text != "done" {
+					t.Fatalf("listeners are told %+v, want a %s once", m, want)
+				}
+				told[m.ID] = true
 			}
 			await(t, "the others are given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") >= dead })
 			out, _ := s.revq(t, "dead", "ls", "--json")
