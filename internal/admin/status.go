@@ -72,10 +72,10 @@ type Worker struct {
 	Slots  int    `json:"slots"`            // tasks at once
 	Busy   int    `json:"busy"`             // slots with a task
 	Paused string `json:"paused,omitempty"` // why tasks wait for the handler
-	Tasks  []Task `json:"tasks,omitempty"`  // in hand, those that were taken first first
+	Tasks  []Task `json:"tasks,omitempty"`  // running, in the order in which they were taken
 }
 
-// A Task is one that a worker has in hand.
+// A Task is one that a worker is running.
 type Task struct {
 	ID       string    `json:"id"`
 	Attempt  int64     `json:"attempt"`

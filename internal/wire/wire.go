@@ -56,7 +56,7 @@ const (
 const TicketParameter = "ticket"
 
 // The subprotocols with which a websocket from a browser can send a token: it
-// offers both Subprotocol and TokenSubprotocol with the token behind it. The
+// offers both Subprotocol and TokenSubprotocol followed by the token. The
 // server agrees on Subprotocol.
 const (
 	Subprotocol      = "revq"

@@ -19,11 +19,11 @@ type counts struct {
 	wait, handling *tally.Times
 
 	mu    sync.Mutex
-	tasks []Running // in hand; those without a Since are free places
+	tasks []Running // those without a Since are free places
 	free  []int     // places in tasks
 }
 
-// A Running is a task that a worker has in hand.
+// A Running is a task that a worker is running.
 type Running struct {
 	ID       string
 	Attempt  int64
@@ -61,7 +61,7 @@ func (c *counts) end(place int) {
 	c.free = append(c.free, place)
 }
 
-// Running returns the tasks in hand, those that were taken first first.
+// Running returns the running tasks, in the order in which they were taken.
 func (w *Worker) Running() []Running {
 	w.counts.mu.Lock()
 	running := slices.DeleteFunc(slices.Clone(w.counts.tasks), func(r Running) bool { return r.Since.IsZero() })

@@ -7,7 +7,7 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-// The tasks in hand are known, whatever the order in which they end, and places
+// The running tasks are known, whatever the order in which they end, and places
 // are used again.
 func TestRunning(t *testing.T) {
 	t.Parallel()
@@ -27,16 +27,16 @@ func TestRunning(t *testing.T) {
 	}
 	a, b, c := take("a"), take("b"), take("c")
 	if got := names(); got != "abc" {
-		t.Errorf("in hand %q", got)
+		t.Errorf("running %q", got)
 	}
 	w.counts.end(b)
 	w.counts.end(a)
 	if got := names(); got != "c" {
-		t.Errorf("in hand %q after two ended", got)
+		t.Errorf("running %q after two ended", got)
 	}
 	take("d")
 	if got := names(); got != "cd" || len(w.counts.tasks) != 3 {
-		t.Errorf("in hand %q, in %d places", got, len(w.counts.tasks))
+		t.Errorf("running %q, in %d places", got, len(w.counts.tasks))
 	}
 	w.counts.end(c)
 	if s := w.WaitTimes(); s.Count != 4 || s.Buckets[30] != 0 || s.Buckets[300] != 4 {
