@@ -3,12 +3,9 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"slices"
@@ -19,14 +16,10 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// page listens as any web page can, and reports everything that it receives, in
+// page is a script that listens as any web page can, and reports everything that it receives, in
 // order.
-const page = `<!doctype html><title>revq</title><script>
+const page = `
 const site = %q
-let last = Promise.resolve()
-function report(source, kind, data) {
-	last = last.then(() => fetch("/report", {method: "POST", body: JSON.stringify({source, kind, data: String(data)})}))
-}
 const events = new EventSource("http://" + site + "/listen_results")
 events.onopen = () => report("events", "open", "")
 events.onerror = () => report("events", "error", "")
@@ -36,7 +29,7 @@ events.addEventListener("gap", e => report("events", "gap", e.data))
 const socket = new WebSocket("ws://" + site + "/listen_results")
 socket.onmessage = e => report("socket", "message", e.data)
 socket.onclose = e => report("socket", "close", e.code)
-</script>`
+`
 
 // A report is something that the page received.
 type report struct{ Source, Kind, Data string }
@@ -45,25 +38,10 @@ type report struct{ Source, Kind, Data string }
 // restarted. It misses nothing, receives nothing twice, and is told of a gap.
 func TestBrowser(t *testing.T) {
 	t.Parallel()
-	browser := findBrowser(t)
 	s := start(t)
 	s.startWorker(t, "--pause", "0s")
 
-	reports := make(chan report, 1000)
-	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/report" {
-			w.Header().Set("Content-Type", "text/html")
-			fmt.Fprintf(w, page, s.socketSite)
-			return
-		}
-		var got report
-		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
-			t.Errorf("report: %v", err)
-		}
-		reports <- got
-	}))
-	t.Cleanup(web.Close)
-	startBrowser(t, browser, web.URL)
+	reports, _ := openPage(t, fmt.Sprintf(page, s.socketSite))
 
 	var results []string // ids, as the EventSource received them
 	var seen []report

@@ -3,22 +3,15 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"testing"
 	"time"
 )
 
-// onePage listens to one task, and to a queue that has no results, and reports
+// onePage is a script that listens to one task, and to a queue that has no results, and reports
 // the state of each EventSource when it changes.
-const onePage = `<!doctype html><title>revq</title><script>
-let last = Promise.resolve()
-function report(source, kind, data) {
-	last = last.then(() => fetch("/report", {method: "POST", body: JSON.stringify({source, kind, data: String(data)})}))
-}
+const onePage = `
 function listen(source, query) {
 	const events = new EventSource("http://%s/listen_results?" + query)
 	events.onopen = () => report(source, "open", "")
@@ -28,30 +21,15 @@ function listen(source, query) {
 listen("one", "id=mine")
 listen("queue", "queue=reverse_text")
 listen("none", "queue=none")
-</script>`
+`
 
 // In a real browser, an EventSource for one task stops by itself after the
 // task's last message, and one for a queue gets that queue's results.
 func TestBrowserListensToOneTask(t *testing.T) {
 	t.Parallel()
-	browser := findBrowser(t)
 	s := start(t)
 	s.startWorker(t, "--pause", "0s")
-	reports := make(chan report, 1000)
-	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/report" {
-			w.Header().Set("Content-Type", "text/html")
-			fmt.Fprintf(w, onePage, s.socketSite)
-			return
-		}
-		var got report
-		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
-			t.Errorf("report: %v", err)
-		}
-		reports <- got
-	}))
-	t.Cleanup(web.Close)
-	startBrowser(t, browser, web.URL)
+	reports, _ := openPage(t, fmt.Sprintf(onePage, s.socketSite))
 	var seen []report
 	await := func(what func(report) bool) {
 		t.Helper()
