@@ -74,8 +74,9 @@ type Topology struct {
 	// texts are short.
 	MaxTasks int64
 
-	// DeliveryLimit is how many failed attempts of a task may be retried. The
-	// next failure makes the task a dead letter. Default 5.
+	// DeliveryLimit is how often the broker delivers a task again whose worker
+	// died or lost its connection; the next time, it makes the task a dead
+	// letter. Workers count failed attempts themselves. Default 5.
 	DeliveryLimit int64
 
 	// ResultsMaxAge is how long results are kept for listeners that resume,
@@ -141,7 +142,7 @@ func (t *Topology) Settings() []setting.Setting {
 	age.Pattern = maxAgePattern
 	return setting.In("sizes",
 		setting.Count(maxTasksFlag, "tasks", "maximum number of `TASKS` that wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
-		DeliveryLimitSetting(&t.DeliveryLimit),
+		setting.Count(deliveryLimitFlag, "deliveries", "maximum number of further `DELIVERIES` of a task whose worker died or lost its connection; the next loss makes it a dead letter", &t.DeliveryLimit, 1, 1_000_000),
 		age,
 		setting.Count(maxBytesFlag, "bytes", "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, 0),
 		setting.Count(segmentBytesFlag, "bytes", "`BYTES` of the pieces in which old results are dropped", &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
@@ -154,11 +155,6 @@ func (t *Topology) QueueSetting(usage string) setting.Setting {
 	s := setting.String("queue", usage, &t.Queue, wire.CheckQueue)
 	s.Pattern = fmt.Sprintf(`[a-z][a-z0-9_-]{0,%d}`, wire.MaxQueueLength-1)
 	return s
-}
-
-// DeliveryLimitSetting declares the delivery limit of the queue of tasks.
-func DeliveryLimitSetting(dest *int64) setting.Setting {
-	return setting.Count(deliveryLimitFlag, "attempts", "failed `ATTEMPTS` that are repeated; the next failure makes the task a dead letter", dest, 1, 1_000_000)
 }
 
 const maxAgePattern = `[1-9][0-9]{0,8}[YMDhms]`
