@@ -47,7 +47,7 @@ const (
 // A bundler publishes results. Results that arrive fast share messages.
 type bundler struct {
 	publish    func(amqp.Publishing) <-chan error
-	most       int // results in a message
+	maxResults int // results in a message
 	maxWaiting int // results; further ones are answered with ErrBusy
 
 	mu       sync.Mutex
@@ -89,7 +89,7 @@ func (b *bundler) add(r task.Result) <-chan error {
 	return u.answer
 }
 
-func (b *bundler) full() bool { return len(b.waiting) >= b.most || b.bytes >= maxBundleBytes }
+func (b *bundler) full() bool { return len(b.waiting) >= b.maxResults || b.bytes >= maxBundleBytes }
 
 // send publishes the waiting results, or sets a timer if it is too soon.
 func (b *bundler) send() {
@@ -130,7 +130,7 @@ func (b *bundler) send() {
 // queue, whose name is a header of the message.
 func (b *bundler) next() []unsent {
 	n, bytes := 0, 0
-	for n < min(len(b.waiting), b.most) {
+	for n < min(len(b.waiting), b.maxResults) {
 		size := b.waiting[n].bytes()
 		if n > 0 && (bytes+size > maxBundleBytes || b.waiting[n].result.Queue != b.waiting[0].result.Queue) {
 			break

@@ -27,7 +27,7 @@ type post struct {
 
 func newPost(t *testing.T) *post {
 	p := &post{t: t, answers: make(map[string]<-chan error)}
-	p.bundler = &bundler{most: maxBundle, maxWaiting: 200, publish: func(m amqp.Publishing) <-chan error {
+	p.bundler = &bundler{maxResults: maxBundle, maxWaiting: 200, publish: func(m amqp.Publishing) <-chan error {
 		p.messages = append(p.messages, m)
 		c := make(chan error, 1)
 		p.confirmed = append(p.confirmed, c)
@@ -141,7 +141,7 @@ func TestBundler(t *testing.T) {
 			p.sent(3)
 		},
 		"a message is full sooner if few results can wait": func(p *post) {
-			p.most = 2
+			p.maxResults = 2
 			p.put(0, 6, 10)
 			p.sent(1, 2, 2)
 			<-time.After(bundleInterval)
@@ -350,11 +350,11 @@ func FuzzEntries(f *testing.F) {
 	f.Add(bundleType, "a b", "", []byte("bad"))
 	f.Add("", "", "", []byte{0xff})
 	f.Fuzz(func(t *testing.T, contentType, id, digests string, body []byte) {
-		const most = 100
+		const maxLength = 100
 		entries, err := decodeEntries(nil, amqp.Delivery{
 			Headers:     amqp.Table{offsetHeader: int64(3), digestHeader: digests},
 			ContentType: contentType, MessageId: id, Body: body,
-		}, most)
+		}, maxLength)
 		if err != nil || len(entries) == 0 || len(entries) > places {
 			t.Fatalf("%d entries, %v", len(entries), err)
 		}
@@ -363,7 +363,7 @@ func FuzzEntries(f *testing.F) {
 			switch {
 			case e.offset != 3*places+int64(i):
 				t.Errorf("entry %d is at %d", i, e.offset)
-			case e.invalid == nil && (r.Kind == task.Lost || checkResult(r, most) != nil):
+			case e.invalid == nil && (r.Kind == task.Lost || checkResult(r, maxLength) != nil):
 				t.Errorf("a proper result is %+v", r)
 			case e.invalid != nil && (r.Kind != task.Lost || r.Text == "" || r.ID != "" && wire.CheckID(r.ID) != nil):
 				t.Errorf("one that is none is %+v", r)

@@ -203,11 +203,11 @@ type cursor struct {
 	granted int  // bytes since the last message
 	isAlone bool // it has the place in demand.alone
 
-	most    int           // maximum length of a result, in bytes
-	newest  amqp.Delivery // the last one received, without its body
-	unacked int           // messages processed since the last acknowledgement
-	due     *time.Timer   // when they are to be acknowledged
-	entries []entry       // of one message
+	maxLength int           // maximum length of a result, in bytes
+	newest    amqp.Delivery // the last one received, without its body
+	unacked   int           // messages processed since the last acknowledgement
+	due       *time.Timer   // when they are to be acknowledged
+	entries   []entry       // of one message
 }
 
 // openCursor returns a cursor. It calls begin with the end of the stream; begin
@@ -230,7 +230,7 @@ func (s *session) openCursor(ctx context.Context, cfg Config, tag string, demand
 	}
 	due := time.NewTimer(ackWithin)
 	due.Stop()
-	c := &cursor{s: s, deliveries: deliveries, end: end, demand: demand, granted: demand.window, most: cfg.MaxResult, due: due}
+	c := &cursor{s: s, deliveries: deliveries, end: end, demand: demand, granted: demand.window, maxLength: cfg.MaxResult, due: due}
 	s.pace.expire(demand.pause, func() {
 		s.closeFor(errPaused, func() {
 			drop(deliveries)
@@ -294,7 +294,7 @@ func (c *cursor) take(d amqp.Delivery, ok bool) ([]entry, error) {
 		return nil, c.s.why(amqp.ErrClosed)
 	}
 	var err error
-	c.entries, err = decodeEntries(c.entries[:0], d, c.most)
+	c.entries, err = decodeEntries(c.entries[:0], d, c.maxLength)
 	c.newest, c.newest.Body = d, nil
 	c.granted = 0
 	c.leave()
@@ -371,9 +371,9 @@ type entry struct {
 }
 
 // decodeEntries appends the entries of a message, at least one. A result with
-// more than most bytes is invalid. A message that cannot be read is one invalid
+// more than maxLength bytes is invalid. A message that cannot be read is one invalid
 // result.
-func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) {
+func decodeEntries(entries []entry, d amqp.Delivery, maxLength int) ([]entry, error) {
 	message, err := brokerOffset(d)
 	if err != nil {
 		return nil, err
@@ -396,7 +396,7 @@ func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) 
 		return entries, nil
 	}
 	if d.ContentType != bundleType {
-		r, err := decodeResult(d, most)
+		r, err := decodeResult(d, maxLength)
 		add(0, d.MessageId, r, err)
 		return entries, nil
 	}
@@ -407,7 +407,7 @@ func decodeEntries(entries []entry, d amqp.Delivery, most int) ([]entry, error) 
 	queue := queueHeaderOf(d.Headers)
 	for i, r := range results {
 		r.Queue, r.Of = queue, digestAt(d.Headers, i)
-		add(i, r.ID, r, checkResult(r, most))
+		add(i, r.ID, r, checkResult(r, maxLength))
 	}
 	return entries, nil
 }

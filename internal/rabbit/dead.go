@@ -175,19 +175,6 @@ func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan am
 	return nil
 }
 
-// openAny connects to the first node that answers.
-func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
-	var errs []error
-	for _, url := range cfg.urls() {
-		s, err := open(ctx, cfg, url, role)
-		if err == nil {
-			return s, nil
-		}
-		errs = append(errs, fmt.Errorf("connect to %s: %w", host(url), err))
-	}
-	return nil, errors.Join(errs...)
-}
-
 // deadLookInterval is for how long a session believes what it saw of the queue
 // of dead letters. A look takes a channel and about a millisecond, too much for
 // each of thousands of dead letters.

@@ -26,9 +26,9 @@ const ackInterval = 10 * time.Millisecond
 // the queue. Loans that are done after one that is not are acknowledged one by
 // one.
 type loans struct {
-	ch    *amqp.Channel
-	queue string // whose tasks they are
-	most  int    // acknowledgements to gather
+	ch      *amqp.Channel
+	queue   string // whose tasks they are
+	maxDone int    // acknowledgements to gather
 
 	gaveUp func() // called when the task of a loan may have become a dead letter
 
@@ -40,7 +40,7 @@ type loans struct {
 }
 
 func newLoans(ch *amqp.Channel, queue string, prefetch int) *loans {
-	return &loans{ch: ch, queue: queue, most: max(1, prefetch/2), gaveUp: func() {}}
+	return &loans{ch: ch, queue: queue, maxDone: max(1, prefetch/2), gaveUp: func() {}}
 }
 
 // begin adds d, the newest delivery.
@@ -74,7 +74,7 @@ func (l *loans) ack(d *Delivery) error {
 	d.done = true
 	l.done = append(l.done, d)
 	wait := ackInterval - time.Since(l.sent)
-	if wait <= 0 || len(l.done) >= l.most {
+	if wait <= 0 || len(l.done) >= l.maxDone {
 		return l.sendDone()
 	}
 	if !l.timed {

@@ -107,12 +107,12 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 }
 
 // decodeResult reads a result of at most that many bytes, or a progress.
-func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
+func decodeResult(d amqp.Delivery, maxLength int) (task.Result, error) {
 	if r, ok, err := decodeProgress(d); ok {
 		return r, err
 	}
-	if len(d.Body) > most {
-		return task.Result{}, tooLong(len(d.Body), most) // without a copy
+	if len(d.Body) > maxLength {
+		return task.Result{}, tooLong(len(d.Body), maxLength) // without a copy
 	}
 	r := task.Result{
 		ID:       d.MessageId,
@@ -122,21 +122,21 @@ func decodeResult(d amqp.Delivery, most int) (task.Result, error) {
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 		Done:     timeHeader(d.Headers, doneHeader),
 	}
-	return r, checkResult(r, most)
+	return r, checkResult(r, maxLength)
 }
 
-func checkResult(r task.Result, most int) error {
+func checkResult(r task.Result, maxLength int) error {
 	if err := wire.CheckID(r.ID); err != nil {
 		return err
 	}
-	if len(r.Text) > most {
-		return tooLong(len(r.Text), most)
+	if len(r.Text) > maxLength {
+		return tooLong(len(r.Text), maxLength)
 	}
-	return task.CheckText(r.Text, most)
+	return task.CheckText(r.Text, maxLength)
 }
 
-func tooLong(length, most int) error {
-	return fmt.Errorf("%w: %d bytes, at most %d are sent (a sixth of --keep-bytes)", task.ErrTooLong, length, most)
+func tooLong(length, maxLength int) error {
+	return fmt.Errorf("%w: %d bytes, at maxLength %d are sent (a sixth of --keep-bytes)", task.ErrTooLong, length, maxLength)
 }
 
 // lost returns what listeners get in place of a result that cannot be sent.

@@ -27,7 +27,7 @@ type pacedConn struct {
 	paced    bool
 	closed   bool
 	left     int           // bytes that may be read, while paced
-	most     time.Duration // how long a read may wait for a grant; 0: for ever
+	maxWait  time.Duration // how long a read may wait for a grant; 0: for ever
 	late     func()        // called when it has waited for longer
 	patience time.Duration // for one read, as amqp091-go has set it; 0: none
 }
@@ -38,11 +38,11 @@ func pace(conn net.Conn) *pacedConn {
 	return c
 }
 
-// expire has late called when a read has waited longer than most for a grant.
-func (c *pacedConn) expire(most time.Duration, late func()) {
+// expire has late called when a read has waited longer than maxWait for a grant.
+func (c *pacedConn) expire(maxWait time.Duration, late func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.most, c.late = most, late
+	c.maxWait, c.late = maxWait, late
 	c.changed.Broadcast()
 }
 
@@ -79,11 +79,11 @@ func (c *pacedConn) end() {
 }
 
 func (c *pacedConn) Read(b []byte) (int, error) {
-	most, err := c.await(len(b))
+	n, err := c.await(len(b))
 	if err != nil {
 		return 0, err
 	}
-	n, err := c.Conn.Read(b[:most])
+	n, err = c.Conn.Read(b[:n])
 	c.received.Add(int64(n))
 	c.mu.Lock()
 	c.left -= n
@@ -98,8 +98,8 @@ func (c *pacedConn) await(n int) (int, error) {
 	defer c.mu.Unlock()
 	waited, timed := false, false
 	for c.paced && c.left <= 0 && !c.closed {
-		if c.most > 0 && !timed {
-			defer time.AfterFunc(c.most, c.late).Stop()
+		if c.maxWait > 0 && !timed {
+			defer time.AfterFunc(c.maxWait, c.late).Stop()
 			timed = true
 		}
 		select {

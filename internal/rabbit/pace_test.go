@@ -101,8 +101,8 @@ func TestHistoriesAreBoundInBytes(t *testing.T) {
 			}
 			sent := proxy.still()
 			t.Logf("%d KiB wait for each of %d listeners, of %d", sent/listeners>>10, listeners, tc.results*tc.size>>10)
-			if most := int64(historyShare + historyWindow + kernel); sent > listeners*most {
-				t.Errorf("more than %d KiB wait", most>>10)
+			if limit := int64(historyShare + historyWindow + kernel); sent > listeners*limit {
+				t.Errorf("more than %d KiB wait", limit>>10)
 			}
 			for _, l := range all {
 				close(l.resume)
@@ -157,8 +157,8 @@ func TestLongMessagesAreReadOneByOne(t *testing.T) {
 	close(other.resume)
 	sent := proxy.still()
 	t.Logf("%d KiB of a message of %d KiB wait for each of two", sent/2>>10, size>>10)
-	if most := int64(middle + historyShare + 2*historyWindow + 2*kernel); sent > most {
-		t.Errorf("%d KiB were sent, more than %d", sent>>10, most>>10)
+	if limit := int64(middle + historyShare + 2*historyWindow + 2*kernel); sent > limit {
+		t.Errorf("%d KiB were sent, more than %d", sent>>10, limit>>10)
 	}
 	close(proxy.resume)
 	for _, l := range []*stalled{one, other} {

@@ -120,16 +120,16 @@ func (p *pipeline) take(pub *publication) error {
 	defer p.mu.Unlock()
 	now := time.Now()
 	pub.deadline = now.Add(p.cfg.ConfirmTimeout) // under the lock: they are queued in this order
-	most := p.cfg.MaxInFlight
+	limit := p.cfg.MaxInFlight
 	if p.probing {
-		most++ // the probe does not count
+		limit++ // the probe does not count
 	}
 	switch {
 	case p.refusal != nil:
 		return p.refusal
 	case pub.probe:
 		p.probing = true
-	case len(p.waiting)+len(p.sent) >= most:
+	case len(p.waiting)+len(p.sent) >= limit:
 		return ErrBusy
 	}
 	p.shared.published.Store(now.UnixNano())

@@ -55,9 +55,9 @@ type lane struct {
 // NewPublisher returns a Publisher. It is connected while Run runs.
 func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 	p := &Publisher{lanes: make([]*lane, cfg.PublishConnections), counts: newCounts(cfg)}
-	p.results.most, p.results.maxWaiting = maxBundle, cfg.MaxInFlight
+	p.results.maxResults, p.results.maxWaiting = maxBundle, cfg.MaxInFlight
 	if n := cfg.ResultsInFlight; n > 0 {
-		p.results.most = max(1, min(n/2, maxBundle)) // more might never come
+		p.results.maxResults = max(1, min(n/2, maxBundle)) // more might never come
 	}
 	p.results.publish = func(m amqp.Publishing) <-chan error {
 		return p.publish(&publication{exchange: Exchange, key: resultsKey, message: m})

@@ -225,6 +225,19 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 	return s, nil
 }
 
+// openAny connects to the first node that answers.
+func openAny(ctx context.Context, cfg Config, role string) (*session, error) {
+	var errs []error
+	for _, url := range cfg.urls() {
+		s, err := open(ctx, cfg, url, role)
+		if err == nil {
+			return s, nil
+		}
+		errs = append(errs, fmt.Errorf("connect to %s: %w", host(url), err))
+	}
+	return nil, errors.Join(errs...)
+}
+
 // watch ends the session when the broker does.
 func (s *session) watch(connection, channel <-chan *amqp.Error, cancelled <-chan string) {
 	var err *amqp.Error
@@ -268,6 +281,17 @@ func (s *session) bounded(ctx context.Context, do func() error) error {
 		s.end(fmt.Errorf("the broker did not answer: %w", context.Cause(ctx)))
 	}
 	return err
+}
+
+// onChannel calls do with a channel of its own, since the broker closes the
+// channel on which it refuses something.
+func (s *session) onChannel(do func(*amqp.Channel) error) error {
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open a channel: %w", err)
+	}
+	defer ch.Close() // an error means that the broker has closed it already
+	return do(ch)
 }
 
 // consume subscribes to a queue. At most prefetch messages are unacknowledged

@@ -431,14 +431,3 @@ func (s *session) each(objects []object, do func(*amqp.Channel, int, object) err
 	running.Wait()
 	return cmp.Or(errs...)
 }
-
-// onChannel calls do with a channel of its own, since the broker closes the
-// channel on which it refuses something.
-func (s *session) onChannel(do func(*amqp.Channel) error) error {
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open a channel: %w", err)
-	}
-	defer ch.Close() // an error means that the broker has closed it already
-	return do(ch)
-}

@@ -190,8 +190,8 @@ func testSuspended(t *testing.T, n *node.Node) {
 			t.Errorf("PublishTask = %v, want %v", err, ErrTimeout)
 		}
 	}
-	if took, most := time.Since(began), r.cfg.ConfirmTimeout+100*time.Millisecond; took < r.cfg.ConfirmTimeout || took > most {
-		t.Errorf("answered after %v, want %v to %v", took, r.cfg.ConfirmTimeout, most)
+	if took, limit := time.Since(began), r.cfg.ConfirmTimeout+100*time.Millisecond; took < r.cfg.ConfirmTimeout || took > limit {
+		t.Errorf("answered after %v, want %v to %v", took, r.cfg.ConfirmTimeout, limit)
 	}
 	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(-2)) }, ErrTimeout)
 	if err := p.Ready(); !errors.Is(err, ErrTimeout) {
@@ -257,8 +257,8 @@ func testStopWhileSuspended(t *testing.T, n *node.Node) {
 	for range stops {
 		receive(t, "end of Run", done)
 	}
-	if took, most := time.Since(began), 2*closeTimeout+time.Second; took > most {
-		t.Errorf("the stop took %v, want %v at most", took, most)
+	if took, limit := time.Since(began), 2*closeTimeout+time.Second; took > limit {
+		t.Errorf("the stop took %v, want %v at limit", took, limit)
 	}
 	if err := r.answered(answer); !errors.Is(err, ErrLost) {
 		t.Errorf("PublishTask = %v, want %v", err, ErrLost)
