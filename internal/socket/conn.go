@@ -20,15 +20,15 @@ const unsentBytes = 64 << 10
 const farewellBytes = 512 << 10
 
 // descriptor returns conn's file descriptor. It is valid as long as conn is
-// reachable and open.
+// reachable and open. If conn has none, it is -1.
 func descriptor(conn net.Conn) (fd int, err error) {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
-		return 0, fmt.Errorf("a %T has no file descriptor", conn)
+		return -1, fmt.Errorf("a %T has no file descriptor", conn)
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return 0, err
+		return -1, err
 	}
 	err = raw.Control(func(f uintptr) { fd = int(f) })
 	return fd, err

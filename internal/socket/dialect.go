@@ -93,7 +93,7 @@ func (websocketDialect) receive(l *listener, b []byte, maxMessage int, parser *i
 	}
 	wrong := in.take(b, maxMessage, func(op feed.Opcode, payload []byte) {
 		switch {
-		case op == feed.OpClose && !l.leftAt.IsZero():
+		case op == feed.OpClose && l.phase == left:
 			gone = true
 		case l.leaving:
 		case op == feed.OpPing:

@@ -77,7 +77,7 @@ func byeOf(without bool) farewell {
 // appendPlace tells a listener that was sent nothing for a while where it
 // stands, so that it need not read all that was left out when it resumes.
 func (l *listener) appendPlace() {
-	if l.view == nil || l.pos == feed.Pending || l.held != nil || !l.blockedSince.IsZero() {
+	if l.view == nil || l.pos == feed.Pending || l.held != nil || l.phase == blocked {
 		return // a frame before this place may be on its way
 	}
 	if at, pos, ok := l.view.Mark(l.pos); ok {

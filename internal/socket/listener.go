@@ -12,10 +12,10 @@ import (
 // A listener is a connection and its place in a log. It belongs to one shard,
 // and nothing else uses it, so it needs no lock, no goroutine and no buffer: an
 // idle listener costs this struct and its socket. A listener whose connection
-// cannot be polled belongs to a plain instead.
+// cannot be polled belongs to the hub instead.
 type listener struct {
 	conn  net.Conn // keeps fd open
-	fd    int      // in a shard
+	fd    int      // of the socket, also of one below TLS; -1 if there is none
 	index int      // in the shard's list
 
 	permit *token.Permit // nil without tokens
@@ -35,11 +35,13 @@ type listener struct {
 	// greeting, ping, pong, close.
 	control []byte
 
-	blockedSince time.Time // since when its socket takes no bytes; zero if it does
-	waited       bool      // it had no position yet when a ping was due
-	slow         bool      // it was blocked for too long, and makeRoom was called for a farewell
-	pingedAt     time.Time // zero if it has sent something since
-	heard        int       // bytes received since the last ping
+	phase  phase
+	slow   bool      // it was blocked for too long, and makeRoom was called for a farewell
+	waited bool      // it had no position yet when a ping was due
+	silent bool      // it has sent nothing since the last ping
+	heard  int       // bytes received since the last ping
+	since  time.Time // when the phase began; not set for open
+	pingAt time.Time // when the next ping is due
 
 	in      *inbound // nil between messages
 	deaf    bool     // it broke the protocol: what it sends is no longer parsed
@@ -47,7 +49,6 @@ type listener struct {
 
 	dismissed bool // the reason for its end was counted
 	counts    *counts
-	leftAt    time.Time // when the farewell was sent
 }
 
 // maxControl bounds the bytes that a listener can make the server store: one
@@ -61,15 +62,6 @@ func (l *listener) dismiss(why farewell) {
 		l.counts.closed(why)
 		l.control = l.dialect.appendBye(l.control, why)
 	}
-}
-
-// recheck dismisses l if its token was revoked or has expired.
-func (l *listener) recheck(now time.Time) (revoked bool) {
-	if l.permit == nil || l.leaving || l.permit.Valid(now) {
-		return false
-	}
-	l.dismiss(byeRevoked)
-	return true
 }
 
 // next returns the bytes to write to l next, if any, and whether they come from
@@ -110,13 +102,17 @@ func (l *listener) greet() {
 
 // wrote records that the first n bytes of b, which next returned, were written.
 // It returns true if they end with l's farewell.
-func (l *listener) wrote(b []byte, n int, fromLog bool) (last bool) {
+func (l *listener) wrote(b []byte, n int, fromLog bool, now time.Time) (last bool) {
+	l.phase = open
 	if fromLog {
 		l.wroteFrames(b, n)
 	} else if l.control = l.control[n:]; len(l.control) == 0 {
 		l.control = nil
 	}
-	return l.leaving && l.held == nil && l.control == nil
+	if last = l.leaving && l.held == nil && l.control == nil; last {
+		l.phase, l.since = left, now
+	}
+	return last
 }
 
 // wroteFrames is wrote for bytes of the log. They begin with the rest of the
@@ -169,31 +165,9 @@ func frameEnd(d dialect, b []byte, end, n int) int {
 // receive handles the bytes b that l has sent. It returns true when l has
 // answered a farewell. parser is for listeners that are between messages.
 func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
-	l.pingedAt = time.Time{}
+	l.silent = false
 	if l.heard += len(b); l.heard > maxHeard {
 		l.dismiss(byeTooMuch)
 	}
 	return l.dialect.receive(l, b, cfg.MaxMessage, parser)
-}
-
-// ping pings l. It returns false if l has sent nothing since the last ping, an
-// interval ago. It dismisses a listener that was not greeted for a whole
-// interval: another site may serve it.
-func (l *listener) ping(now time.Time, interval time.Duration) (there bool) {
-	if l.pos == feed.Pending {
-		if l.waited {
-			l.dismiss(byeNoBroker)
-		}
-		l.waited = true
-	}
-	switch {
-	case l.leaving:
-	case l.pingedAt.IsZero() || !l.dialect.answersPings():
-		l.pingedAt, l.heard = now, 0
-		l.appendPlace()
-		l.control = l.dialect.appendPing(l.control)
-	default:
-		return now.Sub(l.pingedAt) < interval
-	}
-	return true
 }

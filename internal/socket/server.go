@@ -23,11 +23,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -277,12 +279,9 @@ func resumeMark(ctx *fasthttp.RequestCtx) (*wire.Mark, error) {
 // join starts to serve l, whose handshake is complete.
 func (s *Server) join(l *listener, what wanted) {
 	l.conn = front.Detach(l.conn)
-	fd, err := descriptor(l.conn)
-	pollable := err == nil
-	if pollable {
-		l.fd = fd
-		prepareSocket(fd, &s.cfg)
-	}
+	socket := below(l.conn)
+	l.fd, _ = descriptor(socket) // -1 if it has none
+	prepareSocket(l.fd, &s.cfg)
 	l.log, l.permit = s.feed.Log(what.format), what.permit
 	l.counts = s.counts
 	s.counts.listeners[what.format].Add(1)
@@ -305,9 +304,10 @@ func (s *Server) join(l *listener, what wanted) {
 			l.control = feed.AppendGreeting(l.control, what.format, at, wire.Greeting)
 		}
 	}
+	l.pingAt = time.Now().Add(rand.N(s.cfg.PingInterval)) // at random: not all at once
 	switch {
 	case l.conn == nil:
-	case pollable:
+	case l.fd >= 0 && socket == l.conn:
 		s.shards[s.next.Add(1)%uint64(len(s.shards))].join(l)
 	default:
 		s.hub.join(l)

@@ -14,19 +14,9 @@ import (
 )
 
 const (
-	// tick is how often a shard looks for listeners to ping or to close.
+	// tick is how often a shard and the hub look for listeners to ping or to
+	// close.
 	tick = time.Second
-
-	// When a shard ends, it dismisses one listener in each dismissEach, or
-	// faster, so that it has dismissed all of them after dismissAll. The pauses
-	// keep the listeners from reconnecting all at once.
-	dismissEach = time.Millisecond
-	dismissAll  = 3 * time.Second
-	dismissTick = 10 * time.Millisecond
-
-	// closeGrace is how long a listener has to close its side, after it was
-	// sent a close frame.
-	closeGrace = 2 * time.Second
 
 	// loopLimit is far longer than one round takes, which is at most a write to
 	// each of 100,000 listeners.
@@ -62,8 +52,6 @@ type shard struct {
 	written   int64       // bytes that are not in counts yet
 	newest    time.Time   // when the task of the newest result sent was done
 	now       time.Time
-	round     time.Time // when the current round of pings began
-	pinged    int       // how many were pinged in this round
 	received  [4096]byte
 	parser    inbound // for listeners that are between messages
 }
@@ -130,7 +118,6 @@ func (s *shard) run() {
 	defer s.loop.Idle()
 	defer s.release()
 	s.now = time.Now()
-	s.round = s.now
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -153,8 +140,7 @@ func (s *shard) run() {
 			}
 		case <-ticker.C:
 			s.now = time.Now()
-			s.expire()
-			s.ping()
+			s.look()
 		case <-dismissal:
 			s.now = time.Now()
 		}
@@ -179,7 +165,7 @@ func (s *shard) handle(fd int, events uint32) {
 		return
 	}
 	if events&unix.EPOLLOUT != 0 {
-		l.blockedSince = time.Time{}
+		l.phase = open
 		s.poller.control(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
 		s.send(l)
 	}
@@ -219,12 +205,7 @@ func (s *shard) lookAround() bool {
 // dismissDue dismisses the listeners that are due. The others still receive
 // results until then.
 func (s *shard) dismissDue() {
-	all := len(s.toDismiss) + s.dismissed
-	total := min(time.Duration(all)*dismissEach, dismissAll)
-	due := all
-	if elapsed := s.now.Sub(s.stopping); elapsed < total {
-		due = int(int64(all) * int64(elapsed) / int64(total))
-	}
+	due := toldBy(s.now.Sub(s.stopping), len(s.toDismiss)+s.dismissed)
 	for ; s.dismissed < due; s.dismissed++ {
 		l := s.toDismiss[0]
 		s.toDismiss = s.toDismiss[1:]
@@ -267,7 +248,7 @@ func (s *shard) drop(l *listener) {
 
 // send writes to l what was not sent yet, until its socket takes no more.
 func (s *shard) send(l *listener) {
-	for l.blockedSince.IsZero() && l.leftAt.IsZero() {
+	for l.phase == open {
 		b, fromLog, err := l.next()
 		if err != nil {
 			s.drop(l)
@@ -281,7 +262,7 @@ func (s *shard) send(l *listener) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			l.blockedSince = s.now
+			l.phase, l.since = blocked, s.now
 			s.poller.control(unix.EPOLL_CTL_MOD, l.fd, unix.EPOLLIN|unix.EPOLLOUT)
 			return
 		case err != nil:
@@ -289,8 +270,7 @@ func (s *shard) send(l *listener) {
 			return
 		}
 		s.written += int64(n)
-		if last := l.wrote(b, n, fromLog); last {
-			l.leftAt = s.now
+		if last := l.wrote(b, n, fromLog, s.now); last {
 			unix.Shutdown(l.fd, unix.SHUT_WR) // fails if the peer has closed already
 		}
 	}
@@ -313,48 +293,17 @@ func (s *shard) receive(l *listener) {
 	s.send(l)
 }
 
-// expire dismisses listeners whose tokens are not valid any more or whose sockets are blocked for too long, and drops
-// those that do not close after a farewell.
-func (s *shard) expire() {
+// look does for each listener what is to be done in this tick.
+func (s *shard) look() {
 	for _, l := range s.backwards() {
-		if l.recheck(s.now) {
+		switch l.look(s.now, &s.cfg) {
+		case ping, dismiss:
 			s.send(l)
-			continue
-		}
-		switch {
-		case !l.leftAt.IsZero() && s.now.Sub(l.leftAt) > closeGrace:
-			s.drop(l)
-		case l.blockedSince.IsZero() || s.now.Sub(l.blockedSince) <= s.cfg.WriteTimeout:
-		case l.slow: // not even the farewell fits into the send buffer
-			s.drop(l)
-		default:
-			l.slow = true
-			l.dismiss(byeTooSlow)
-			makeRoom(l.fd)
-			l.blockedSince = time.Time{}
-			s.send(l)
-			if !l.blockedSince.IsZero() {
-				s.drop(l)
-			}
-		}
-	}
-}
-
-// ping pings the next few listeners, so that all are pinged once in each
-// PingInterval, and drops those that have sent nothing since the last ping.
-func (s *shard) ping() {
-	elapsed := s.now.Sub(s.round)
-	due := int(float64(len(s.listeners)) * min(1, elapsed.Seconds()/s.cfg.PingInterval.Seconds()))
-	for ; s.pinged < due && s.pinged < len(s.listeners); s.pinged++ {
-		l := s.listeners[s.pinged]
-		if l.ping(s.now, s.cfg.PingInterval) {
-			s.send(l)
-		} else {
+		case force:
+			makeRoom(l.fd) // the poller reports it
+		case drop:
 			s.drop(l)
 		}
-	}
-	if elapsed >= s.cfg.PingInterval {
-		s.round, s.pinged = s.now, 0
 	}
 }
 

@@ -9,8 +9,9 @@ import (
 	"github.com/revq/revq/internal/liveness"
 )
 
-// recordBytes is the maximum length of one write to a plain listener, which it
-// must receive within the write timeout. It is the length of a TLS record.
+// recordBytes is the maximum length of one write to a listener that is not
+// polled. It must receive that within the write timeout. It is the length of a
+// TLS record.
 const recordBytes = 16 << 10
 
 // A hub serves the listeners whose connections a shard cannot poll, such as
@@ -29,28 +30,26 @@ type hub struct {
 	serving sync.WaitGroup // goroutines of listeners
 
 	mu       sync.Mutex
-	plains   map[*plain]struct{}
+	members  map[*unpolled]struct{}
 	stopping bool
 }
 
-// A plain is a listener with goroutines of its own.
-type plain struct {
+// An unpolled is a listener with goroutines of its own.
+type unpolled struct {
 	hub *hub
-	raw int // descriptor of the socket below, -1 if there is none
 
 	news   chan struct{} // of capacity 1: there may be something to write
 	closed chan struct{}
 	close  sync.Once
 
-	mu       sync.Mutex // guards the rest
-	l        *listener
-	pingedAt time.Time // when the last interval began
+	mu sync.Mutex // guards the rest
+	l  *listener
 }
 
 func newHub(cfg Config, onDrop func(*listener)) *hub {
 	h := &hub{
 		cfg: cfg, onDrop: onDrop, loop: liveness.New("the hub of the listeners with TLS", loopLimit),
-		news: make(chan struct{}, 1), over: make(chan struct{}), plains: make(map[*plain]struct{}),
+		news: make(chan struct{}, 1), over: make(chan struct{}), members: make(map[*unpolled]struct{}),
 	}
 	h.end = sync.OnceFunc(func() { close(h.over) })
 	return h
@@ -65,11 +64,7 @@ func (h *hub) wake() {
 
 // join starts to serve l.
 func (h *hub) join(l *listener) {
-	p := &plain{hub: h, raw: -1, l: l, news: make(chan struct{}, 1), closed: make(chan struct{}), pingedAt: time.Now()}
-	if fd, err := descriptor(below(l.conn)); err == nil {
-		p.raw = fd
-		prepareSocket(fd, &h.cfg)
-	}
+	p := &unpolled{hub: h, l: l, news: make(chan struct{}, 1), closed: make(chan struct{})}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stopping {
@@ -77,7 +72,7 @@ func (h *hub) join(l *listener) {
 		h.onDrop(l)
 		return
 	}
-	h.plains[p] = struct{}{}
+	h.members[p] = struct{}{}
 	h.serving.Go(p.read)
 	h.serving.Go(p.write)
 }
@@ -107,11 +102,11 @@ func (h *hub) run() {
 	}
 }
 
-func (h *hub) all() []*plain {
+func (h *hub) all() []*unpolled {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := make([]*plain, 0, len(h.plains))
-	for p := range h.plains {
+	all := make([]*unpolled, 0, len(h.members))
+	for p := range h.members {
 		all = append(all, p)
 	}
 	return all
@@ -125,19 +120,18 @@ func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
 	h.mu.Unlock()
 	all := h.all()
 	awaitSent(all, abort)
-	pause := min(dismissEach, dismissAll/time.Duration(max(1, len(all))))
+	ticker := time.NewTicker(dismissTick)
+	defer ticker.Stop()
 	began := time.Now()
-	for i, p := range all {
-		if ahead := time.Duration(i)*pause - time.Since(began); ahead > dismissTick {
-			select {
-			case <-time.After(ahead):
-			case <-abort:
-			}
+	for told := 0; told < len(all); {
+		for due := toldBy(time.Since(began), len(all)); told < due; told++ {
+			all[told].dismiss(why)
 		}
-		p.mu.Lock()
-		p.l.dismiss(why)
-		p.mu.Unlock()
-		p.wake()
+		select {
+		case <-ticker.C:
+		case <-abort:
+			told = len(all)
+		}
 	}
 	gone := make(chan struct{})
 	go func() {
@@ -160,13 +154,13 @@ func (h *hub) shutdown(why farewell, abort <-chan struct{}) {
 const lastWrites = 500 * time.Millisecond
 
 // awaitSent waits until everything is written to all, for at most lastWrites.
-func awaitSent(all []*plain, abort <-chan struct{}) {
+func awaitSent(all []*unpolled, abort <-chan struct{}) {
 	waiting := slices.Clone(all)
 	late := time.After(lastWrites)
 	ticker := time.NewTicker(dismissTick)
 	defer ticker.Stop()
 	for {
-		waiting = slices.DeleteFunc(waiting, (*plain).isSent)
+		waiting = slices.DeleteFunc(waiting, (*unpolled).isSent)
 		if len(waiting) == 0 {
 			return
 		}
@@ -181,14 +175,22 @@ func awaitSent(all []*plain, abort <-chan struct{}) {
 }
 
 // isSent returns true if everything was written.
-func (p *plain) isSent() bool {
+func (p *unpolled) isSent() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b, _, err := p.l.next()
 	return len(b) == 0 || err != nil
 }
 
-func (p *plain) wake() {
+// dismiss sends the listener a farewell.
+func (p *unpolled) dismiss(why farewell) {
+	p.mu.Lock()
+	p.l.dismiss(why)
+	p.mu.Unlock()
+	p.wake()
+}
+
+func (p *unpolled) wake() {
 	select {
 	case p.news <- struct{}{}:
 	default: // it was woken already
@@ -196,11 +198,11 @@ func (p *plain) wake() {
 }
 
 // drop closes the connection and forgets the listener.
-func (p *plain) drop() {
+func (p *unpolled) drop() {
 	p.close.Do(func() {
 		close(p.closed)
 		p.hub.mu.Lock()
-		delete(p.hub.plains, p)
+		delete(p.hub.members, p)
 		p.hub.mu.Unlock()
 		below(p.l.conn).Close() // before that of TLS, which would first send an alert, and wait to do so
 		p.l.conn.Close()
@@ -211,7 +213,7 @@ func (p *plain) drop() {
 }
 
 // read reads what the listener sends.
-func (p *plain) read() {
+func (p *unpolled) read() {
 	defer p.drop()
 	var parser inbound
 	for b := make([]byte, 512); ; {
@@ -232,7 +234,7 @@ func (p *plain) read() {
 }
 
 // write writes what the listener was not sent yet, and waits for more.
-func (p *plain) write() {
+func (p *unpolled) write() {
 	defer func() { // nobody else writes
 		p.mu.Lock()
 		p.l.release()
@@ -242,7 +244,7 @@ func (p *plain) write() {
 		p.mu.Lock()
 		b, fromLog, err := p.l.next()
 		if len(b) > 0 {
-			p.l.blockedSince = time.Now()
+			p.l.phase, p.l.since = blocked, time.Now()
 		}
 		p.mu.Unlock()
 		if err != nil {
@@ -260,11 +262,7 @@ func (p *plain) write() {
 		n, err := p.l.conn.Write(b[:min(len(b), recordBytes)]) // look closes the connection if this takes too long
 		p.l.counts.bytes.Add(int64(n))
 		p.mu.Lock()
-		p.l.blockedSince = time.Time{}
-		last := err == nil && p.l.wrote(b, n, fromLog)
-		if last {
-			p.l.leftAt = time.Now()
-		}
+		last := err == nil && p.l.wrote(b, n, fromLog, time.Now())
 		p.mu.Unlock()
 		if err != nil {
 			p.drop()
@@ -279,36 +277,17 @@ func (p *plain) write() {
 	}
 }
 
-// look pings the listener if a ping is due. It drops a listener that does not
-// answer, receives nothing, or does not close after a farewell.
-func (p *plain) look(now time.Time) {
-	if !p.healthy(now) {
-		p.drop()
-		return
-	}
-	p.wake()
-}
-
-// healthy returns false if the listener must be dropped.
-func (p *plain) healthy(now time.Time) bool {
+// look does for the listener what is to be done in this tick.
+func (p *unpolled) look(now time.Time) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	l, cfg := p.l, &p.hub.cfg
-	l.recheck(now)
-	switch {
-	case !l.leftAt.IsZero():
-		return now.Sub(l.leftAt) <= closeGrace
-	case !l.blockedSince.IsZero() && now.Sub(l.blockedSince) > cfg.WriteTimeout:
-		if l.slow || p.raw < 0 { // not even the farewell fits into the send buffer
-			return false
-		}
-		l.slow = true
-		l.dismiss(byeTooSlow)
-		l.blockedSince = now.Add(closeGrace - cfg.WriteTimeout) // closeGrace from now
-		makeRoom(p.raw)
-	case now.Sub(p.pingedAt) >= cfg.PingInterval:
-		p.pingedAt = now
-		return l.ping(now, cfg.PingInterval)
+	do := p.l.look(now, &p.hub.cfg)
+	p.mu.Unlock()
+	switch do {
+	case ping, dismiss:
+		p.wake()
+	case force:
+		makeRoom(p.l.fd) // ends the write that hangs
+	case drop:
+		p.drop()
 	}
-	return true
 }
