@@ -30,9 +30,15 @@ func TestFlags(t *testing.T) {
 	c := DefaultConfig()
 	err := run(&c, "--max-batch=300", "--max-body-bytes=1048576", "--max-in-flight", "7", "--max-connections=8",
 		"--read-timeout=1s", "--write-timeout=2s", "--max-header=9000",
-		"--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b")
+		"--allow-origin=https://app.example", "--allow-host=a", "--allow-host", "b", "--trusted-proxy=10.0.0.1", "--unlimited-address=10.0.0.0/8", "--address-connections=9", "--address-requests=10", "--max-requests=11")
 	want := Config{
-		front.Config{MaxHeader: 9000, Pages: front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}, Tokens: c.Tokens},
+		front.Config{
+			MaxHeader: 9000, Pages: front.Pages{AllowOrigins: []string{"https://app.example"}, AllowHosts: []string{"a", "b"}}, Tokens: c.Tokens,
+			Limits: front.Limits{
+				TrustedProxies: []string{"10.0.0.1"}, Unlimited: []string{"10.0.0.0/8"},
+				AddressConnections: 9, AddressRequests: 10, MaxRequests: 11,
+			},
+		},
 		100, 300, 1 << 20, 7, 8, time.Second, 2 * time.Second, 5 * time.Second,
 	}
 	if err != nil || !reflect.DeepEqual(c, want) {

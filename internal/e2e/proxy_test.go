@@ -66,8 +66,21 @@ var proxies = map[string]struct {
 type proxy struct {
 	addr string
 	name string      // by which browsers know it
+	from string      // this machine's address that clients have; "" for 127.0.0.1
 	tls  *tls.Config // of clients
 	http *http.Client
+}
+
+// clients are the addresses from which TestProxies goes beyond a limit.
+var clients = map[string]string{"nginx": "127.0.0.11", "haproxy": "127.0.0.12", "caddyfile": "127.0.0.13"}
+
+// dial connects to the proxy as a client does.
+func (p *proxy) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	if p.from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(p.from)}
+	}
+	return (&tls.Dialer{NetDialer: &d, Config: p.tls}).DialContext(ctx, "tcp", p.addr)
 }
 
 // startProxy starts the proxy of an example, with changes: old texts and new
@@ -153,9 +166,7 @@ func (s *system) startProxy(t *testing.T, language string, changes ...string) *p
 	roots.AppendCertsFromPEM(cert)
 	p := &proxy{addr: addr, name: publicName, tls: &tls.Config{RootCAs: roots, ServerName: publicName}}
 	p.http = &http.Client{Timeout: patience, Transport: &http.Transport{
-		DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&tls.Dialer{Config: p.tls}).DialContext(ctx, network, addr)
-		},
+		DialTLSContext:    func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
 		DisableKeepAlives: true,
 	}}
 	return p
@@ -209,10 +220,8 @@ func (p *proxy) events(t *testing.T, after string) *http.Response {
 func (p *proxy) websocket(t *testing.T, after string) (*websocket.Conn, *http.Response, error) {
 	t.Helper()
 	d := websocket.Dialer{
-		HandshakeTimeout: patience,
-		NetDialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&tls.Dialer{Config: p.tls}).DialContext(ctx, network, p.addr)
-		},
+		HandshakeTimeout:  patience,
+		NetDialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
 	}
 	conn, res, err := d.DialContext(t.Context(), "wss://"+p.name+wire.ListenPath+"?format=json&after="+after,
 		http.Header{"Origin": {"https://" + p.name}})
@@ -228,8 +237,11 @@ func (p *proxy) websocket(t *testing.T, after string) (*websocket.Conn, *http.Re
 func TestProxies(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))
-	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--allow-host", publicName)
-	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--allow-host", publicName, "--ping-interval", "1s")
+	// The test's own requests come from the same address as the proxies, which
+	// has no limits.
+	const limits, perSecond = "--trusted-proxy=127.0.0.1 --unlimited-address=127.0.0.1 --address-requests=5 --address-listeners=1", 5
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets, append(strings.Fields(limits)[:3], "--allow-host", publicName)...)
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, append(strings.Fields(limits), "--allow-host", publicName, "--ping-interval", "1s")...)
 	s.api.WaitReady(t)
 	s.socket.WaitReady(t)
 	s.startWorker(t, "--pause", "0s")
@@ -279,6 +291,29 @@ func TestProxies(t *testing.T) {
 			if res := p.request(t, http.MethodPost, "//"+wire.QueuePath, "text=x"); res.StatusCode == http.StatusAccepted {
 				t.Error("another path is taken")
 			}
+
+			// Limits are those of the client, whatever it says where it is.
+			p.from = clients[language]
+			invented := []string{"Content-Type", "text/plain", "X-Forwarded-For", "127.0.0.1"}
+			for began, sent := time.Now(), 0; ; sent++ {
+				res := p.request(t, http.MethodPost, wire.QueuePath, "abc", invented...)
+				if res.StatusCode == http.StatusTooManyRequests {
+					if body, err := io.ReadAll(res.Body); err != nil || !strings.Contains(string(body), "from "+p.from+":") || res.Header.Get("Retry-After") != "1" {
+						t.Errorf("a client over its limit gets %s, Retry-After %q, %v", body, res.Header.Get("Retry-After"), err)
+					}
+					break
+				}
+				if most := perSecond + int(perSecond*time.Since(began).Seconds()) + 1; res.StatusCode != http.StatusAccepted || sent > most {
+					t.Fatalf("request %d of a client that may send %d a second: %s", sent, perSecond, res.Status)
+				}
+			}
+			if _, _, err := p.websocket(t, ""); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the client may not listen a second time", func() bool {
+				_, res, err := p.websocket(t, "")
+				return err != nil && res != nil && res.StatusCode == http.StatusTooManyRequests
+			})
 		})
 	}
 }

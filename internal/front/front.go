@@ -26,13 +26,17 @@ type Config struct {
 	// connection's read buffer, so large that a usual text arrives in one read.
 	MaxHeader int
 
+	Limits // of each address, and of all together
+
 	Pages Pages // that may use the front
 
 	Tokens *token.File // of those who may use it; nil for everyone
 }
 
 // DefaultConfig returns the default limits.
-func DefaultConfig() Config { return Config{MaxHeader: 16 << 10, Tokens: token.NewFile()} }
+func DefaultConfig() Config {
+	return Config{MaxHeader: 16 << 10, Limits: defaultLimits(), Tokens: token.NewFile()}
+}
 
 // Settings declares the settings of c, which holds the defaults.
 func (c *Config) Settings() []setting.Setting {
@@ -40,7 +44,7 @@ func (c *Config) Settings() []setting.Setting {
 		setting.Count("max-header", "bytes", "maximum length of request line and headers, together, in `BYTES`", &c.MaxHeader, 1<<10, 1<<20).
 			With("More are answered 431. Proxies that ask for a login set cookies of several KiB."),
 	)
-	return slices.Concat(limits, c.Pages.Settings(), c.Tokens.Settings())
+	return slices.Concat(limits, c.Limits.Settings(), c.Pages.Settings(), c.Tokens.Settings())
 }
 
 // An App describes one of the fronts.
@@ -70,8 +74,14 @@ type App struct {
 	MaxBodies, LargestBody int64
 
 	// MaxConnections is the maximum number of connections at each listening
-	// address; one beyond it is answered 503 and closed.
+	// address. One beyond it takes the place of one that has waited for more
+	// than a second for its client to send a request; if there is none, it is
+	// answered 503 and closed.
 	MaxConnections int
+
+	// AddressListeners is how many listeners a client address may have, see
+	// Client.Listen.
+	AddressListeners int
 
 	// ReadTimeout is how long a request may take to arrive, WriteTimeout how
 	// long an answer may take to be received, and IdleTimeout how long a

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -26,9 +28,17 @@ const (
 	// lingerTime is how long a refused client has to read the reason.
 	lingerTime = time.Second
 
-	// maxRefusing is how many connections beyond the limit are answered with a
-	// 503 at once; more are closed without an answer.
+	// maxRefusing is how many connections beyond a limit are answered at once;
+	// more are closed without an answer.
 	maxRefusing = 256
+
+	// requestPatience is how long a connection may wait for a request before it has to
+	// make room for another one. A client's request usually comes at once.
+	requestPatience = time.Second
+
+	// candidates is how many connections are looked at when one has to make
+	// room.
+	candidates = 64
 )
 
 // A listener is a listening socket that survives a shortage of descriptors or
@@ -40,11 +50,15 @@ type listener struct {
 	most      int64         // maximum number of connections
 	maxHeader int           // bytes of each request's head
 	bodies    *bodies       // nil without a limit
-	open      atomic.Int64  // connections, including those that are being refused
-	total     *atomic.Int64 // the same for all listening sockets of a server
-	warned    time.Time     // when a shortage was last logged; only Accept uses it
+	refusing  atomic.Int64  // connections that are being refused
+	total     *atomic.Int64 // open connections at all listening sockets of a server, with those
+	clients   *clients
+	warned    time.Time // when a shortage was last logged; only Accept uses it
 	close     sync.Once
 	err       error // of close
+
+	mu   sync.Mutex
+	open map[*conn]struct{} // without those that are being refused
 }
 
 // Accept waits while there are no descriptors or no memory for a connection:
@@ -80,15 +94,65 @@ func (l *listener) take(c net.Conn) *conn {
 // false.
 func (l *listener) admit(c *conn) bool {
 	l.total.Add(1)
-	switch n := l.open.Add(1); {
-	case n <= l.most:
+	if at := addressOf(c); l.clients.trusted.contain(at) {
+		c.proxied = true
+	} else {
+		c.client = l.clients.at(at)
+	}
+	why := c.client.connect()
+	if why != nil {
+		c.client = nil // which does not count it
+	} else if !l.enter(c) {
+		why = NewProblem(503, fmt.Sprintf("there are %d connections already: retry in a second", l.most))
+	}
+	switch {
+	case why == nil:
 		return true
-	case n <= l.most+maxRefusing:
-		go c.refuse(l.most)
+	case l.refusing.Add(1) <= maxRefusing:
+		go c.refuse(why)
 	default:
-		c.Close()
+		c.Conn.Close()
+		c.leave()
+		l.refusing.Add(-1)
 	}
 	return false
+}
+
+// enter gives c a place, if need be that of a connection without a request. It
+// returns false if there is none.
+func (l *listener) enter(c *conn) bool {
+	now := time.Now()
+	c.waitingSince.Store(now.UnixNano())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if int64(len(l.open)) >= l.most && !l.makeRoom(now) {
+		return false
+	}
+	l.open[c] = struct{}{}
+	return true
+}
+
+// makeRoom ends a connection that has waited for more than requestPatience for its
+// client to send a request, the one that has waited longest of a few. So those
+// who connect and send little or nothing do not keep out those who send. The
+// caller holds mu.
+func (l *listener) makeRoom(now time.Time) bool {
+	var longest *conn
+	since, left := now.Add(-requestPatience).UnixNano(), candidates
+	for c := range l.open {
+		if began := c.waitingSince.Load(); began > 0 && began < since {
+			longest, since = c, began
+		}
+		if left--; left == 0 {
+			break
+		}
+	}
+	if longest == nil || !longest.waitingSince.CompareAndSwap(since, evicted) {
+		return false
+	}
+	delete(l.open, longest)
+	_ = longest.SetReadDeadline(now) // ends its Read
+	return true
 }
 
 func shortage(err error) bool {
@@ -101,6 +165,12 @@ func (l *listener) Close() error {
 	return l.err
 }
 
+// evicted is the waitingSince of a connection that has made room for another.
+const evicted = -1
+
+var faultEvicted = &fault{fasthttp.StatusRequestTimeout,
+	"the request came too slowly while there were too many connections: send it at once"}
+
 // A conn is a connection whose requests are guarded, and which can be closed
 // without losing the last answer.
 type conn struct {
@@ -109,6 +179,13 @@ type conn struct {
 	from   *listener
 	linger atomic.Bool // the client may still send bytes that are not read
 	gone   sync.Once   // subtracts c from the counts
+
+	client  *Client // at the other end; nil without limits
+	proxied bool    // the other end is a trusted proxy
+
+	// waitingSince is since when c has waited for the rest of a request, in Unix
+	// nanoseconds; 0 while one is being handled, evicted once c must end.
+	waitingSince atomic.Int64
 
 	sharing bool // it may have a share; only the goroutine that reads uses it
 	share   share
@@ -123,7 +200,16 @@ func (c *conn) Read(b []byte) (int, error) {
 		c.from.bodies.release(c) // fasthttp has answered, since it reads on
 		c.sharing = false
 	}
+	if c.guard.between() {
+		c.waitingSince.CompareAndSwap(0, time.Now().UnixNano())
+	}
+	if c.waitingSince.Load() == evicted {
+		return c.end()
+	}
 	n, err := c.Conn.Read(b)
+	if c.waitingSince.Load() == evicted {
+		return c.end()
+	}
 	if c.sharing {
 		if slow := c.from.bodies.received(c, n); slow != nil {
 			c.guard.wrong = slow
@@ -136,22 +222,38 @@ func (c *conn) Read(b []byte) (int, error) {
 	if n = c.guard.pass(b[:n]); n == 0 {
 		return 0, c.guard.wrong
 	}
-	if c.sharing && c.guard.between() {
-		c.from.bodies.complete(c)
+	if c.guard.between() {
+		c.busy()
+		if c.sharing {
+			c.from.bodies.complete(c)
+		}
 	}
 	return n, err
 }
 
-// refuse answers 503, since there are most connections already. It waits for
-// the request first: clients do not expect an answer before they have sent one.
-func (c *conn) refuse(most int64) {
+// busy records that c's requests are complete, and are being handled.
+func (c *conn) busy() {
+	if since := c.waitingSince.Load(); since != evicted {
+		c.waitingSince.CompareAndSwap(since, 0)
+	}
+}
+
+// end returns from the last Read of a connection that was evicted.
+func (c *conn) end() (int, error) {
+	c.guard.wrong = faultEvicted
+	return 0, faultEvicted
+}
+
+// refuse answers why there is no place for c. It waits for the request first:
+// clients do not expect an answer before they have sent one.
+func (c *conn) refuse(p *Problem) {
+	defer c.from.refusing.Add(-1)
 	c.linger.Store(true)
 	defer c.Close()
 	if c.SetDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
 	_, _ = c.Conn.Read(make([]byte, 512)) // the beginning is enough
-	p := NewProblem(503, fmt.Sprintf("there are %d connections already: retry in a second", most))
 	body := p.JSON()
 	if c.SetDeadline(time.Now().Add(lingerTime)) == nil {
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nRetry-After: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
@@ -178,8 +280,11 @@ func (c *conn) Close() error {
 // leave frees c's place.
 func (c *conn) leave() {
 	c.gone.Do(func() {
-		c.from.open.Add(-1)
+		c.from.mu.Lock()
+		delete(c.from.open, c)
+		c.from.mu.Unlock()
 		c.from.total.Add(-1)
+		c.client.disconnect()
 	})
 }
 

@@ -24,6 +24,8 @@ type Server struct {
 	bodies *bodies
 	http   *fasthttp.Server
 
+	clients *clients
+
 	connections atomic.Int64 // open ones, at all listening sockets
 
 	draining atomic.Bool // set once, under mu
@@ -34,6 +36,7 @@ type Server struct {
 // New returns a server of app. It serves nothing until Serve.
 func New(app App) *Server {
 	s := &Server{app: app, routes: newRoutes(&app), gate: NewGate(app.Pages), bodies: newBodies(app.MaxBodies, app.LargestBody)}
+	s.clients = newClients(&app)
 	s.http = &fasthttp.Server{
 		Handler:        s.Handle,
 		ErrorHandler:   s.refuse,
@@ -69,7 +72,7 @@ func New(app App) *Server {
 func (s *Server) Serve(ln net.Listener) error {
 	ln = &listener{
 		Listener: ln, log: s.app.Log, most: int64(s.app.MaxConnections),
-		maxHeader: s.app.MaxHeader, total: &s.connections, bodies: s.bodies,
+		maxHeader: s.app.MaxHeader, total: &s.connections, bodies: s.bodies, clients: s.clients, open: make(map[*conn]struct{}),
 	}
 	s.mu.Lock()
 	draining := s.draining.Load()
@@ -135,6 +138,11 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx) *Problem {
 	noStore(ctx)
 	if p := s.gate.Admit(ctx); p != nil {
 		return p
+	}
+	if !isHealth(string(rawPath(ctx.Request.Header.RequestURI()))) {
+		if p := s.clients.allow(s.Client(ctx), ctx.Time()); p != nil {
+			return p
+		}
 	}
 	if string(ctx.Request.Header.RequestURI()) == "*" { // the guard lets only OPTIONS do so
 		ctx.SetStatusCode(fasthttp.StatusNoContent)
@@ -208,7 +216,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 // last answers a request that was not read completely. The connection closes
 // after the client has had time to read the answer.
 func (s *Server) last(ctx *fasthttp.RequestCtx, p *Problem) {
-	if c, ok := ctx.Conn().(*conn); ok {
+	if c, ok := ctx.Conn().(*conn); ok && c.waitingSince.Load() != evicted {
 		c.linger.Store(true)
 	}
 	p.answer(ctx)

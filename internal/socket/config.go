@@ -16,6 +16,11 @@ type Config struct {
 	// process's descriptors allow.
 	MaxListeners int
 
+	// AddressListeners is how many of them may be at one client address; more
+	// are answered 429. Default 1000: as many browsers as an office has behind
+	// one address, and a hundredth of all.
+	AddressListeners int
+
 	// PingInterval is how often the server pings each listener. It closes one
 	// that has not answered by the next ping. Default 30 s, below the minute
 	// after which many proxies drop a quiet connection.
@@ -53,6 +58,7 @@ func DefaultConfig() Config {
 	return Config{
 		Config:           front.DefaultConfig(),
 		MaxListeners:     100_000,
+		AddressListeners: 1000,
 		PingInterval:     30 * time.Second,
 		WriteTimeout:     30 * time.Second,
 		HandshakeTimeout: 10 * time.Second,
@@ -67,6 +73,8 @@ func (c *Config) Settings() []setting.Setting {
 	limits := setting.In("limits",
 		setting.Count("max-listeners", "listeners", "maximum number of `LISTENERS` at once", &c.MaxListeners, 1, 0).
 			With("More are answered 503. The unit's `LimitNOFILE` (131072) and `MemoryMax` must allow for them."),
+		setting.Count("address-listeners", "listeners", "maximum number of `LISTENERS` of a client address at once", &c.AddressListeners, 1, 0).
+			With("More are answered 429, and requests that wait for one result count, too. An IPv6 address counts as its /64."),
 		setting.Count("max-resuming", "listeners", "maximum number of `LISTENERS` that resume from the broker at once", &c.MaxResuming, 1, 0),
 		setting.Count("max-handshakes", "connections", "maximum number of `CONNECTIONS` to each listening address that do not listen yet", &c.MaxHandshakes, 1, 1<<20).
 			With("More are answered 503. Each takes up to `max-header` bytes of memory while its request arrives."),

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/feed"
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
@@ -19,6 +20,7 @@ type listener struct {
 	index int      // in the shard's list
 
 	permit *token.Permit // nil without tokens
+	client *front.Client // nil without limits
 
 	dialect dialect
 	log     *feed.Log

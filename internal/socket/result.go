@@ -40,6 +40,11 @@ func (s *Server) result(ctx *fasthttp.RequestCtx) *front.Problem {
 		}
 	}
 	if wait > 0 {
+		client := s.front.Client(ctx)
+		if p := client.Listen(); p != nil {
+			return p
+		}
+		defer client.Leave()
 		defer s.waiting.Add(-1)
 		if s.waiting.Add(1) > maxWaiting {
 			return front.NewProblem(fasthttp.StatusServiceUnavailable,

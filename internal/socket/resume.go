@@ -61,8 +61,7 @@ func (s *Server) resume(l *listener, what wanted, after wire.Mark) {
 	case errors.Is(err, errWrite), errors.Is(err, errLeft):
 		l.conn.Close()
 		l.conn = nil
-		s.listeners.Add(-1)
-		s.counts.left(l)
+		s.left(l)
 	case errors.Is(err, errTold):
 		l.leaving, l.dismissed = true, true // its last words are in control
 		s.counts.closes[gapClose].Add(1)

@@ -90,25 +90,22 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 			{Path: wire.ResultPath, Methods: []string{fasthttp.MethodGet}, Scope: token.Listen, Handle: s.result},
 			{Path: wire.TicketPath, Methods: []string{fasthttp.MethodPost}, Scope: token.Listen, Queues: queuesOf, Handle: ticket},
 		},
-		Elsewhere:      "listen at " + wire.ListenPath,
-		Ready:          source.Ready,
-		TooLarge:       "a request to listen has no body",
-		MaxConnections: cfg.MaxHandshakes, // listeners have their own limit, and do not count
-		ReadTimeout:    cfg.HandshakeTimeout,
-		WriteTimeout:   cfg.HandshakeTimeout,
-		IdleTimeout:    cfg.HandshakeTimeout,
-		Frugal:         true,
-		Log:            log,
+		Elsewhere:        "listen at " + wire.ListenPath,
+		Ready:            source.Ready,
+		TooLarge:         "a request to listen has no body",
+		AddressListeners: cfg.AddressListeners,
+		MaxConnections:   cfg.MaxHandshakes, // listeners have their own limit, and do not count
+		ReadTimeout:      cfg.HandshakeTimeout,
+		WriteTimeout:     cfg.HandshakeTimeout,
+		IdleTimeout:      cfg.HandshakeTimeout,
+		Frugal:           true,
+		Log:              log,
 	})
-	onDrop := func(l *listener) {
-		s.listeners.Add(-1)
-		s.counts.left(l)
-	}
-	s.hub = newHub(cfg, onDrop)
+	s.hub = newHub(cfg, s.left)
 	s.running.Go(s.hub.run)
 	f.OnAppend(s.hub.wake)
 	for range runtime.GOMAXPROCS(0) {
-		shard, err := newShard(cfg, log, s.counts, onDrop)
+		shard, err := newShard(cfg, log, s.counts, s.left)
 		if err != nil {
 			s.err = fmt.Errorf("start the listeners' poll: %w", err)
 			break
@@ -118,6 +115,13 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 		f.OnAppend(shard.wake)
 	}
 	return s
+}
+
+// left uncounts a listener that is gone.
+func (s *Server) left(l *listener) {
+	s.listeners.Add(-1)
+	s.counts.left(l)
+	l.client.Leave()
 }
 
 // Serve answers requests on ln until Shutdown, then returns nil. Call it once
@@ -188,6 +192,7 @@ type wanted struct {
 	filter *feed.Filter // nil for everything
 	after  *wire.Mark   // the mark after which it resumes, nil for new results only
 	permit *token.Permit
+	client *front.Client
 }
 
 // listen lets a client listen, or returns the problem with its request.
@@ -209,8 +214,13 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
 	if err != nil {
 		return front.NewProblem(fasthttp.StatusBadRequest, err.Error())
 	}
-	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
-		full := front.NewProblem(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected already, which is the maximum: try another site, or later", s.cfg.MaxListeners))
+	what := wanted{format, filter, after, front.PermitOf(ctx), s.front.Client(ctx)}
+	if events {
+		what.format = feed.Events
+	} else if p := checkHandshake(&ctx.Request.Header); p != nil {
+		return p
+	}
+	if full := s.full(what.client); full != nil {
 		if !events {
 			return full
 		}
@@ -222,9 +232,22 @@ func (s *Server) listen(ctx *fasthttp.RequestCtx) *front.Problem {
 		return nil
 	}
 	if events {
-		return s.listenEvents(ctx, wanted{feed.Events, filter, after, front.PermitOf(ctx)})
+		return s.listenEvents(ctx, what)
 	}
-	return s.listenWebsocket(ctx, wanted{format, filter, after, front.PermitOf(ctx)})
+	s.listenWebsocket(ctx, what)
+	return nil
+}
+
+// full returns why a client may not have another listener, or nil.
+func (s *Server) full(client *front.Client) *front.Problem {
+	if s.listeners.Load() >= int64(s.cfg.MaxListeners) {
+		return front.NewProblem(fasthttp.StatusServiceUnavailable, fmt.Sprintf("%d listeners are connected already, which is the maximum: try another site, or later", s.cfg.MaxListeners))
+	}
+	p := client.Listen()
+	if p == nil {
+		client.Leave() // join counts it, once the connection is taken over
+	}
+	return p
 }
 
 // listenEvents answers with server-sent events.
@@ -241,21 +264,16 @@ func (s *Server) listenEvents(ctx *fasthttp.RequestCtx, what wanted) *front.Prob
 	return nil
 }
 
-// listenWebsocket answers the handshake of a websocket.
-func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, what wanted) *front.Problem {
-	h := &ctx.Request.Header
-	if p := checkHandshake(h); p != nil {
-		return p
-	}
+// listenWebsocket answers the handshake of a websocket, which is complete.
+func (s *Server) listenWebsocket(ctx *fasthttp.RequestCtx, what wanted) {
 	ctx.SetStatusCode(fasthttp.StatusSwitchingProtocols)
 	ctx.Response.Header.Set("Upgrade", "websocket")
 	ctx.Response.Header.Set("Connection", "Upgrade")
-	ctx.Response.Header.Set("Sec-WebSocket-Accept", acceptKey(h.Peek("Sec-WebSocket-Key")))
+	ctx.Response.Header.Set("Sec-WebSocket-Accept", acceptKey(ctx.Request.Header.Peek("Sec-WebSocket-Key")))
 	front.AgreeOnProtocol(ctx)
 	ctx.Hijack(func(c net.Conn) {
 		s.join(&listener{conn: c, dialect: websocketDialect{}}, what)
 	})
-	return nil
 }
 
 func acceptsEvents(ctx *fasthttp.RequestCtx) bool {
@@ -288,8 +306,12 @@ func (s *Server) join(l *listener, what wanted) {
 	if what.filter != nil {
 		l.view = s.feed.View(what.filter, what.format)
 	}
+	crowded := what.client.Listen()
+	if crowded == nil {
+		l.client = what.client
+	}
 	switch {
-	case s.listeners.Add(1) > int64(s.cfg.MaxListeners):
+	case s.listeners.Add(1) > int64(s.cfg.MaxListeners), crowded != nil:
 		l.dismiss(byeFull)
 	case what.after != nil:
 		s.resume(l, what, *what.after)
