@@ -29,7 +29,7 @@ buildGoModule (finalAttrs: {
   };
 
   # After a change of go.mod or go.sum: nix/check vendor --fix
-  vendorHash = "sha256-/lf3+YFQIsxvTaBOxah9rDgOOSgoz0IsT8kEJiki564=";
+  vendorHash = "sha256-fXGyXCSaEdUj2Fdrh45YuUSmQBU2mUEhJQKpsb9ax4k=";
 
   # The dependencies are fetched when go.sum changes, not with each version.
   goSum = ../go.sum;
