@@ -59,6 +59,12 @@ ok "three API sites, two socket sites and four workers come up"
 through
 ok "texts go from each API site to each socket site"
 
+await 30 $revq status
+for i in api@1 api@2 api@4 socket@3 socket@5 worker@1 worker@2 worker@3 worker@4 worker@shout worker@shout:2; do
+	[ "$(stat -c '%U %G %a' /run/revq/$i.admin)" = "root revq-admin 660" ] || fail "the admin socket of $i: $(stat /run/revq/$i.admin)"
+done
+ok "revq status sees all daemons, and finds that they do well"
+
 ss -Hltn | awk '{print $4}' | sort >$work/listening
 cat $work/listening
 ! grep -Ev '^(127\.0\.0\.1|127\.0\.0\.53|127\.0\.0\.54|\[::1\]):' $work/listening || fail "something listens on other interfaces"

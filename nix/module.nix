@@ -728,7 +728,11 @@ in
 
       environment.systemPackages = [ cfg.package ];
 
-      users.groups = mkIf (handled != { }) { ${handlerGroup} = { }; };
+      # Its members may look at the daemons.
+      users.groups = {
+        revq-admin = { };
+      }
+      // lib.optionalAttrs (handled != { }) { ${handlerGroup} = { }; };
 
       systemd.packages = [
         cfg.package

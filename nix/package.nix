@@ -63,7 +63,7 @@ buildGoModule (finalAttrs: {
     substituteInPlace $units/*.service --replace-quiet /usr/local/bin/ $out/bin/
     # NixOS has /bin/sh, which is not to be relied on, and nothing else in /bin.
     substituteInPlace $units/revq-{api,socket,worker}@.service --replace-fail '/bin/kill -HUP $MAINPID' "${runtimeShell} -c 'kill -HUP \$MAINPID'"
-    substituteInPlace $units/revq-{api,socket}@.service \
+    substituteInPlace $units/revq-{api,socket,worker}@.service \
       --replace-fail /bin/sh ${runtimeShell} \
       --replace-fail 'exec sleep' 'exec ${lib.getExe' coreutils "sleep"}'
 

@@ -74,6 +74,8 @@ func TestBoot(t *testing.T) {
 		{"the sites speak TLS where the host has a certificate", b.tls},
 		{"workers are added and set one by one", b.moreWorkers},
 		{"the status says how a daemon stands", b.status},
+		{"root and the group revq-admin see how all daemons do, and nobody else", b.look},
+		{"what was stopped stays stopped when somebody looks", b.lookOnly},
 		{"the API restarts 20 times and no request fails", b.restartAPI},
 		{"the socket server restarts and nothing is missed", b.restartSocket},
 		{"an upgrade drops nothing", b.upgrade},
@@ -145,7 +147,7 @@ func (b *bootTest) inventory(t *testing.T) string {
 	t.Helper()
 	var lines []string
 	for _, file := range b.Written(t) {
-		if !strings.HasPrefix(file, "/var/lib/rabbitmq/") && !strings.HasPrefix(file, "/var/log/") {
+		if !strings.HasPrefix(file, "/var/lib/rabbitmq/") && !strings.HasPrefix(file, "/var/log/") && !isAccounts(file) {
 			lines = append(lines, file)
 		}
 	}
@@ -153,7 +155,13 @@ func (b *bootTest) inventory(t *testing.T) string {
 		find /run /tmp /var/tmp -iname '*revq*' | sort
 		rabbitmqctl -q list_vhosts; rabbitmqctl -q list_users
 		systemctl list-units --all --plain --no-legend 'revq*'; systemctl list-unit-files --no-legend 'revq*' || :
-		getent passwd; ps -eo comm= | grep revq || :`)
+		getent passwd; cat /etc/group; ps -eo comm= | grep revq || :`)
+}
+
+// isAccounts reports whether a file is one of those of users and groups: making
+// and removing a group writes them anew.
+func isAccounts(file string) bool {
+	return strings.HasPrefix(file, "/etc/group") || strings.HasPrefix(file, "/etc/gshadow") || file == "/etc/.pwd.lock"
 }
 
 func (b *bootTest) install(t *testing.T) {
@@ -278,6 +286,55 @@ func (b *bootTest) status(t *testing.T) {
 		if !strings.HasPrefix(text, "ready") {
 			t.Errorf("%s has the status %q, want ready", unit, text)
 		}
+	}
+}
+
+// lookAs runs revq status as a user who owns nothing, in a group.
+func (b *bootTest) lookAs(t *testing.T, group string) (string, error) {
+	t.Helper()
+	return b.Try(t, "bash", "-c", "setpriv --reuid=65534 --regid=65534 --groups=$(getent group "+group+" | cut -d: -f3) revq status")
+}
+
+func (b *bootTest) look(t *testing.T) {
+	seen := b.Run(t, "revq", "status")
+	t.Log(seen)
+	sockets := []string{"api@1", "api@2", "socket@3", "worker@1", "worker@2"}
+	for _, name := range sockets {
+		if !strings.Contains(seen, "/run/revq/"+name+".admin") {
+			t.Errorf("revq status does not show %s", name)
+		}
+	}
+	if out, err := b.lookAs(t, "revq-admin"); err != nil || !strings.HasPrefix(out, "well: ") {
+		t.Errorf("for a member of the group: %v\n%s", err, out)
+	}
+	out, err := b.lookAs(t, "nogroup")
+	if err == nil || !strings.Contains(out, "permission denied") || strings.Contains(out, "listeners") {
+		t.Errorf("for another user: %v\n%s", err, out)
+	}
+	for _, name := range sockets {
+		if mode := b.Run(t, "stat", "--format=%U %G %a", "/run/revq/"+name+".admin"); mode != "root revq-admin 660" {
+			t.Errorf("the admin socket of %s is %s, want root revq-admin 660", name, mode)
+		}
+	}
+}
+
+func (b *bootTest) lookOnly(t *testing.T) {
+	// A worker whose admin socket alone is there is started by the first look.
+	b.Run(t, "systemctl", "start", "revq-admin-worker@4.socket")
+	if out, err := b.Try(t, "revq", "status"); !strings.Contains(out, "/run/revq/worker@4.admin") {
+		t.Errorf("the worker was not started: %v\n%s", err, out)
+	}
+	await(t, "the worker takes tasks", func() bool { return b.Property(t, "revq-worker@4", "ActiveState") == "active" })
+	b.Run(t, "systemctl", "stop", "revq-worker@4", "revq-api@2")
+	b.Run(t, "revq", "status")
+	for _, unit := range []string{"revq-worker@4.service", "revq-admin-worker@4.socket", "revq-api@2.service"} {
+		if state := b.Property(t, unit, "ActiveState"); state != "inactive" {
+			t.Errorf("%s is %s after a look, want inactive", unit, state)
+		}
+	}
+	b.Run(t, "systemctl", "start", "revq-api@2")
+	if out := b.Run(t, "revq", "status"); !strings.Contains(out, "/run/revq/api@2.admin") || strings.Contains(out, "worker@4") {
+		t.Errorf("after a new start of the API:\n%s", out)
 	}
 }
 

@@ -19,7 +19,8 @@ import (
 var (
 	daemons  = []string{"revq-api@1.service", "revq-socket@3.service", "revq-worker@1.service"}
 	services = append([]string{"revq-setup.service"}, daemons...)
-	others   = []string{"revq.target", "revq.slice", "revq-api@1.socket", "revq-socket@3.socket"}
+	others   = []string{"revq.target", "revq.slice", "revq-api@1.socket", "revq-socket@3.socket",
+		"revq-admin-api@1.socket", "revq-admin-socket@3.socket", "revq-admin-worker@1.socket"}
 )
 
 // maxExposure is the highest exposure level that a service may have, of 10.
