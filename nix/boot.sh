@@ -65,6 +65,10 @@ for i in api@1 api@2 api@4 socket@3 socket@5 worker@1 worker@2 worker@3 worker@4
 done
 ok "revq status sees all daemons, and finds that they do well"
 
+bash -c "exec 3<>/dev/tcp/127.0.0.1/8090; printf 'GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3; cat <&3" >$work/metrics
+[ "$(grep -c '^revq_up{daemon=".*"} 1' $work/metrics)" = 11 ] || fail "metrics of other daemons than those that run: $(grep revq_up $work/metrics)"
+ok "one address has the metrics of all daemons"
+
 ss -Hltn | awk '{print $4}' | sort >$work/listening
 cat $work/listening
 ! grep -Ev '^(127\.0\.0\.1|127\.0\.0\.53|127\.0\.0\.54|\[::1\]):' $work/listening || fail "something listens on other interfaces"

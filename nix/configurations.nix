@@ -40,6 +40,7 @@
             pause = "10ms";
           };
           setup.settings.results-max-age = "7D";
+          metrics.enable = true;
           queues.shout = {
             handler.exec = [
               ./shout.sh
@@ -121,6 +122,20 @@
           };
         };
       };
+
+    # Everything for operators on one host.
+    watched = {
+      services.prometheus.enable = true;
+      services.grafana.enable = true;
+      services.grafana.settings.security.secret_key = "$__file{/run/secrets/grafana}";
+      services.revq = {
+        enable = true;
+        rabbitmq.enable = true;
+        metrics.enable = true;
+        metrics.prometheus.enable = true;
+        metrics.grafana.enable = true;
+      };
+    };
 
     # TLS at the sites.
     tls = {

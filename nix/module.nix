@@ -169,7 +169,8 @@ let
     ++ map (name: "revq-handler-${name}.socket") (lib.attrNames handled)
     ++ lib.optionals cfg.setup.enable (
       map (name: "revq-setup@${name}.service") (lib.attrNames cfg.queues)
-    );
+    )
+    ++ lib.optional cfg.metrics.enable "revq-metrics.socket";
 
   hasTLS = cfg.tls.certFile != null && cfg.tls.keyFile != null;
 
@@ -347,6 +348,13 @@ let
     // lib.listToAttrs (
       queueUnits
       ++ lib.optional (cfg.setup.enable && cfg.queues != { }) (service "setup" "revq-setup@")
+    )
+    // lib.optionalAttrs cfg.metrics.enable (
+      lib.listToAttrs [
+        (dropIn "revq-metrics.socket" {
+          Socket.ListenStream = [ "" ] ++ cfg.metrics.listenAddresses;
+        })
+      ]
     )
     // lib.optionalAttrs (cfg.listenAddresses != [ ]) (
       lib.listToAttrs (
@@ -605,6 +613,27 @@ in
       );
     };
 
+    metrics = {
+      enable = mkEnableOption ''
+        one address at which Prometheus finds the metrics of all of revq's daemons on this host
+        ([internal/admin/README.md](../internal/admin/README.md)). Everyone who reaches it may read them'';
+      listenAddresses = mkOption {
+        type = types.nonEmptyListOf types.str;
+        default = [ "127.0.0.1:8090" ];
+        example = [ "192.0.2.17:8090" ];
+        description = ''
+          Addresses, each with a port. The firewall is not opened. A change takes effect with
+          `systemctl restart revq-metrics.socket`.
+        '';
+      };
+      prometheus.enable = mkEnableOption ''
+        the scraping of these metrics, and revq's alerts, in the Prometheus of this host ({option}`services.prometheus`).
+        For one on another host, the alerts are in {file}`share/revq/alerts.yml` of the package'';
+      grafana.enable = mkEnableOption ''
+        revq's dashboard in the Grafana of this host ({option}`services.grafana`). It is
+        {file}`share/revq/dashboards/revq.json` of the package'';
+    };
+
     setup = {
       enable = mkOption {
         type = types.bool;
@@ -713,6 +742,14 @@ in
             message = "services.revq.tls.keyFile would put the private key into the Nix store, which everyone can read: give the place where the file is on the host, in quotes.";
           }
           {
+            assertion = cfg.metrics.prometheus.enable -> cfg.metrics.enable && config.services.prometheus.enable;
+            message = "services.revq.metrics.prometheus.enable needs services.revq.metrics.enable and services.prometheus.enable on this host.";
+          }
+          {
+            assertion = cfg.metrics.grafana.enable -> config.services.grafana.enable;
+            message = "services.revq.metrics.grafana.enable needs services.grafana.enable on this host.";
+          }
+          {
             assertion = cfg.rabbitmq.enable -> urlFiles == { };
             message = "services.revq: rabbitmq.enable is for a broker on this host, and ${lib.concatStringsSep ", " (lib.attrNames urlFiles)} for one elsewhere: leave one of them out.";
           }
@@ -759,7 +796,7 @@ in
         script = ''
           wanted=' ${lib.concatStringsSep " " instances} '
           systemctl list-units --plain --no-legend 'revq-api@*.socket' 'revq-socket@*.socket' 'revq-worker@*.service' \
-            'revq-setup@*.service' 'revq-handler-*.socket' |
+            'revq-setup@*.service' 'revq-handler-*.socket' 'revq-metrics.socket' |
             while read -r unit _; do
               case "$wanted/$unit" in
               *" $unit "*/*) ;;
@@ -774,6 +811,27 @@ in
         map port (cfg.api.sites ++ cfg.socket.sites)
       );
     }
+
+    (mkIf cfg.metrics.prometheus.enable {
+      services.prometheus = {
+        ruleFiles = [ "${cfg.package}/share/revq/alerts.yml" ];
+        scrapeConfigs = [
+          {
+            job_name = "revq";
+            static_configs = [ { targets = [ (lib.head cfg.metrics.listenAddresses) ]; } ];
+          }
+        ];
+      };
+    })
+
+    (mkIf cfg.metrics.grafana.enable {
+      services.grafana.provision.dashboards.settings.providers = [
+        {
+          name = "revq";
+          options.path = "${cfg.package}/share/revq/dashboards";
+        }
+      ];
+    })
 
     (mkIf cfg.rabbitmq.enable {
       services.rabbitmq = {

@@ -72,6 +72,9 @@ buildGoModule (finalAttrs: {
       exit 1
     fi
 
+    install -D -m 444 -t $out/share/revq systemd/monitoring/alerts.yml
+    install -D -m 444 systemd/monitoring/dashboard.json $out/share/revq/dashboards/revq.json
+
     # Makes revq's users at a RabbitMQ: install broker
     install -D -m 555 -t $out/libexec/revq systemd/install
   ''

@@ -28,10 +28,10 @@ func root(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Reader:                stdin,
 		Writer:                stdout,
 		ErrWriter:             stderr,
-		Commands:              []*cli.Command{up(), send(), listen(), dead(), statusCommand(), setup(), handle(), tokens(), settings(), benchmark(), manual(), help()},
+		Commands:              []*cli.Command{up(), send(), listen(), dead(), statusCommand(), metrics(), setup(), handle(), tokens(), settings(), benchmark(), manual(), help()},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
-				return command.Usagef("there is no command %q: use up, send, listen, dead, status, setup, handle, token, settings, bench or man", cmd.Args().First())
+				return command.Usagef("there is no command %q: use up, send, listen, dead, status, metrics, setup, handle, token, settings, bench or man", cmd.Args().First())
 			}
 			return cli.ShowRootCommandHelp(cmd)
 		},

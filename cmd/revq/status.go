@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"text/tabwriter"
@@ -77,12 +75,7 @@ EXAMPLES:
 // units and revq up have them, for their status, all at once.
 func readDaemons(ctx context.Context, sockets []string) []status.Daemon {
 	if len(sockets) == 0 {
-		for _, pattern := range []string{"/run/revq/*.admin", filepath.Join(os.TempDir(), "revq-up-*", "*.admin")} {
-			found, err := filepath.Glob(pattern)
-			if err == nil { // it is not an error of this pattern
-				sockets = append(sockets, found...)
-			}
-		}
+		sockets, _ = admin.Find(admin.DefaultSockets()) // the patterns are right
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()

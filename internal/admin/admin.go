@@ -116,7 +116,8 @@ func CheckSocket(address net.Addr) error {
 	return nil
 }
 
-// A Server answers the requests at an admin socket.
+// A Server answers the requests of operators, at an admin socket or for those of
+// a host.
 type Server struct {
 	http http.Server
 }
@@ -143,8 +144,12 @@ func NewServer(log *slog.Logger, status func() Status, metrics Metrics) *Server 
 	mux.HandleFunc("GET "+ProfilesPath+"profile", pprof.Profile)
 	mux.HandleFunc("GET "+ProfilesPath+"trace", pprof.Trace)
 	mux.HandleFunc("POST "+ProfilesPath+"symbol", pprof.Symbol)
+	return newServer(log, mux)
+}
+
+func newServer(log *slog.Logger, handler http.Handler) *Server {
 	return &Server{http.Server{
-		Handler:           limit(mux),
+		Handler:           limit(handler),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, WriteTimeout: writeTimeout,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -172,5 +177,5 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
-	return fmt.Errorf("serve the admin socket: %w", err)
+	return fmt.Errorf("serve operators at %s: %w", ln.Addr(), err)
 }

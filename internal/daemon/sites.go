@@ -188,6 +188,17 @@ func handedOver(name string, listens bool) (h handover, err error) {
 	return h, nil
 }
 
+// Inherited returns the listening sockets that systemd passes to the program
+// called name, if any. Every error is one of a unit's settings.
+func Inherited(name string) ([]net.Listener, error) {
+	h, err := handedOver(name, true)
+	if err == nil && h.admin != nil {
+		h.close()
+		err = command.Usagef("systemd handed over the socket %q, but %s has no admin socket: give its .socket unit FileDescriptorName=%s", admin.SocketName, name, name)
+	}
+	return h.sites, err
+}
+
 // checkListening returns an error unless f is a listening socket.
 func checkListening(f *os.File) error {
 	raw, err := f.SyscallConn()

@@ -55,6 +55,10 @@ func TestMetrics(t *testing.T) {
 		lint(t, program, page)
 		readMetrics(t, all, program, page)
 	}
+	// What all daemons show, revq metrics shows again; only one is its own.
+	gathered := get(t, gather(t, filepath.Join(dir, "*")), admin.MetricsPath).body
+	lint(t, "revq metrics", gathered)
+	readMetrics(t, all, "revq-metrics", strings.Join(regexp.MustCompile(`(?m)^.*\brevq_up\b.*$`).FindAllString(gathered, -1), "\n"))
 	var table strings.Builder
 	table.WriteString("| metric | type | labels | of revq- | what it says |\n|---|---|---|---|---|\n")
 	for _, name := range slices.Sorted(maps.Keys(all)) {

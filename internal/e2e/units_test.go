@@ -18,9 +18,9 @@ import (
 // template.
 var (
 	daemons  = []string{"revq-api@1.service", "revq-socket@3.service", "revq-worker@1.service"}
-	services = append([]string{"revq-setup.service"}, daemons...)
+	services = append([]string{"revq-setup.service", "revq-metrics.service"}, daemons...)
 	others   = []string{"revq.target", "revq.slice", "revq-api@1.socket", "revq-socket@3.socket",
-		"revq-admin-api@1.socket", "revq-admin-socket@3.socket", "revq-admin-worker@1.socket"}
+		"revq-admin-api@1.socket", "revq-admin-socket@3.socket", "revq-admin-worker@1.socket", "revq-metrics.socket"}
 )
 
 // maxExposure is the highest exposure level that a service may have, of 10.
@@ -41,7 +41,7 @@ func TestUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	programs := filepath.Dir(daemontest.Binary(t, "revq-api")) + "/"
-	for _, unit := range []string{"revq-api@.service", "revq-socket@.service", "revq-worker@.service", "revq-setup.service"} {
+	for _, unit := range []string{"revq-api@.service", "revq-socket@.service", "revq-worker@.service", "revq-setup.service", "revq-metrics.service"} {
 		file := filepath.Join(dir, unit)
 		text, err := os.ReadFile(file)
 		if err != nil {
