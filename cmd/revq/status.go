@@ -25,6 +25,11 @@ const (
 	// for the broker for up to a second itself.
 	statusPatience = 2500 * time.Millisecond
 
+	// startPatience is how long a daemon may take to connect to the broker, and
+	// startEvery how often it is asked meanwhile.
+	startPatience = 1500 * time.Millisecond
+	startEvery    = 100 * time.Millisecond
+
 	// watchEvery is the pause between two looks of --watch.
 	watchEvery = 2 * time.Second
 )
@@ -61,9 +66,7 @@ EXAMPLES:
 				if !watch {
 					return command.Exit(int(verdict.Level))
 				}
-				select {
-				case <-time.After(watchEvery):
-				case <-ctx.Done():
+				if !sleep(ctx, watchEvery) {
 					return command.Exit(int(verdict.Level))
 				}
 			}
@@ -86,6 +89,9 @@ func readDaemons(ctx context.Context, sockets []string) []status.Daemon {
 			daemons[i].Socket = socket
 			var err error
 			daemons[i].Status, err = admin.Read(ctx, socket)
+			for err == nil && starts(daemons[i].Status) && sleep(ctx, startEvery) {
+				daemons[i].Status, err = admin.Read(ctx, socket)
+			}
 			switch {
 			case errors.Is(err, context.DeadlineExceeded):
 				daemons[i].Error = fmt.Sprintf("nothing came within %v", statusPatience)
@@ -96,6 +102,22 @@ func readDaemons(ctx context.Context, sockets []string) []status.Daemon {
 	}
 	asking.Wait()
 	return daemons
+}
+
+// starts reports whether a daemon has begun so recently that it is no news that it
+// has no broker yet: looking at a site may have started it.
+func starts(s admin.Status) bool {
+	return s.State == admin.Waiting && time.Since(s.Started) < startPatience
+}
+
+// sleep reports whether ctx lasts for d.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func printStatus(out io.Writer, v status.Verdict, daemons []status.Daemon, asJSON, watch bool) error {
