@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -100,66 +101,13 @@ EXAMPLES:
 				}
 				l.After = &mark
 			}
-			stdout, stderr := cmd.Root().Writer, cmd.Root().ErrWriter
-			write := func(m client.Message) error {
-				line := how.text(stdout, m.Text)
-				if json {
-					line = how.json(stdout, m.Raw)
-				}
-				_, err := fmt.Fprintln(stdout, line)
-				return err
-			}
-			greeted, received := false, 0
-			var without error // why the only task has no result
-			l.Greeted = func(m client.Message) error {
-				if greeted {
-					note(stderr, "reconnected")
-					return nil
-				}
-				greeted = true
-				return write(m)
-			}
-			l.Received = func(m client.Message) error {
-				switch m.Type {
-				case wire.TypeGap:
-					note(stderr, "results are missing here: %s", m.Text)
-				case wire.TypeLost, wire.TypeFailed:
-					reason := noResult(m)
-					if l.ID != "" && m.ID == l.ID {
-						without = reason
-					} else {
-						note(stderr, "%v", reason)
-					}
-				}
-				if m.Type != wire.TypeResult && !json {
-					return nil
-				}
-				if err := write(m); err != nil {
-					return err
-				}
-				if m.Type == wire.TypeResult {
-					received++
-				}
-				if received == count && count > 0 {
-					return errEnough
-				}
-				return nil
-			}
-			l.Lost = func(reason error, wait time.Duration) {
-				what := "connection lost"
-				switch {
-				case !greeted:
-					what = "not connected to " + l.URL()
-				case l.After == nil:
-					what = "connection lost, results may be missed"
-				}
-				note(stderr, "%s: %v; retrying in %v", what, reason, wait.Round(time.Millisecond))
-			}
-			ctx, cancel := untilHangUp(ctx, stdout)
+			p := &listening{l: &l, how: how, json: json, count: count, stdout: cmd.Root().Writer, stderr: cmd.Root().ErrWriter}
+			l.Greeted, l.Received, l.Lost = p.greet, p.receive, p.lost
+			ctx, cancel := untilHangUp(ctx, p.stdout)
 			defer cancel()
 			switch err := l.Run(ctx); {
 			case err == nil:
-				return without
+				return p.without
 			case errors.Is(err, errEnough) || ctx.Err() != nil:
 				return nil
 			case errors.Is(err, client.ErrBadURL):
@@ -169,6 +117,75 @@ EXAMPLES:
 			}
 		},
 	}
+}
+
+// A listening prints what a listener receives.
+type listening struct {
+	l              *client.Listener
+	how            printing
+	json           bool
+	count          int // of results after which it ends; 0 for no end
+	stdout, stderr io.Writer
+
+	greeted  bool
+	received int   // results
+	without  error // why the only task has no result
+}
+
+func (p *listening) write(m client.Message) error {
+	line := p.how.text(p.stdout, m.Text)
+	if p.json {
+		line = p.how.json(p.stdout, m.Raw)
+	}
+	_, err := fmt.Fprintln(p.stdout, line)
+	return err
+}
+
+func (p *listening) greet(m client.Message) error {
+	if p.greeted {
+		note(p.stderr, "reconnected")
+		return nil
+	}
+	p.greeted = true
+	return p.write(m)
+}
+
+func (p *listening) receive(m client.Message) error {
+	switch m.Type {
+	case wire.TypeGap:
+		note(p.stderr, "results are missing here: %s", m.Text)
+	case wire.TypeLost, wire.TypeFailed:
+		reason := noResult(m)
+		if p.l.ID != "" && m.ID == p.l.ID {
+			p.without = reason
+		} else {
+			note(p.stderr, "%v", reason)
+		}
+	}
+	if m.Type != wire.TypeResult && !p.json {
+		return nil
+	}
+	if err := p.write(m); err != nil {
+		return err
+	}
+	if m.Type == wire.TypeResult {
+		p.received++
+	}
+	if p.received == p.count && p.count > 0 {
+		return errEnough
+	}
+	return nil
+}
+
+func (p *listening) lost(reason error, wait time.Duration) {
+	what := "connection lost"
+	switch {
+	case !p.greeted:
+		what = "not connected to " + p.l.URL()
+	case p.l.After == nil:
+		what = "connection lost, results may be missed"
+	}
+	note(p.stderr, "%s: %v; retrying in %v", what, reason, wait.Round(time.Millisecond))
 }
 
 // noResult returns why a task has no result, as a message of the type lost or
