@@ -87,7 +87,7 @@ $`).FindStringSubmatch(stderr)
 			if len(before) != lines {
 				t.Errorf("%d texts are queued, want %d", len(before), lines)
 			}
-			if most := 100; !passed && again > 0 || again > most {
+			if limit := 100; !passed && again > 0 || again > limit {
 				t.Errorf("%d texts were queued twice", again)
 			}
 		})

@@ -137,17 +137,17 @@ func TestBatchLargerThanMaxInFlight(t *testing.T) {
 	t.Parallel()
 	const places, lines = 3, 50
 	var s *site
-	most := 0
+	highest := 0
 	s = setup(t, &broker{publish: func(task.Task) <-chan error {
-		most = max(most, s.InFlight())
+		highest = max(highest, s.InFlight())
 		return decided(nil)
 	}}, func(c *Config) { c.MaxInFlight = places })
 	r := s.do(t, "POST", wire.QueuePath, strings.Repeat("{\"text\":\"a\"}\n", lines), "Content-Type", typeNDJSON)
 	if r.StatusCode != http.StatusAccepted || strings.Count(r.body, "202") < lines {
 		t.Errorf("%d %s", r.StatusCode, r.body)
 	}
-	if most != places {
-		t.Errorf("at most %d were in flight, want %d", most, places)
+	if highest != places {
+		t.Errorf("at most %d were in flight, want %d", highest, places)
 	}
 }
 

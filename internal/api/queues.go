@@ -85,9 +85,9 @@ func (q *queues) missing(name string) *front.Problem {
 	q.remove(name)
 	detail := fmt.Sprintf("there is no queue %s: make it with `revq setup --queue %s`", name, name)
 	if names := q.names.Load(); names != nil && len(*names) > 0 {
-		const most = 10
+		const maxNames = 10
 		all := slices.Sorted(maps.Keys(*names))
-		detail += "; this server has sent tasks to " + strings.Join(all[:min(len(all), most)], ", ")
+		detail += "; this server has sent tasks to " + strings.Join(all[:min(len(all), maxNames)], ", ")
 	}
 	return front.NewProblem(fasthttp.StatusNotFound, detail)
 }

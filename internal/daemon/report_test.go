@@ -213,8 +213,8 @@ func TestStatusIsNotSentTooOften(t *testing.T) {
 			lines++
 		}
 	}
-	if most := int(time.Since(began)/time.Second) + 2; lines > most { // the first one, and that it stops
-		t.Errorf("%d status lines in %v, want %d at most", lines, time.Since(began), most)
+	if limit := int(time.Since(began)/time.Second) + 2; lines > limit { // the first one, and that it stops
+		t.Errorf("%d status lines in %v, want %d at most", lines, time.Since(began), limit)
 	}
 }
 

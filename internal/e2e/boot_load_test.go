@@ -211,9 +211,9 @@ func (e *ear) check(t *testing.T, ids []string) {
 
 // some returns the first lines of many.
 func some(lines []string) string {
-	const most = 5
-	if len(lines) > most {
-		return strings.Join(lines[:most], "\n") + fmt.Sprintf("\nand %d more", len(lines)-most)
+	const maxLines = 5
+	if len(lines) > maxLines {
+		return strings.Join(lines[:maxLines], "\n") + fmt.Sprintf("\nand %d more", len(lines)-maxLines)
 	}
 	return strings.Join(lines, "\n")
 }

@@ -47,7 +47,7 @@ var faults = []struct {
 }
 
 // A span is the minimum and maximum of how long something lasts.
-type span struct{ least, most time.Duration }
+type span struct{ shortest, longest time.Duration }
 
 var (
 	aMoment         = span{50 * time.Millisecond, time.Second}
@@ -55,7 +55,7 @@ var (
 )
 
 // last waits for a time within the span.
-func (r *trial) last(s span) { r.moment(s.least, s.most) }
+func (r *trial) last(s span) { r.moment(s.shortest, s.longest) }
 
 func (r *trial) any(units []*unit) *unit { return units[r.random.IntN(len(units))] }
 

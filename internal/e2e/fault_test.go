@@ -24,9 +24,9 @@ var (
 )
 
 const (
-	faultTime   = 10 * time.Minute // of the long form, in which
-	faultsLeast = 100              // and
-	tasksLeast  = 100_000          // are expected
+	faultTime = 10 * time.Minute // of the long form, in which
+	minFaults = 100              // and
+	minTasks  = 100_000          // are expected
 
 	// faultTasks is the maximum length of the queue, which is soon full.
 	faultTasks = 1000
@@ -67,8 +67,8 @@ func TestFaults(t *testing.T) {
 	r.settle()
 	r.judge()
 	t.Log(r.summary(seed, time.Since(began)))
-	if *faultLong && (r.inflicted() < faultsLeast || len(r.posters.accepted) < tasksLeast) {
-		t.Errorf("%d faults and %d tasks accepted; want %d and %d at least", r.inflicted(), len(r.posters.accepted), faultsLeast, tasksLeast)
+	if *faultLong && (r.inflicted() < minFaults || len(r.posters.accepted) < minTasks) {
+		t.Errorf("%d faults and %d tasks accepted; want %d and %d at least", r.inflicted(), len(r.posters.accepted), minFaults, minTasks)
 	}
 }
 
@@ -163,8 +163,8 @@ func (r *trial) note(format string, args ...any) {
 
 // moment waits for a random time: the test is about when faults happen and how
 // long they last.
-func (r *trial) moment(least, most time.Duration) {
-	<-time.After(least + time.Duration(r.random.Int64N(int64(most-least))))
+func (r *trial) moment(shortest, longest time.Duration) {
+	<-time.After(shortest + time.Duration(r.random.Int64N(int64(longest-shortest))))
 }
 
 // settle waits until everything is up and every result has arrived.

@@ -17,19 +17,19 @@ import (
 // A full queue refuses more tasks, and keeps what it has.
 func TestQueueFull(t *testing.T) {
 	t.Parallel()
-	const most = 100
+	const limit = 100
 	s := prepare(t, rabbittest.Node(t))
-	s.revq(t, "setup", "--max-tasks", strconv.Itoa(most))
+	s.revq(t, "setup", "--max-tasks", strconv.Itoa(limit))
 	s.startFronts(t)
 	s.awaitReadyz(t, http.StatusOK)
 	l := s.listen(t, "json")
 	var accepted []string
-	for i, id := range names("task", most+10) {
+	for i, id := range names("task", limit+10) {
 		a := post(t, s.apiSites[i%2], "application/json", submission(id, "abcdef"))
 		switch {
 		case a.status == http.StatusAccepted:
 			accepted = append(accepted, id)
-		case i < most:
+		case i < limit:
 			t.Errorf("text %d: %d %s", i+1, a.status, a.body)
 		default:
 			if err := checkRefused(a, http.StatusServiceUnavailable); err != nil {
@@ -40,9 +40,9 @@ func TestQueueFull(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d of a limit of %d are accepted", len(accepted), most)
-	if len(accepted) != most {
-		t.Errorf("%d are accepted, want %d", len(accepted), most)
+	t.Logf("%d of a limit of %d are accepted", len(accepted), limit)
+	if len(accepted) != limit {
+		t.Errorf("%d are accepted, want %d", len(accepted), limit)
 	}
 	if n := rabbittest.QueueLength(t, s.node, s.url, "revq.tasks"); n != len(accepted) {
 		t.Errorf("%d tasks wait, want the %d accepted", n, len(accepted))
@@ -103,12 +103,12 @@ func checkRefused(a answer, status int) error {
 // end make room.
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
-	const most = 3
+	const limit = 3
 	s := prepare(t, rabbittest.Node(t))
-	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-connections", strconv.Itoa(most))
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-connections", strconv.Itoa(limit))
 	s.api.WaitReady(t)
 	var open []net.Conn
-	for range most {
+	for range limit {
 		c, err := net.Dial("tcp", s.apiSites[0])
 		if err != nil {
 			t.Fatal(err)

@@ -51,7 +51,7 @@ func TestListenerCutOffAtRandom(t *testing.T) {
 	t.Logf("seed %d: again with -cut.seed %d", seed, seed)
 	s := prepare(t, rabbittest.Node(t))
 	s.revq(t, "setup")
-	c := &cutter{random: rand.New(rand.NewPCG(seed, 0)), most: cuts}
+	c := &cutter{random: rand.New(rand.NewPCG(seed, 0)), maxCuts: cuts}
 	var urls []string
 	for range 2 {
 		ln, site := daemontest.Listen(t)
@@ -182,7 +182,7 @@ func streamed(t *testing.T, reader *rabbit.Reader, n int) (results []wire.Messag
 // A cutter cuts connections off after a random number of bytes that servers
 // have sent, until it has done so often enough.
 type cutter struct {
-	most int // cuts
+	maxCuts int
 
 	mu          sync.Mutex
 	random      *rand.Rand
@@ -214,7 +214,7 @@ func (c *cutter) quota() (bytes int64, reset bool) {
 	c.connections++
 	reset = c.random.IntN(2) == 0
 	switch {
-	case c.cuts == c.most:
+	case c.cuts == c.maxCuts:
 		return math.MaxInt64, false
 	case c.random.IntN(6) == 0:
 		return c.random.Int64N(handshakeBytes), reset

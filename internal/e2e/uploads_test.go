@@ -75,32 +75,32 @@ func TestStalledUploads(t *testing.T) {
 			_, _ = c.Write(rest) // fails for those that are refused
 		})
 	}
-	var most int64
+	var highest int64
 	for i := range 50 {
 		if a := post(t, s.apiSites[i%2], "text/plain", "abcdef"); a.status != http.StatusAccepted {
 			t.Errorf("a text was answered %d %s", a.status, a.body)
 		}
-		most = max(most, residentBytes(t, s.api))
+		highest = max(highest, residentBytes(t, s.api))
 	}
 	sending.Wait()
 	// A whole batch has room as soon as those that bring nothing give way.
 	took := await(t, "a batch is accepted", func() bool {
 		a := post(t, s.apiSites[0], "application/x-ndjson", string(whole))
-		most = max(most, residentBytes(t, s.api))
+		highest = max(highest, residentBytes(t, s.api))
 		if a.status != http.StatusAccepted && a.status != http.StatusServiceUnavailable {
 			t.Errorf("a batch was answered %d %.200s", a.status, a.body)
 		}
 		return a.status == http.StatusAccepted
 	})
-	t.Logf("from %d to %d MB; a batch was accepted after %v", before/1e6, most/1e6, took)
+	t.Logf("from %d to %d MB; a batch was accepted after %v", before/1e6, highest/1e6, took)
 	if took > 5*time.Second {
 		t.Errorf("a batch was accepted after %v", took)
 	}
 	if daemontest.Race() {
 		return
 	}
-	if limit := before + 4*bound; most > limit {
-		t.Errorf("%d uploads take %d MB, want %d at most", stalled, most/1e6, limit/1e6)
+	if limit := before + 4*bound; highest > limit {
+		t.Errorf("%d uploads take %d MB, want %d at most", stalled, highest/1e6, limit/1e6)
 	}
 	hangUp()
 	await(t, "memory is given back", func() bool { return residentBytes(t, s.api) < before+bound })

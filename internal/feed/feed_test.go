@@ -258,8 +258,8 @@ func TestFind(t *testing.T) {
 	for i := range 10_000 { // short texts take far less room as such than in JSON
 		f.Append(int64(100+i), task.Result{ID: fmt.Sprint("short", i), Text: "x"})
 	}
-	if n, most := len(f.records), 4*segmentBytes/len(`{"type":"result","offset":100,"id":"short0","text":"x"}`); n > most {
-		t.Errorf("%d records of short texts are kept, want %d at most", n, most)
+	if n, limit := len(f.records), 4*segmentBytes/len(`{"type":"result","offset":100,"id":"short0","text":"x"}`); n > limit {
+		t.Errorf("%d records of short texts are kept, want %d at most", n, limit)
 	}
 	if _, verdict := New(DefaultConfig()).Find(Text, wire.Mark{Offset: -1}); verdict != Older {
 		t.Errorf("an empty feed says %v to the beginning, want Older: the stream may know more", verdict)

@@ -32,8 +32,8 @@ func TestLogGivesEveryFrameInOrder(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("what was read is not what was appended")
 	}
-	if most := len(want)/segmentBytes + 3; reads > most {
-		t.Errorf("took %d reads for %d bytes, want at most %d", reads, len(want), most)
+	if limit := len(want)/segmentBytes + 3; reads > limit {
+		t.Errorf("took %d reads for %d bytes, want at most %d", reads, len(want), limit)
 	}
 	if frames, err := l.Read(l.End()); len(frames) != 0 || err != nil {
 		t.Errorf("Read at the end = %d bytes, %v", len(frames), err)

@@ -35,7 +35,7 @@ var faultSlow = &fault{fasthttp.StatusRequestTimeout, fmt.Sprintf(
 // memory for a whole body or chunk when it begins. As long as there is room, it
 // refuses no body and ends no slow one.
 type bodies struct {
-	most    int64 // maximum of sum
+	maxSum  int64
 	largest int64 // maximum size of a body; fasthttp refuses a larger one
 	crowded *fault
 
@@ -55,15 +55,15 @@ type share struct {
 
 // newBodies returns nil, for no bound, if most is 0. The bound has always room
 // for one body of the maximum size.
-func newBodies(most, largest int64) *bodies {
-	if most == 0 {
+func newBodies(maxSum, largest int64) *bodies {
+	if maxSum == 0 {
 		return nil
 	}
-	most = max(most, largest)
+	maxSum = max(maxSum, largest)
 	return &bodies{
-		most: most, largest: largest, receiving: make(map[*conn]struct{}),
+		maxSum: maxSum, largest: largest, receiving: make(map[*conn]struct{}),
 		crowded: &fault{fasthttp.StatusServiceUnavailable, fmt.Sprintf(
-			"other requests use the %d bytes that all bodies may have together: retry in a second", most)},
+			"other requests use the %d bytes that all bodies may have together: retry in a second", maxSum)},
 	}
 }
 
@@ -85,7 +85,7 @@ func (b *bodies) announce(c *conn, total int64) *fault {
 		return faultSlow
 	}
 	now := time.Now()
-	if over := b.sum + total - s.bytes - b.most; over > 0 && !b.makeRoom(c, over, now) {
+	if over := b.sum + total - s.bytes - b.maxSum; over > 0 && !b.makeRoom(c, over, now) {
 		return b.crowded
 	}
 	b.add(s, total-s.bytes)

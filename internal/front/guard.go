@@ -336,12 +336,12 @@ func (g *guard) field(line []byte) *fault {
 }
 
 func (g *guard) contentLength(value []byte) *fault {
-	const mostDigits = 18 // in an int64
+	const maxDigits = 18 // in an int64
 	if g.length {
 		return faultLengths
 	}
 	g.length = true
-	if len(value) == 0 || len(value) > mostDigits {
+	if len(value) == 0 || len(value) > maxDigits {
 		return faultLength
 	}
 	for _, c := range value {
@@ -394,8 +394,8 @@ func (g *guard) expect(total int64) *fault {
 	return g.announce(total)
 }
 
-// mostHexDigits is how many fit into an int64.
-const mostHexDigits = 15
+// maxHexDigits is how many fit into an int64.
+const maxHexDigits = 15
 
 // hexDigits returns the number of hexadecimal digits at the beginning of b.
 func hexDigits(b []byte) int {
@@ -410,7 +410,7 @@ func hexDigits(b []byte) int {
 // chunk.
 func isChunkLine(b []byte) bool {
 	n := hexDigits(b)
-	return 0 < n && n <= mostHexDigits && len(b) <= maxChunkLine &&
+	return 0 < n && n <= maxHexDigits && len(b) <= maxChunkLine &&
 		(n == len(b) || bytes.IndexByte([]byte("; \t\r"), b[n]) >= 0)
 }
 

@@ -46,16 +46,16 @@ const (
 // fasthttp does.
 type listener struct {
 	net.Listener
-	log       *slog.Logger
-	most      int64         // maximum number of connections
-	maxHeader int           // bytes of each request's head
-	bodies    *bodies       // nil without a limit
-	refusing  atomic.Int64  // connections that are being refused
-	total     *atomic.Int64 // open connections at all listening sockets of a server, with those
-	clients   *clients
-	warned    time.Time // when a shortage was last logged; only Accept uses it
-	close     sync.Once
-	err       error // of close
+	log            *slog.Logger
+	maxConnections int64
+	maxHeader      int           // bytes of each request's head
+	bodies         *bodies       // nil without a limit
+	refusing       atomic.Int64  // connections that are being refused
+	total          *atomic.Int64 // open connections at all listening sockets of a server, with those
+	clients        *clients
+	warned         time.Time // when a shortage was last logged; only Accept uses it
+	close          sync.Once
+	err            error // of close
 
 	mu   sync.Mutex
 	open map[*conn]struct{} // without those that are being refused
@@ -103,7 +103,7 @@ func (l *listener) admit(c *conn) bool {
 	if why != nil {
 		c.client = nil // which does not count it
 	} else if !l.enter(c) {
-		why = NewProblem(503, fmt.Sprintf("there are %d connections already: retry in a second", l.most))
+		why = NewProblem(503, fmt.Sprintf("there are %d connections already: retry in a second", l.maxConnections))
 	}
 	switch {
 	case why == nil:
@@ -125,7 +125,7 @@ func (l *listener) enter(c *conn) bool {
 	c.waitingSince.Store(now.UnixNano())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if int64(len(l.open)) >= l.most && !l.makeRoom(now) {
+	if int64(len(l.open)) >= l.maxConnections && !l.makeRoom(now) {
 		return false
 	}
 	l.open[c] = struct{}{}

@@ -71,7 +71,7 @@ func New(app App) *Server {
 // for each listening socket. It takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error {
 	ln = &listener{
-		Listener: ln, log: s.app.Log, most: int64(s.app.MaxConnections),
+		Listener: ln, log: s.app.Log, maxConnections: int64(s.app.MaxConnections),
 		maxHeader: s.app.MaxHeader, total: &s.connections, bodies: s.bodies, clients: s.clients, open: make(map[*conn]struct{}),
 	}
 	s.mu.Lock()

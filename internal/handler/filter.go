@@ -80,7 +80,7 @@ func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
 		"REVQ_LAST_ATTEMPT="+oneIf(j.last),
 		"REVQ_DEADLINE="+strconv.FormatInt(j.deadline.Unix(), 10),
 	)
-	out, said := &output{most: f.cfg.MaxOutput, full: make(chan struct{})}, &voice{to: f.stderr, id: j.id}
+	out, said := &output{maxBytes: f.cfg.MaxOutput, full: make(chan struct{})}, &voice{to: f.stderr, id: j.id}
 	// All three are copied at the same time: a program may write before it has
 	// read its input, or never read it.
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(j.text), out, said
@@ -145,16 +145,16 @@ func oneIf(b bool) string {
 
 // An output keeps what a process writes, up to a limit.
 type output struct {
-	most int
-	text strings.Builder
-	full chan struct{} // is closed when the limit is exceeded
-	over bool
+	maxBytes int
+	text     strings.Builder
+	full     chan struct{} // is closed when the limit is exceeded
+	over     bool
 }
 
 func (o *output) Write(b []byte) (int, error) {
 	switch {
 	case o.over: // the process is being killed
-	case o.text.Len()+len(b) > o.most:
+	case o.text.Len()+len(b) > o.maxBytes:
 		o.over = true
 		close(o.full)
 	default:

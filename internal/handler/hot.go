@@ -90,8 +90,8 @@ func (h hot) leave(entered bool) {
 func (h hot) took(d time.Duration) {
 	w := h.window
 	for {
-		least := w.quickest.Load()
-		if least != 0 && least <= int64(d) || w.quickest.CompareAndSwap(least, int64(max(d, 1))) {
+		quickest := w.quickest.Load()
+		if quickest != 0 && quickest <= int64(d) || w.quickest.CompareAndSwap(quickest, int64(max(d, 1))) {
 			break
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 // use has n tasks, each of which takes d, enter at once. It returns how many
 // worked at the same time, and how long all took.
-func use(h hot, n int, d time.Duration) (most int, took time.Duration) {
+func use(h hot, n int, d time.Duration) (highest int, took time.Duration) {
 	var mu sync.Mutex
 	var running sync.WaitGroup
 	began, now := time.Now(), 0
@@ -19,7 +19,7 @@ func use(h hot, n int, d time.Duration) (most int, took time.Duration) {
 			defer h.leave(h.enter(context.Background()))
 			mu.Lock()
 			now++
-			most = max(most, now)
+			highest = max(highest, now)
 			mu.Unlock()
 			time.Sleep(d)
 			h.took(d)
@@ -29,7 +29,7 @@ func use(h hot, n int, d time.Duration) (most int, took time.Duration) {
 		})
 	}
 	running.Wait()
-	return most, time.Since(began)
+	return highest, time.Since(began)
 }
 
 func TestHot(t *testing.T) {
@@ -39,11 +39,11 @@ func TestHot(t *testing.T) {
 		h := newHot(2)
 		// Each step follows the one before.
 		for _, step := range []struct {
-			name string
-			n    int
-			each time.Duration
-			most int           // at once
-			took time.Duration // at most
+			name    string
+			n       int
+			each    time.Duration
+			highest int           // at once
+			took    time.Duration // at most
 		}{
 			{"quick from the beginning", 64, quick, 2, 32 * quick},
 			{"slow at once", 64, slow, 64, hotPatience + slow},
@@ -51,8 +51,8 @@ func TestHot(t *testing.T) {
 			{"quick after slow ones", 64, quick, 64, quick},
 			{"quick", 64, quick, 2, 32 * quick},
 		} {
-			if most, took := use(h, step.n, step.each); most != step.most || took > step.took {
-				t.Errorf("%s: %d at once in %v, want %d in %v", step.name, most, took, step.most, step.took)
+			if highest, took := use(h, step.n, step.each); highest != step.highest || took > step.took {
+				t.Errorf("%s: %d at once in %v, want %d in %v", step.name, highest, took, step.highest, step.took)
 			}
 			if n := len(h.places); n > 0 {
 				t.Errorf("%s: %d places are still taken", step.name, n)

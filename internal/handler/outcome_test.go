@@ -15,7 +15,7 @@ import (
 
 func TestDecide(t *testing.T) {
 	t.Parallel()
-	const most = 10
+	const maxOutput = 10
 	type test struct {
 		name string
 		e    ending
@@ -24,12 +24,12 @@ func TestDecide(t *testing.T) {
 	}
 	tests := []test{
 		{"done", ending{output: "fedcba"}, worker.Done, ""},
-		{"as long as it may be", ending{output: strings.Repeat("x", most)}, worker.Done, ""},
+		{"as long as it may be", ending{output: strings.Repeat("x", maxOutput)}, worker.Done, ""},
 		{"missing", ending{start: &exec.Error{Name: "x", Err: exec.ErrNotFound}}, worker.Misconfigured, "not found"},
 		{"not executable", ending{start: &fs.PathError{Op: "fork/exec", Path: "x", Err: syscall.EACCES}}, worker.Misconfigured, "permission denied"},
 		{"no program", ending{start: syscall.ENOEXEC}, worker.Misconfigured, "exec format"},
 		{"no result", ending{}, worker.Failed, "empty"},
-		{"too long", ending{output: strings.Repeat("x", most+1)}, worker.Failed, "too long"},
+		{"too long", ending{output: strings.Repeat("x", maxOutput+1)}, worker.Failed, "too long"},
 		{"not UTF-8", ending{output: "\xff"}, worker.Failed, "UTF-8"},
 		{"killed for its output", ending{cut: tooLarge, signal: syscall.SIGKILL}, worker.Failed, "--max-output"},
 		{"killed after its time", ending{cut: tooLong, signal: syscall.SIGKILL}, worker.Failed, "5s"},
@@ -54,7 +54,7 @@ func TestDecide(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := decide(tt.e, limits{timeout: 5 * time.Second, maxOutput: most})
+			got := decide(tt.e, limits{timeout: 5 * time.Second, maxOutput: maxOutput})
 			if tt.want == worker.Done {
 				if got != nil {
 					t.Fatalf("decide() = %v, want a result", got)

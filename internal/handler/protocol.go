@@ -198,14 +198,16 @@ func unmarshal(line []byte, into any) error {
 
 // lines reads lines of a limited length.
 type lines struct {
-	r    *bufio.Reader
-	most int
-	long []byte // a line that is longer than r's buffer
+	r        *bufio.Reader
+	maxBytes int
+	long     []byte // a line that is longer than r's buffer
 }
 
 var errLongLine = errors.New("a line is too long")
 
-func newLines(r io.Reader, most int) *lines { return &lines{r: bufio.NewReader(r), most: most} }
+func newLines(r io.Reader, maxBytes int) *lines {
+	return &lines{r: bufio.NewReader(r), maxBytes: maxBytes}
+}
 
 // next returns the next line, which is valid until the next call. The end of
 // the input in the middle of a line is io.ErrUnexpectedEOF.
@@ -216,7 +218,7 @@ func (l *lines) next() ([]byte, error) {
 	}
 	l.long = append(l.long[:0], line...)
 	for errors.Is(err, bufio.ErrBufferFull) {
-		if len(l.long) > l.most {
+		if len(l.long) > l.maxBytes {
 			return nil, errLongLine
 		}
 		line, err = l.r.ReadSlice('\n')
@@ -225,7 +227,7 @@ func (l *lines) next() ([]byte, error) {
 	switch {
 	case errors.Is(err, io.EOF) && len(l.long) > 0:
 		err = io.ErrUnexpectedEOF
-	case err == nil && len(l.long) > l.most:
+	case err == nil && len(l.long) > l.maxBytes:
 		err = errLongLine
 	}
 	line = l.long

@@ -236,11 +236,11 @@ func dialBare(b *testing.B, addr string, from [4]byte, query string) int {
 
 // slowest returns how many bytes the slowest listener has got.
 func (d *drain) slowest() int64 {
-	least := d.total[0].Load()
+	slowest := d.total[0].Load()
 	for i := range d.total {
-		least = min(least, d.total[i].Load())
+		slowest = min(slowest, d.total[i].Load())
 	}
-	return least
+	return slowest
 }
 
 // BenchmarkLatency appends one result at a time, when all have the one before,

@@ -153,8 +153,8 @@ func (eventsDialect) appendBye(dst []byte, why farewell) []byte {
 // are random, so that browsers that are refused together do not return
 // together.
 const (
-	retryAfterLeast = 2 * time.Second
-	retryAfterMost  = 6 * time.Second
+	minRetryAfter = 2 * time.Second
+	maxRetryAfter = 6 * time.Second
 )
 
 // unavailable returns the event that says why there are no results for now.
@@ -163,7 +163,7 @@ const (
 // server answers 200 for reasons that pass, sends this event, and ends the
 // stream.
 func unavailable(p *front.Problem) []byte {
-	retry := retryAfterLeast + rand.N(retryAfterMost-retryAfterLeast)
+	retry := minRetryAfter + rand.N(maxRetryAfter-minRetryAfter)
 	return fmt.Appendf(nil, "retry: %d\nevent: unavailable\ndata: %s\n\n", retry.Milliseconds(), p.JSON())
 }
 

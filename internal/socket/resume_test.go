@@ -612,7 +612,7 @@ func TestEventsAreToldWhatPasses(t *testing.T) {
 			t.Errorf("header %v", res.Header)
 		}
 		wait := expect(next, "3 listeners are connected")
-		if waits[wait] = true; wait < retryAfterLeast || wait > retryAfterMost {
+		if waits[wait] = true; wait < minRetryAfter || wait > maxRetryAfter {
 			t.Errorf("to come again after %v", wait)
 		}
 	}

@@ -205,10 +205,10 @@ func suiteCases() []inboundCase {
 	}
 	for i := range 9 {
 		size := 64 << (2 * i) // of a fragment
-		most := min(size, 8192)
+		part := min(size, 8192)
 		var fragment, rest []byte
-		for range 4096/most + 1 {
-			fragment = append(fragment, clientFrame(opContinuation, x(most), size)...)
+		for range 4096/part + 1 {
+			fragment = append(fragment, clientFrame(opContinuation, x(part), size)...)
 		}
 		rest = fragment[1:] // the first one says what the message is
 		cases = append(cases,

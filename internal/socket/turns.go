@@ -12,21 +12,21 @@ import (
 )
 
 const (
-	// turnLeast is how long a listener may catch up at least, even if others
+	// minTurn is how long a listener may catch up at least, even if others
 	// wait: long enough for tens of megabytes over a fast network.
-	turnLeast = 5 * time.Second
+	minTurn = 5 * time.Second
 
 	// turnRate is how many bytes a second a listener must take, on average, to
-	// keep its place after turnLeast while another listener waits.
+	// keep its place after minTurn while another listener waits.
 	turnRate = 64 << 10
 
 	// turnLength is how long a fast listener keeps its place while another
 	// listener waits.
 	turnLength = 30 * time.Second
 
-	// turnMost is how long a catch-up may take even if nobody waits, since it
+	// maxTurn is how long a catch-up may take even if nobody waits, since it
 	// occupies a connection to the broker.
-	turnMost = 10 * time.Minute
+	maxTurn = 10 * time.Minute
 
 	// leftTick is how often the server checks whether a listener that catches
 	// up has left. Nothing reads from its connection meanwhile.
@@ -47,8 +47,8 @@ var (
 // place is free, a listener gets the place of one that has had its turn. That
 // one is told to resume again, and continues from its last result.
 type turns struct {
-	most int
-	long longTurn
+	maxTurns int
+	long     longTurn
 
 	mu      sync.Mutex
 	running map[*turn]struct{}
@@ -69,8 +69,8 @@ type turn struct {
 	finished bool
 }
 
-func newTurns(most int) *turns {
-	return &turns{most: most, running: make(map[*turn]struct{}), long: longTurn{place: make(chan struct{}, 1), tick: turnLeast}}
+func newTurns(maxTurns int) *turns {
+	return &turns{maxTurns: maxTurns, running: make(map[*turn]struct{}), long: longTurn{place: make(chan struct{}, 1), tick: minTurn}}
 }
 
 // begin waits for a place. The caller must call finish.
@@ -103,7 +103,7 @@ func (ts *turns) take(ctx context.Context, conn net.Conn) (t, other *turn) {
 	if ctx.Err() != nil { // no turn begins once await was called
 		return nil, nil
 	}
-	if len(ts.running) < ts.most {
+	if len(ts.running) < ts.maxTurns {
 		t = &turn{conn: conn, began: time.Now(), over: make(chan struct{})}
 		t.ctx, t.end = context.WithCancelCause(ctx)
 		ts.running[t] = struct{}{}
@@ -124,7 +124,7 @@ func (ts *turns) take(ctx context.Context, conn net.Conn) (t, other *turn) {
 // isOver reports whether a listener must give its place to one that waits,
 // after it has caught up for the time took and was sent that many bytes.
 func isOver(took time.Duration, sent int64) bool {
-	return took >= turnLength || took >= turnLeast && sent < int64(took.Seconds()*turnRate)
+	return took >= turnLength || took >= minTurn && sent < int64(took.Seconds()*turnRate)
 }
 
 // finish ends the turn and frees its place.
@@ -168,7 +168,7 @@ func (ts *turns) await(ctx context.Context) {
 	}
 }
 
-// watch cuts the turn when its context ends, after turnMost, or when the
+// watch cuts the turn when its context ends, after maxTurn, or when the
 // listener has left.
 func (t *turn) watch() {
 	fd, err := descriptor(below(t.conn))
@@ -183,7 +183,7 @@ func (t *turn) watch() {
 			return
 		case now := <-ticker.C:
 			switch {
-			case now.Sub(t.began) > turnMost:
+			case now.Sub(t.began) > maxTurn:
 				t.cut(errTurnOver)
 			case err == nil && hasLeft(fd):
 				t.cut(errLeft)

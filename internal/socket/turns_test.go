@@ -26,10 +26,10 @@ func TestIsOver(t *testing.T) {
 		want bool
 	}{
 		{0, 0, false},
-		{turnLeast - 1, 0, false},
-		{turnLeast, 0, true},
-		{turnLeast, 5*turnRate - 1, true},
-		{turnLeast, 5 * turnRate, false},
+		{minTurn - 1, 0, false},
+		{minTurn, 0, true},
+		{minTurn, 5*turnRate - 1, true},
+		{minTurn, 5 * turnRate, false},
 		{turnLength - 1, 1 << 40, false},
 		{turnLength, 1 << 40, true},
 	} {
@@ -185,7 +185,7 @@ func TestASlowResumerGivesWay(t *testing.T) {
 	if _, _, err := early.ReadMessage(); !websocket.IsCloseError(err, wire.CloseTryAgain) {
 		t.Errorf("while its turn lasts another one gets %v, want close 1013", err)
 	}
-	s.turns.age(turnLeast)
+	s.turns.age(minTurn)
 	fast := b.listen(t, "?after=0/id0")
 	for i := 1; i < resumable; i++ {
 		if _, _, err := fast.ReadMessage(); err != nil {

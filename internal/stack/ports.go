@@ -39,10 +39,10 @@ func free(port int) error {
 // the moment, at any loopback address. They are below those that Linux gives to
 // outgoing connections (32768 and up).
 func FreePorts(n int) (first int, err error) {
-	const least, most = 10_000, 32_767
+	const minPort, maxPort = 10_000, 32_767
 search:
 	for range 100 {
-		first = least + rand.IntN(most-least-n)
+		first = minPort + rand.IntN(maxPort-minPort-n)
 		for port := first; port < first+n; port++ {
 			if free(port) != nil {
 				continue search
@@ -50,5 +50,5 @@ search:
 		}
 		return first, nil
 	}
-	return 0, fmt.Errorf("no %d free ports in a row were found from %d to %d", n, least, most)
+	return 0, fmt.Errorf("no %d free ports in a row were found from %d to %d", n, minPort, maxPort)
 }

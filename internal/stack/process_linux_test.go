@@ -68,12 +68,12 @@ func watch(t *testing.T, pid int, name string) process {
 }
 
 // await waits for the end, and fails the test if it does not come.
-func (p process) await(t *testing.T, most time.Duration) {
+func (p process) await(t *testing.T, limit time.Duration) {
 	t.Helper()
 	if p.fd < 0 {
 		return
 	}
-	deadline := time.Now().Add(most)
+	deadline := time.Now().Add(limit)
 	for {
 		fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, int(max(0, time.Until(deadline)).Milliseconds()))

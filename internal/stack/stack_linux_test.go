@@ -132,7 +132,7 @@ func (p *program) awaitProcess(name string) {
 // end has the program end by sig, and waits for the end of it and of all that
 // it started. It fails the test if that takes longer than most, or if a
 // process, a file or an open port is left.
-func (p *program) end(sig syscall.Signal, most time.Duration) error {
+func (p *program) end(sig syscall.Signal, limit time.Duration) error {
 	p.t.Helper()
 	var left []process
 	for pid, name := range descendants(p.t, p.cmd.Process.Pid) {
@@ -148,8 +148,8 @@ func (p *program) end(sig syscall.Signal, most time.Duration) error {
 	for _, process := range left {
 		process.await(p.t, 10*time.Second)
 	}
-	if took := time.Since(began); took > most {
-		p.t.Errorf("the end took %v, want at most %v", took, most)
+	if took := time.Since(began); took > limit {
+		p.t.Errorf("the end took %v, want at most %v", took, limit)
 	} else {
 		p.t.Logf("%d processes ended within %v", len(left)+1, took.Round(time.Millisecond))
 	}

@@ -133,7 +133,7 @@ func daemonOf(s admin.Status) (found []finding) {
 	return found
 }
 
-func nearly(is, most int) bool { return float64(is) >= near*float64(most) }
+func nearly(is, limit int) bool { return float64(is) >= near*float64(limit) }
 
 // queuesOf returns which queues are not worked off.
 func queuesOf(daemons []Daemon) (found []finding) {

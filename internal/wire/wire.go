@@ -131,13 +131,13 @@ const MaxDelay = 7 * 24 * time.Hour
 
 // ParseDelay reads a time from a client: seconds, such as 90 or 0.5, or a
 // number and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to most.
-func ParseDelay(text string, most time.Duration) (time.Duration, error) {
+func ParseDelay(text string, limit time.Duration) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil {
 		d, err = time.ParseDuration(text + "s")
 	}
-	if err != nil || d < 0 || d > most {
-		return 0, fmt.Errorf("%.40q is no time from 0 to %v: give seconds, or a number with a unit, such as 90s, 15m, 2h", text, most)
+	if err != nil || d < 0 || d > limit {
+		return 0, fmt.Errorf("%.40q is no time from 0 to %v: give seconds, or a number with a unit, such as 90s, 15m, 2h", text, limit)
 	}
 	return d, nil
 }

@@ -112,7 +112,7 @@ func TestFailures(t *testing.T) {
 
 func TestForeignMessageIsRefused(t *testing.T) {
 	t.Parallel()
-	most := worker.DefaultConfig().MaxText
+	maxText := worker.DefaultConfig().MaxText
 	r := setup(t)
 	h, began := begun(reverse.New(reverse.Config{}))
 	var out *rabbittest.Output
@@ -124,7 +124,7 @@ func TestForeignMessageIsRefused(t *testing.T) {
 		says string
 	}{
 		{"not-a-text", []byte{0xff}, "UTF-8"},
-		{"too-long", bytes.Repeat([]byte("x"), most+1), "1048577 bytes, at most 1048576 are taken (--max-text)"},
+		{"too-long", bytes.Repeat([]byte("x"), maxText+1), "1048577 bytes, at most 1048576 are taken (--max-text)"},
 	} {
 		if err := r.ch.Publish(rabbit.Exchange, "tasks", true, false, amqp.Publishing{MessageId: tc.id, Body: tc.body}); err != nil {
 			t.Fatal(err)
@@ -143,9 +143,9 @@ func TestForeignMessageIsRefused(t *testing.T) {
 	if len(began) > 0 {
 		t.Error("the handler was called")
 	}
-	longest := task.Task{ID: "longest", Text: strings.Repeat("x", most)}
+	longest := task.Task{ID: "longest", Text: strings.Repeat("x", maxText)}
 	r.publish(longest)
-	if got := receive(t, "result", r.results); got.ID != longest.ID || len(got.Text) != most {
+	if got := receive(t, "result", r.results); got.ID != longest.ID || len(got.Text) != maxText {
 		t.Errorf("the result of %s has %d bytes", got.ID, len(got.Text))
 	}
 }

@@ -67,9 +67,9 @@ func (c *Config) Settings() []setting.Setting {
 // is left for publishing the result to a slow or unavailable broker, and
 // because the broker checks only from time to time.
 func (c *Config) Check(longest time.Duration, flag string) error {
-	if most := c.ConsumerTimeout / 2; longest > most {
+	if limit := c.ConsumerTimeout / 2; longest > limit {
 		return fmt.Errorf("a task may take %v, too close to the broker's consumer timeout of %v: lower %s to %v or less, or raise consumer_timeout at the broker and --consumer-timeout here",
-			longest, c.ConsumerTimeout, flag, most)
+			longest, c.ConsumerTimeout, flag, limit)
 	}
 	return nil
 }

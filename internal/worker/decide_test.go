@@ -121,12 +121,12 @@ func TestRetryWait(t *testing.T) {
 	t.Parallel()
 	var sum time.Duration
 	for failed := int64(1); failed <= 100; failed++ {
-		least := min(time.Second<<min(failed-1, 30), retryMax)
+		base := min(time.Second<<min(failed-1, 30), retryMax)
 		for _, jitter := range []float64{0, 0.3, 0.7, 0.9999, 1, rand.Float64()} {
 			got := retryWait(failed, jitter)
 			// 10 min are 2 x 256 s and 64 s, and not more.
-			if got < min(least, 576*time.Second) || got > min(least*3/2, retryMax) {
-				t.Errorf("after %d failures and with the jitter %v: %v, want about %v", failed, jitter, got, least)
+			if got < min(base, 576*time.Second) || got > min(base*3/2, retryMax) {
+				t.Errorf("after %d failures and with the jitter %v: %v, want about %v", failed, jitter, got, base)
 			}
 			if n := hops(got); n > maxLegs {
 				t.Errorf("a wait of %v goes through %d queues", got, n)

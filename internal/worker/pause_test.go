@@ -76,16 +76,16 @@ func TestPauserBounds(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	var p pauser
-	for i, most := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
-		most *= time.Second
+	for i, limit := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
+		limit *= time.Second
 		round, _, ok := p.admit(now)
 		if !ok {
 			t.Fatalf("pause %d does not end", i)
 		}
 		jitter := float64(i%2) * 0.999
 		p.ended(round, Misconfigured, true, errors.New("why"), now, jitter)
-		if wait := p.until.Sub(now); wait < most/2 || wait > most {
-			t.Errorf("pause %d takes %v, want %v to %v", i, wait, most/2, most)
+		if wait := p.until.Sub(now); wait < limit/2 || wait > limit {
+			t.Errorf("pause %d takes %v, want %v to %v", i, wait, limit/2, limit)
 		}
 		// What began before says nothing about how it is now.
 		p.ended(round, Done, true, nil, now, 0)

@@ -336,8 +336,8 @@ func TestOutage(t *testing.T) {
 				b.mu.Lock()
 				t.Logf("%d attempts of %d tasks in the outage, at most %d of one counted", attempts, n, b.worst)
 				b.mu.Unlock()
-				if most := 100 + 2*tt.concurrency; attempts > most {
-					t.Errorf("%d attempts in the outage, want %d at most", attempts, most)
+				if limit := 100 + 2*tt.concurrency; attempts > limit {
+					t.Errorf("%d attempts in the outage, want %d at most", attempts, limit)
 				}
 				mu.Unlock()
 				time.Sleep(time.Until(began.Add(outage + m)))
