@@ -53,7 +53,7 @@ type share struct {
 	evicted bool
 }
 
-// newBodies returns nil, for no bound, if most is 0. The bound has always room
+// newBodies returns nil, for no bound, if maxSum is 0. The bound has always room
 // for one body of the maximum size.
 func newBodies(maxSum, largest int64) *bodies {
 	if maxSum == 0 {

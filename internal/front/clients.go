@@ -260,11 +260,11 @@ func (c *Client) rested(now time.Time) bool {
 }
 
 // add adds n, 1 or -1, to one of c's counts. It returns false, and does not add
-// 1, if that would be more than most.
-func (c *Client) add(count *int, n, most int) bool {
+// 1, if that would be more than limit.
+func (c *Client) add(count *int, n, limit int) bool {
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
-	if n > 0 && *count+n > most {
+	if n > 0 && *count+n > limit {
 		return false
 	}
 	*count += n

@@ -205,15 +205,15 @@ func TestTrustedProxy(t *testing.T) {
 // while make room for those who send one.
 func TestSlowOnesMakeRoom(t *testing.T) {
 	t.Parallel()
-	const most = 4
+	const limit = 4
 	for name, at := range map[string]string{
-		"api":    limitedAPI(t, func(c *api.Config) { c.MaxConnections = most }),
-		"socket": limitedSocket(t, func(c *socket.Config) { c.MaxHandshakes = most }),
+		"api":    limitedAPI(t, func(c *api.Config) { c.MaxConnections = limit }),
+		"socket": limitedSocket(t, func(c *socket.Config) { c.MaxHandshakes = limit }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var slow []*caller
-			for i := range most {
+			for i := range limit {
 				c := call(t, client, at)
 				if i > 0 { // one sends nothing
 					if _, err := io.WriteString(c, get+"X-Slow: a"); err != nil {
@@ -222,7 +222,7 @@ func TestSlowOnesMakeRoom(t *testing.T) {
 				}
 				slow = append(slow, c)
 			}
-			call(t, other, at).want(t, get+"\r\n", 503, fmt.Sprintf("there are %d connections already", most))
+			call(t, other, at).want(t, get+"\r\n", 503, fmt.Sprintf("there are %d connections already", limit))
 			var late *caller
 			await(t, "there is room for another", func() bool {
 				late = call(t, other, at)
@@ -238,8 +238,8 @@ func TestSlowOnesMakeRoom(t *testing.T) {
 					ended++
 				}
 			}
-			if ended == 0 || ended == most {
-				t.Errorf("%d of %d slow connections have ended", ended, most)
+			if ended == 0 || ended == limit {
+				t.Errorf("%d of %d slow connections have ended", ended, limit)
 			}
 			late.want(t, get+"\r\n", 200, "")
 		})
