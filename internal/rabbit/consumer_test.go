@@ -325,11 +325,7 @@ func TestConsumerSurvives(t *testing.T) {
 		kept  bool
 	}{
 		"closed connection": {func(r *rig) { r.cut("test consumer") }, "CONNECTION_FORCED - closed by a test", true},
-		"deleted queue": {func(r *rig) {
-			if _, err := r.ch.QueueDelete(TasksQueue, false, false, false); err != nil {
-				r.t.Fatal(err)
-			}
-		}, "the broker cancelled the consumer", false},
+		"deleted queue":     {func(r *rig) { r.remove(TasksQueue) }, "the broker cancelled the consumer", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -171,8 +171,8 @@ func TestUnroutableIsRepaired(t *testing.T) {
 	for name, remove := range map[string]func(*rig) error{
 		"unbound": func(r *rig) error { return r.ch.QueueUnbind(TasksQueue, tasksKey, Exchange, nil) },
 		"deleted": func(r *rig) error {
-			_, err := r.ch.QueueDelete(TasksQueue, false, false, false)
-			return err
+			r.remove(TasksQueue)
+			return nil
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -161,7 +161,18 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 	if err == nil {
 		err = errEnded
 	}
+	err = advise(err)
 	l.setState(err) // before the session is closed, which may take a while
+	return err
+}
+
+// advise adds to an error of the broker what to do, if the broker's words do
+// not say it.
+func advise(err error) error {
+	var e *amqp.Error
+	if errors.As(err, &e) && e.Code == amqp.InternalError {
+		return fmt.Errorf("%w: RabbitMQ itself has failed; its log says why; if this lasts, restart RabbitMQ", err)
+	}
 	return err
 }
 

@@ -35,7 +35,7 @@ func Setup(ctx context.Context, cfg Config) (created []string, err error) {
 	if isRefused(err) {
 		err = fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
-	return created, err
+	return created, advise(err)
 }
 
 // ErrForbidden means that the user lacks a permission.

@@ -82,6 +82,7 @@ func (r *rig) remove(object string) {
 	if slices.Contains([]string{Exchange, MarksExchange, WaitExchange, DueExchange, OrphanExchange}, object) {
 		err = r.ch.ExchangeDelete(object, false, false)
 	} else {
+		rabbittest.Settle(r.t, r.node)
 		_, err = r.ch.QueueDelete(object, false, false, false)
 	}
 	if err != nil {
@@ -153,9 +154,7 @@ func TestSetupTwice(t *testing.T) {
 		}
 		r.exists()
 		if want == nil {
-			if _, err := r.ch.QueueDelete(TasksQueue, false, false, false); err != nil {
-				t.Fatal(err)
-			}
+			r.remove(TasksQueue)
 		}
 	}
 }
@@ -429,4 +428,24 @@ func TestMissingAndNotAllowed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A node that can dead-letter no more answers INTERNAL_ERROR, which helps
+// nobody. The errors of revq say what does, and it does. See rabbittest.Settle.
+func TestBrokerThatCannotDeadLetter(t *testing.T) {
+	t.Parallel()
+	r := setupOn(t, rabbittest.StartNode(t))
+	rabbittest.EndDeadLettering(t, r.node)
+	const advice = "if this lasts, restart RabbitMQ"
+	if _, err := Setup(t.Context(), r.cfg); err == nil || !strings.Contains(err.Error(), advice) {
+		t.Errorf("Setup: %v, want %q", err, advice)
+	}
+	r.consume(NewConsumer(r.cfg, 1, r.log))
+	r.out.Says(t, advice)
+
+	rabbittest.Restart(t, r.node)
+	rabbittest.Eventually(t, "set up", func() error {
+		_, err := Setup(t.Context(), r.cfg)
+		return err
+	})
 }

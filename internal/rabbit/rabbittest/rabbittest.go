@@ -144,21 +144,49 @@ func URL(t testing.TB) string {
 
 var vhosts atomic.Int64
 
-// NewVhost is URL for a given node.
+// NewVhost is URL for a given node. On a test's own node, the virtual host ends
+// with the node.
 func NewVhost(t testing.TB, n *node.Node) string {
 	t.Helper()
 	vhost := fmt.Sprintf("test-%d", vhosts.Add(1))
 	eval(t, n, `ok = rabbit_vhost:add(%[1]s, %[2]s),
 		ok = rabbit_auth_backend_internal:set_permissions(%[2]s, %[1]s, <<".*">>, <<".*">>, <<".*">>, %[2]s)`,
 		binary(vhost), binary(n.User()))
+	if n != shared.node { // ends with the test
+		return n.VhostURL(vhost)
+	}
 	t.Cleanup(func() {
-		select {
-		case <-n.Done(): // the test has ended the node
-		default:
-			eval(t, n, `rabbit_vhost:delete(%s, %s)`, binary(vhost), binary(n.User()))
+		Settle(t, n)
+		eval(t, n, `rabbit_vhost:delete(%s, %s)`, binary(vhost), binary(n.User()))
+		if eval(t, n, `whereis(rabbit_fifo_dlx_sup)`) == "undefined" {
+			t.Errorf("the broker can dead-letter no more, and tests that follow will fail with INTERNAL_ERROR: see rabbittest.Settle")
 		}
 	})
 	return n.VhostURL(vhost)
+}
+
+// Settle waits until the node's processes that dead-letter at least once, one
+// for each such queue, have started. A test calls it before it deletes a queue
+// that may be new.
+//
+// If a queue is deleted while its process starts, that process fails, and so
+// does the one that replaces it. RabbitMQ allows one failure in 5 s (module
+// rabbit_fifo_dlx_sup, issue 16652 of rabbitmq-server). After the second, the
+// node dead-letters nothing, and answers INTERNAL_ERROR to whoever declares or
+// uses such a queue, until it is restarted.
+func Settle(t testing.TB, n *node.Node) {
+	t.Helper()
+	// A process that starts answers when it has started. One that has ended
+	// meanwhile does not answer at all.
+	eval(t, n, `[catch sys:get_state(Pid, 20000) || Sup <- [whereis(rabbit_fifo_dlx_sup)], is_pid(Sup),
+		{_, Pid, _, _} <- supervisor:which_children(Sup)], ok`)
+}
+
+// EndDeadLettering ends what supervises the node's at-least-once
+// dead-lettering, as RabbitMQ does after two failures: see [Settle].
+func EndDeadLettering(t testing.TB, n *node.Node) {
+	t.Helper()
+	eval(t, n, `supervisor:terminate_child(rabbit_sup, rabbit_fifo_dlx_sup)`)
 }
 
 // User creates a user with the given permissions in the virtual host of url,
