@@ -134,7 +134,7 @@ func (b *batch) answerOldest() {
 		err = l.outcome.err
 	}
 	if err != nil {
-		l.problem = b.s.unqueued(task.Task{ID: l.id, Queue: b.queue}, err)
+		l.problem = b.s.unqueued(task.Task{ID: l.id, Queue: b.queue}, front.PermitOf(b.ctx), err)
 	} else if l.problem == nil {
 		b.s.known.add(b.queue)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -39,9 +40,10 @@ func (s *Server) busy() *front.Problem {
 
 // unqueued is the problem of a task that is not known to be queued. Only without
 // its queue it is known not to be, and the problem does not have its id then.
-func (s *Server) unqueued(t task.Task, err error) *front.Problem {
+// permit is that of the sender.
+func (s *Server) unqueued(t task.Task, permit *token.Permit, err error) *front.Problem {
 	if errors.Is(err, task.ErrNoQueue) {
-		return s.known.missing(t.Queue).With(wire.TaskIDHeader, t.ID)
+		return s.known.missing(t.Queue, permit).With(wire.TaskIDHeader, t.ID)
 	}
 	p := front.NewProblem(fasthttp.StatusServiceUnavailable, err.Error()+": send the text again with this id").
 		With(wire.TaskIDHeader, t.ID)

@@ -11,6 +11,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -80,14 +81,21 @@ func (q *queues) remove(name string) {
 	}
 }
 
-// missing returns the problem of a task for a queue that does not exist.
-func (q *queues) missing(name string) *front.Problem {
+// missing returns the problem of a task for a queue that does not exist. It
+// names others, those that permit covers.
+func (q *queues) missing(name string, permit *token.Permit) *front.Problem {
 	q.remove(name)
 	detail := fmt.Sprintf("there is no queue %s: make it with `revq setup --queue %s`", name, name)
-	if names := q.names.Load(); names != nil && len(*names) > 0 {
+	var others []string
+	if names := q.names.Load(); names != nil {
+		others = slices.Sorted(maps.Keys(*names))
+	}
+	if permit != nil {
+		others = slices.DeleteFunc(others, func(other string) bool { return !permit.Queues.Covers(token.Queues{other}) })
+	}
+	if len(others) > 0 {
 		const maxNames = 10
-		all := slices.Sorted(maps.Keys(*names))
-		detail += "; this server has sent tasks to " + strings.Join(all[:min(len(all), maxNames)], ", ")
+		detail += "; this server has sent tasks to " + strings.Join(others[:min(len(others), maxNames)], ", ")
 	}
 	return front.NewProblem(fasthttp.StatusNotFound, detail)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/task"
+	"github.com/revq/revq/internal/token"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -90,8 +91,20 @@ func TestForgottenQueue(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		q.add(name)
 	}
-	if got := q.missing("a").Detail; !strings.HasSuffix(got, "sent tasks to b") {
+	if got := q.missing("a", nil).Detail; !strings.HasSuffix(got, "sent tasks to b") {
 		t.Error(got)
+	}
+	for _, tc := range []struct {
+		permit *token.Permit
+		other  bool
+	}{
+		{&token.Permit{}, true},
+		{&token.Permit{Grant: token.Grant{Queues: token.Queues{"a", "b"}}}, true},
+		{&token.Permit{Grant: token.Grant{Queues: token.Queues{"a"}}}, false},
+	} {
+		if got := q.missing("a", tc.permit).Detail; strings.Contains(got, "sent tasks to b") != tc.other {
+			t.Errorf("with a token for %s: %s", tc.permit.Queues, got)
+		}
 	}
 	for i := range 2 * maxKnown {
 		q.add(fmt.Sprint("q", i))

@@ -154,7 +154,7 @@ func (s *Server) queueOne(ctx *fasthttp.RequestCtx, media media) *front.Problem 
 	}
 	defer s.release(1)
 	if err := <-s.pub.PublishTask(t); err != nil {
-		return s.unqueued(t, err)
+		return s.unqueued(t, front.PermitOf(ctx), err)
 	}
 	s.known.add(t.Queue)
 	answerAccepted(ctx, t.ID)

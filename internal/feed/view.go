@@ -11,8 +11,9 @@ import (
 // queues, about one task, or both. Gaps pass every filter, and so does a lost
 // result whose task or queue is not known: it may be one that is wanted.
 type Filter struct {
-	queues []digest
-	id     digest
+	queues  []digest
+	id      digest
+	private bool
 }
 
 // NewFilter returns a filter for the tasks of some queues (all if there is
@@ -25,6 +26,20 @@ func NewFilter(queues []string, id string) *Filter {
 		}
 	}
 	return f
+}
+
+// Private makes f keep from its listener the ids of tasks of other queues, which
+// marks have otherwise. A mark without an id still says where to resume, but not
+// whether the stream is the same.
+func (f *Filter) Private() { f.private = true }
+
+// Hide returns a mark that the listener may see in place of that of a message
+// that is not for it.
+func (f *Filter) Hide(m wire.Mark) wire.Mark {
+	if f.private {
+		m.ID = ""
+	}
+	return m
 }
 
 func (f *Filter) wants(id, queue digest) bool {
@@ -76,7 +91,7 @@ func (v *View) Join() (Position, wire.Mark) {
 		return Pending, wire.Mark{Offset: -1}
 	}
 	v.next = v.feed.end()
-	return v.newest(v.feed.logs[v.format].End(), v.feed.last)
+	return v.newest(v.feed.logs[v.format].End(), v.shown(v.feed.last))
 }
 
 // Live is Log.Live for a listener with a filter.
@@ -88,7 +103,18 @@ func (v *View) Live() (Position, wire.Mark) {
 		return pos, at
 	}
 	v.next = v.feed.live
-	return v.newest(pos, at)
+	return v.newest(pos, v.shown(at))
+}
+
+// shown returns m as the listener may see it: with the id of a mark message, or
+// of a task of its queues.
+func (v *View) shown(m wire.Mark) wire.Mark {
+	if number, _, found := v.feed.search(m.Offset); found {
+		if r := v.feed.at(number); r.class == mark || slices.Contains(v.filter.queues, r.queue) {
+			return m
+		}
+	}
+	return v.filter.Hide(m)
 }
 
 // newest returns where a new listener begins: at the newest message about its
@@ -205,5 +231,5 @@ func (v *View) Mark(pos Position) (at wire.Mark, after Position, ok bool) {
 		return wire.Mark{}, pos, false
 	}
 	v.skipped = false
-	return v.feed.last, run.From, true
+	return v.shown(v.feed.last), run.From, true
 }

@@ -234,14 +234,21 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// frames reads a websocket's frames, after the handshake and the greeting.
+// listen reads a websocket's frames, after the handshake and the greeting.
 func (g *guarded) listen(t *testing.T, query, header string) *bufio.Reader {
+	t.Helper()
+	r := g.handshake(t, query, header)
+	frame(t, r)
+	return r
+}
+
+// handshake reads a websocket's frames, after the handshake.
+func (g *guarded) handshake(t *testing.T, query, header string) *bufio.Reader {
 	t.Helper()
 	c := g.socket.dial(t)
 	send(t, c, "GET /listen_results"+query+" HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+version13+nonce+header+"\r\n", false)
 	r := bufio.NewReader(c)
 	read(t, r).check(t, 101, "")
-	frame(t, r)
 	return r
 }
 
@@ -316,5 +323,34 @@ func TestNoTokens(t *testing.T) {
 		if got := read(t, r); got.StatusCode != 101 || got.Header.Get("Sec-WebSocket-Protocol") != "revq" {
 			t.Errorf("%d, %q", got.StatusCode, got.Header.Get("Sec-WebSocket-Protocol"))
 		}
+	}
+}
+
+// A listener whose token is for some queues sees nothing of the others' tasks:
+// not the id in the mark of its greeting either.
+func TestOtherQueuesAreHidden(t *testing.T) {
+	t.Parallel()
+	all, lines := secrets()
+	g := startGuarded(t, lines...)
+	greeting := func(token, query string) string {
+		_, text := frame(t, g.handshake(t, "?format=json"+query, bearer(token)))
+		return text
+	}
+	g.feed.Append(1, task.Result{ID: "theirs", Text: "one", Queue: "reverse_text"})
+	for _, query := range []string{"", "&queue=thumbs", "&id=mine"} {
+		if got := greeting(all["thumbs"], query); strings.Contains(got, "theirs") || !strings.Contains(got, `"offset":1`) {
+			t.Errorf("%q: %s", query, got)
+		}
+	}
+	if got := greeting(all["listen"], "&queue=thumbs"); !strings.Contains(got, "theirs") {
+		t.Errorf("a token for all queues: %s", got)
+	}
+	g.feed.Append(2, task.Result{ID: "mine", Text: "two", Queue: "thumbs"})
+	if got := greeting(all["thumbs"], ""); !strings.Contains(got, `"id":"mine"`) {
+		t.Errorf("after a task of its own: %s", got)
+	}
+	g.feed.AppendMark(3, "mark")
+	if got := greeting(all["thumbs"], ""); !strings.Contains(got, `"id":"mark"`) {
+		t.Errorf("after a mark: %s", got)
 	}
 }

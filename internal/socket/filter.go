@@ -28,20 +28,25 @@ func parseFilter(args *fasthttp.Args, permit *token.Permit) (*feed.Filter, error
 		queues = permit.Queues
 	}
 	ids := args.PeekMulti(wire.IDParameter)
+	id := ""
 	switch {
 	case len(queues) > maxQueues:
 		return nil, fmt.Errorf("%d queues, at most %d are taken: listen without ?%s= and skip the others", len(queues), maxQueues, wire.QueueParameter)
 	case len(ids) > 1:
 		return nil, fmt.Errorf("%d ids, at most one is taken: listen once for each task", len(ids))
 	case len(ids) == 1:
-		if err := wire.CheckID(string(ids[0])); err != nil {
+		id = string(ids[0])
+		if err := wire.CheckID(id); err != nil {
 			return nil, fmt.Errorf("?%s=: %w", wire.IDParameter, err)
 		}
-		return feed.NewFilter(queues, string(ids[0])), nil
 	case len(queues) == 0:
 		return nil, nil
 	}
-	return feed.NewFilter(queues, ""), nil
+	filter := feed.NewFilter(queues, id)
+	if permit != nil && permit.Queues != nil {
+		filter.Private()
+	}
+	return filter, nil
 }
 
 // nextWanted is next for a listener with a filter and without anything in

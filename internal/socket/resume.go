@@ -155,7 +155,7 @@ func (c *catchUp) run(ctx context.Context, after wire.Mark, verdict feed.Verdict
 // place tells the listener where it stands, if results were left out.
 func (c *catchUp) place() {
 	if c.leftOut > 0 {
-		c.l.control = feed.AppendPlace(c.l.control, c.format, c.at)
+		c.l.control = feed.AppendPlace(c.l.control, c.format, c.filter.Hide(c.at)) // messages are left out only with a filter
 		c.leftOut = 0
 	}
 }
