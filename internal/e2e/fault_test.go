@@ -99,6 +99,9 @@ type trial struct {
 	began  time.Time
 	counts []int // by fault
 
+	broker    rabbittest.Evaluator // a node that tells what is in the queues
+	postPause time.Duration        // how long a poster waits at most between two posts
+
 	apis, sockets, workers []*unit
 	brokerAway             outage
 
@@ -115,6 +118,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 	s.url += fmt.Sprintf("?heartbeat=%d", int(heartbeat.Seconds()))
 	r := &trial{
 		system: s, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(), counts: make([]int, len(faults)),
+		broker: s.node, postPause: faultPostPause,
 	}
 	ctx, cancel := timeout(t)
 	defer cancel()
@@ -126,32 +130,38 @@ func startTrial(t *testing.T, seed uint64) *trial {
 	if err := s.node.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
+	r.startClients(4)
+	return r
+}
+
+// startClients starts the daemons, then listeners, and then posters.
+func (r *trial) startClients(workers int) {
+	r.t.Helper()
 	for range 2 {
 		r.apis = append(r.apis, r.newUnit("revq-api", true))
 		// Both sides soon detect listeners that are gone and servers that hang.
 		r.sockets = append(r.sockets, r.newUnit("revq-socket", true, "--ping-interval", "1s"))
 	}
-	for range 4 {
+	for range workers {
 		r.workers = append(r.workers, r.newUnit("revq-worker", false, "--pause", "0s", "--concurrency", "5"))
 	}
 	for _, u := range r.units() {
 		u.start()
 	}
 	for _, u := range r.units() {
-		u.daemon.WaitReady(t)
+		u.daemon.WaitReady(r.t)
 	}
 	for i := range 4 {
 		r.listeners = append(r.listeners, r.follow(i))
 	}
 	r.posters = r.startPosters()
-	return r
 }
 
 func (r *trial) units() []*unit { return slices.Concat(r.apis, r.sockets, r.workers) }
 
 func (r *system) brokerConfig() rabbit.Config {
 	cfg := rabbit.DefaultConfig("revq-test")
-	cfg.URLs = []string{r.url}
+	cfg.URLs = strings.Split(r.url, ",")
 	return cfg
 }
 
@@ -177,14 +187,14 @@ func (r *trial) settle() {
 	ticker := time.NewTicker(10 * pollEvery)
 	defer ticker.Stop()
 	for !r.arrived() && time.Since(began) < settleLimit {
-		if rabbittest.QueueLength(r.t, r.node, r.vhostURL(), rabbit.DeadQueue) > 0 {
+		if rabbittest.QueueLength(r.t, r.broker, r.vhostURL(), rabbit.DeadQueue) > 0 {
 			r.requeueDead()
 		}
 		<-ticker.C
 	}
 	r.note("settled after %v", time.Since(began).Round(time.Millisecond))
 	await(r.t, "all tasks are done", func() bool {
-		return rabbittest.QueueLength(r.t, r.node, r.vhostURL(), rabbit.TasksQueue) == 0
+		return rabbittest.QueueLength(r.t, r.broker, r.vhostURL(), rabbit.TasksQueue) == 0
 	})
 	// Repetitions that were published before arrive before this one.
 	await(r.t, "a last task is accepted", func() bool {
@@ -325,6 +335,8 @@ type unit struct {
 	socket []daemontest.Socket
 	daemon *daemontest.Daemon
 	away   outage // it may not answer
+
+	accepted rhythm // of an API's answers 202
 }
 
 func (r *trial) newUnit(name string, serves bool, args ...string) *unit {

@@ -42,9 +42,9 @@ type posters struct {
 	refused, broken int
 }
 
-// postPause is how long a poster waits at most between two posts, so that the
-// queue is filled within seconds and emptied in less.
-const postPause = 40 * time.Millisecond
+// faultPostPause is a trial's postPause with which the queue is filled within
+// seconds and emptied in less.
+const faultPostPause = 40 * time.Millisecond
 
 func (r *trial) startPosters() *posters {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -62,7 +62,7 @@ func (r *trial) startPosters() *posters {
 			defer http.CloseIdleConnections()
 			for number := 0; ctx.Err() == nil; number++ {
 				post(number)
-				<-time.After(rand.N(postPause))
+				<-time.After(rand.N(r.postPause))
 			}
 		})
 	}
@@ -137,6 +137,9 @@ func (w *witness) RoundTrip(req *http.Request) (*http.Response, error) {
 		w.p.impossible = append(w.p.impossible, fmt.Sprintf("%s: POST at %v, answered after %v", body, began, time.Since(began)))
 		w.p.mu.Unlock()
 	}
+	if accepted {
+		w.api.accepted.beat()
+	}
 	now := time.Now()
 	took := now.Sub(began) - w.api.away.within(began, now)
 	w.p.mu.Lock()
@@ -166,6 +169,7 @@ type follower struct {
 	name string
 
 	mu          sync.Mutex
+	heard       rhythm                  // of the results
 	got         map[string]wire.Message // by id
 	twice, gaps []string
 	connections int
@@ -244,6 +248,7 @@ func (f *follower) receive(m wire.Message) {
 		return
 	}
 	f.got[m.ID] = m
+	f.heard.beat()
 }
 
 func (f *follower) has(id string) bool {

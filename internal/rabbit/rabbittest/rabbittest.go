@@ -254,7 +254,7 @@ func alarm(t testing.TB, n *node.Node, call string, set bool) {
 // of a classic or quorum queue in the virtual host of url. It asks the leader
 // of a quorum queue, because the figures that the broker shows for those are
 // seconds old.
-func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
+func QueueLength(t testing.TB, n Evaluator, url, queue string) int {
 	t.Helper()
 	return number(t, eval(t, n, `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(%s, queue, %s)),
 		case amqqueue:get_type(Q) of
@@ -268,9 +268,14 @@ func QueueLength(t testing.TB, n *node.Node, url, queue string) int {
 		end`, vhostOf(url), binary(queue)))
 }
 
+// An Evaluator is a node that evaluates Erlang expressions.
+type Evaluator interface {
+	Eval(ctx context.Context, erlang string) (string, error)
+}
+
 // eval evaluates an Erlang expression in the node. It fails the test if that
 // fails.
-func eval(t testing.TB, n *node.Node, format string, args ...any) string {
+func eval(t testing.TB, n Evaluator, format string, args ...any) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), evalTimeout)
 	defer cancel()

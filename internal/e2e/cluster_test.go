@@ -1,0 +1,331 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
+)
+
+var (
+	clusterLong   = flag.Bool("cluster.long", false, "TestClusterFaults with all faults, each for a minute (give -timeout 60m)")
+	clusterRounds = flag.Int("cluster.rounds", 1, "how often TestClusterFaults goes through all faults in the long form")
+	clusterOnly   = flag.String("cluster.only", "", "only those faults of TestClusterFaults that have this in their name")
+	clusterRoot   = flag.String("cluster.root", "", "root of a file system with another release of RabbitMQ, as debootstrap makes it")
+	clusterHold   = flag.Duration("cluster.hold", 0, "how long a fault lasts; 0: 10 s, and 60 s in the long form")
+)
+
+const (
+	// maxReadySilent is for how long a socket server may say that it is ready
+	// while results that exist do not come.
+	maxReadySilent = 5 * time.Second
+
+	// clusterLimit is the time limit for everything to work again once a fault
+	// is over.
+	clusterLimit = 90 * time.Second
+)
+
+// clusterFaults are what happens to a cluster of three. The functions return
+// how to end the fault.
+var clusterFaults = []struct {
+	name    string
+	short   bool // part of the short form
+	inflict func(*clusterTrial) (heal func())
+}{
+	{"leader of the tasks killed", true, func(c *clusterTrial) func() { return c.kill(c.leader(rabbit.TasksQueue)) }},
+	{"leader of the results killed", false, func(c *clusterTrial) func() { return c.kill(c.leader(rabbit.ResultsQueue)) }},
+	{"rolling restart", false, func(c *clusterTrial) func() {
+		for _, h := range c.cluster.Hosts {
+			h.Stop()
+			h.Start()
+			c.cluster.Formed()
+		}
+		return func() {}
+	}},
+	{"leader of the tasks cut off", false, func(c *clusterTrial) func() {
+		return c.cut(c.leader(rabbit.TasksQueue), rabbittest.Peers, rabbittest.Clients)
+	}},
+	{"leader of the results cut off", false, func(c *clusterTrial) func() {
+		return c.cut(c.leader(rabbit.ResultsQueue), rabbittest.Peers, rabbittest.Clients)
+	}},
+	{"leader of the tasks suspended", false, func(c *clusterTrial) func() { return c.suspend(c.leader(rabbit.TasksQueue)) }},
+	{"leader of the results suspended", true, func(c *clusterTrial) func() { return c.suspend(c.leader(rabbit.ResultsQueue)) }},
+	{"cut off from its peers only", true, func(c *clusterTrial) func() {
+		return c.cut(c.cluster.Hosts[c.random.IntN(len(c.cluster.Hosts))], rabbittest.Peers)
+	}},
+	{"two of three killed", false, func(c *clusterTrial) func() {
+		first := c.random.IntN(3)
+		one, other := c.cluster.Hosts[first], c.cluster.Hosts[(first+1)%3]
+		one.Kill()
+		other.Kill()
+		return func() {
+			var starting sync.WaitGroup
+			starting.Go(one.Start)
+			starting.Go(other.Start)
+			starting.Wait()
+		}
+	}},
+	{"forgotten, wiped, added again", false, func(c *clusterTrial) func() {
+		i := c.random.IntN(3)
+		h, other := c.cluster.Hosts[i], c.cluster.Hosts[(i+1)%3]
+		h.Kill()
+		other.Tool("rabbitmqctl", "forget_cluster_node", "rabbit@"+h.Name)
+		h.Wipe()
+		return func() {
+			h.Start()
+			c.cluster.Formed()
+			other.Tool("rabbitmq-queues", "grow", "rabbit@"+h.Name, "all")
+			other.Tool("rabbitmq-streams", "add_replica", "-p", "test", rabbit.ResultsQueue, "rabbit@"+h.Name)
+		}
+	}},
+}
+
+// A node of three is killed, hangs, is cut off from clients or from its peers,
+// or loses its data, under load. Each accepted task has one result at every
+// listener that resumes, and the test shows how long nothing was accepted and
+// nothing came.
+func TestClusterFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes two minutes")
+	}
+	seed := *faultSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano()) % 1_000_000_000
+	}
+	t.Logf("seed %d: again with -fault.seed %d", seed, seed)
+	c := startClusterTrial(t, seed)
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "fault\tno 202 for\tno result for\tready, but silent for")
+	for range *clusterRounds {
+		for _, i := range c.random.Perm(len(clusterFaults)) {
+			f := clusterFaults[i]
+			if !strings.Contains(f.name, *clusterOnly) || *clusterOnly == "" && !f.short && !*clusterLong {
+				continue
+			}
+			c.note("%s", f.name)
+			refused, silent, ready := c.measure(f.inflict)
+			fmt.Fprintf(w, "%s\t%.1f s\t%.1f s\t%.1f s\n", f.name, refused.Seconds(), silent.Seconds(), ready.Seconds())
+			c.note("  no 202 for %v, no result for %v, ready but silent for %v", refused, silent, ready)
+			if ready > maxReadySilent {
+				t.Errorf("%s: /readyz of a socket server said 200 for %v while results that exist did not come", f.name, ready)
+			}
+			if t.Failed() && !*clusterLong {
+				break
+			}
+		}
+	}
+	c.posters.stop()
+	c.settle()
+	c.judge()
+	w.Flush()
+	t.Logf("seed %d: %d accepted\n%s", seed, len(c.posters.accepted), table.String())
+}
+
+// A clusterTrial is a trial on a cluster of three.
+type clusterTrial struct {
+	*trial
+	cluster *rabbittest.Cluster
+}
+
+func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
+	t.Helper()
+	cluster := rabbittest.StartCluster(t, rabbittest.ClusterConfig{
+		Hosts: 3, Root: *clusterRoot,
+		Lines: []string{"cluster_partition_handling = pause_minority"},
+	})
+	r := &trial{
+		system: &system{url: cluster.URL()}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
+		broker: cluster.Hosts[0], postPause: 200 * time.Millisecond,
+	}
+	ctx, cancel := timeout(t)
+	defer cancel()
+	if _, err := rabbit.Setup(ctx, r.brokerConfig()); err != nil {
+		t.Fatal(err)
+	}
+	r.startClients(3)
+	return &clusterTrial{r, cluster}
+}
+
+// measure inflicts a fault and ends it. It returns the longest time for which an
+// API accepted nothing, a listener got nothing, and a socket server said that it
+// was ready while nothing came.
+func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, silent, ready time.Duration) {
+	c.t.Helper()
+	for _, r := range c.rhythms() {
+		r.reset()
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var watching sync.WaitGroup
+	watching.Go(func() { ready = c.readySilent(ctx) })
+	heal := inflict(c)
+	hold := *clusterHold
+	switch {
+	case hold == 0 && *clusterLong:
+		hold = time.Minute
+	case hold == 0:
+		hold = 10 * time.Second
+	}
+	<-time.After(hold)
+	c.note("  it ends")
+	heal()
+	began := time.Now()
+	c.cluster.Formed()
+	for i := 0; i < len(c.rhythms()); {
+		if time.Since(began) > clusterLimit {
+			c.t.Errorf("not everything worked again within %v", clusterLimit)
+			break
+		}
+		if c.rhythms()[i].since(began) {
+			i++
+			continue
+		}
+		<-time.After(pollEvery)
+	}
+	c.note("  all work again %v after its end", time.Since(began).Round(time.Millisecond))
+	stop()
+	watching.Wait()
+	for _, api := range c.apis {
+		refused = max(refused, api.accepted.longest())
+	}
+	for _, f := range c.listeners {
+		silent = max(silent, f.heard.longest())
+	}
+	return refused, silent, ready
+}
+
+func (c *clusterTrial) rhythms() (all []*rhythm) {
+	for _, api := range c.apis {
+		all = append(all, &api.accepted)
+	}
+	for _, f := range c.listeners {
+		all = append(all, &f.heard)
+	}
+	return all
+}
+
+// readySilent returns the longest time for which a socket server said that it
+// was ready while no listener got a result, although some were to come.
+func (c *clusterTrial) readySilent(ctx context.Context) (longest time.Duration) {
+	client := &http.Client{Timeout: time.Second}
+	defer client.CloseIdleConnections()
+	since := make([]time.Time, len(c.sockets))
+	for ctx.Err() == nil {
+		<-time.After(100 * time.Millisecond)
+		now := time.Now()
+		for i, s := range c.sockets {
+			res, err := client.Get("http://" + s.site + wire.ReadyPath)
+			if err == nil {
+				res.Body.Close()
+			}
+			if err != nil || res.StatusCode != http.StatusOK || !c.pending() || c.heardWithin(200*time.Millisecond) {
+				since[i] = now
+			} else if !since[i].IsZero() {
+				longest = max(longest, now.Sub(since[i]))
+			}
+		}
+	}
+	return longest
+}
+
+// pending reports whether a listener has not got all results.
+func (c *clusterTrial) pending() bool {
+	c.posters.mu.Lock()
+	accepted := len(c.posters.accepted)
+	c.posters.mu.Unlock()
+	for _, f := range c.listeners {
+		f.mu.Lock()
+		got := len(f.got)
+		f.mu.Unlock()
+		if got < accepted {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *clusterTrial) heardWithin(d time.Duration) bool {
+	for _, f := range c.listeners {
+		if f.heard.since(time.Now().Add(-d)) {
+			return true
+		}
+	}
+	return false
+}
+
+// leader returns the host of a queue's leader.
+func (c *clusterTrial) leader(queue string) *rabbittest.Host {
+	c.t.Helper()
+	ctx, cancel := timeout(c.t)
+	defer cancel()
+	h, err := c.cluster.Hosts[0].Leader(ctx, queue)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.note("  on %s", h.Name)
+	return h
+}
+
+func (c *clusterTrial) kill(h *rabbittest.Host) (heal func()) {
+	h.Kill()
+	return h.Start
+}
+
+func (c *clusterTrial) suspend(h *rabbittest.Host) (heal func()) {
+	h.Suspend()
+	return h.Resume
+}
+
+func (c *clusterTrial) cut(h *rabbittest.Host, links ...rabbittest.Link) (heal func()) {
+	h.Cut(links...)
+	return func() { h.Heal(links...) }
+}
+
+// A rhythm records the longest time between two events.
+type rhythm struct {
+	mu   sync.Mutex
+	last time.Time
+	most time.Duration
+}
+
+func (r *rhythm) beat() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if !r.last.IsZero() {
+		r.most = max(r.most, now.Sub(r.last))
+	}
+	r.last = now
+}
+
+func (r *rhythm) reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.most = 0
+}
+
+// longest returns the longest time without an event since reset.
+func (r *rhythm) longest() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(r.most, time.Since(r.last))
+}
+
+// since reports whether there was an event after then.
+func (r *rhythm) since(then time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last.After(then)
+}
