@@ -24,6 +24,21 @@ const expiryInterval = 50 * time.Millisecond
 // leader.
 const stuckTimeout = 30 * time.Second
 
+// suspectAfter is how long a broker with several nodes may confirm nothing while
+// messages are in flight. Then the link goes to another node: this one may hang,
+// be cut off, or have lost what it passed on to a leader that died (measured on
+// 3.10.8: the messages were never confirmed). If another session fares no
+// better, the time doubles, up to stuckTimeout: the broker is slow as a whole,
+// and a new session only adds to its work.
+const suspectAfter = 2 * time.Second
+
+// lagsAfter is how long a connection may confirm nothing while messages are in
+// flight before others are preferred for new messages.
+const lagsAfter = 250 * time.Millisecond
+
+// errSuspect ends a session that confirms nothing.
+var errSuspect = errors.New("the broker confirms nothing over this connection: its node hangs or was cut off, or a queue has lost its leader")
+
 // repairInterval is the minimum time between attempts to re-create a queue or
 // binding that was removed while a publisher runs.
 const repairInterval = time.Second
@@ -91,6 +106,8 @@ type pipeline struct {
 	wake     chan struct{}          // waiting is not empty
 	access   atomic.Pointer[access] // to the WaitExchange
 	dead     atomic.Pointer[access] // to the queue of dead letters
+	lags     atomic.Bool            // others are preferred for new messages
+	suspect  time.Duration          // how long nothing may be confirmed; 0: up to stuckTimeout
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are
@@ -98,6 +115,8 @@ type pipeline struct {
 	probing bool           // there is a probe in waiting or sent
 	waiting []*publication // taken, not handed to the connection yet
 	sent    []*publication // in flight, in the order of their delivery tags
+	silence time.Duration  // since the last confirmation, while messages are in flight
+	useful  bool           // a message was confirmed
 }
 
 // newPipeline returns a pipeline over s, whose channel is in confirm mode.
@@ -175,6 +194,9 @@ func (p *pipeline) run(ctx context.Context) error {
 		cancel(err)
 	}
 	p.abandon(context.Cause(ctx))
+	if errors.Is(context.Cause(ctx), errSuspect) {
+		p.s.end(errSuspect) // it is not asked to agree
+	}
 	// The writer may be in the middle of a write to a connection that hangs.
 	p.s.close()
 	wg.Wait()
@@ -267,8 +289,8 @@ func (p *pipeline) watch(ctx context.Context) error {
 			p.setBlocked(b)
 		case now := <-expiry.C:
 			p.s.loop.Busy() // regularly, whether or not the broker says anything
-			if p.expire(now) {
-				return fmt.Errorf("the broker did not confirm a message for %v after its deadline", stuckTimeout)
+			if err := p.expire(now); err != nil {
+				return err
 			}
 			if now.Sub(time.Unix(0, p.shared.published.Load())) >= probeInterval {
 				p.probe()
@@ -304,6 +326,9 @@ func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 	if pub.probe {
 		p.probing = false
 	}
+	p.useful = p.useful || !pub.probe
+	p.silence = 0
+	p.lags.Store(false)
 	switch {
 	case len(returned) > 0 && returned[pub.route()] > 0:
 		if returned[pub.route()]--; returned[pub.route()] == 0 {
@@ -353,14 +378,28 @@ func (p *pipeline) block(blocked bool) {
 	p.blocked = blocked
 }
 
-// expire answers overdue publications. It returns true when one is overdue by
-// more than stuckTimeout: the session is then given up.
-func (p *pipeline) expire(now time.Time) (stuck bool) {
+// expire is called every expiryInterval. It answers overdue publications, and
+// returns an error when the session is to be given up. The silence is counted in
+// calls, so that a process that was suspended has not waited meanwhile.
+func (p *pipeline) expire(now time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.settleAll(func(pub *publication) bool { return now.After(pub.deadline) }, ErrTimeout)
 	p.review()
-	return !p.blocked && len(p.sent) > 0 && now.Sub(p.sent[0].deadline) > stuckTimeout
+	if len(p.sent) == 0 || p.shared.blocked.Load() > 0 {
+		p.silence = 0
+		p.lags.Store(false)
+		return nil
+	}
+	p.silence += expiryInterval
+	p.lags.Store(p.silence >= lagsAfter)
+	switch {
+	case p.suspect > 0 && p.silence >= p.suspect:
+		return errSuspect
+	case now.Sub(p.sent[0].deadline) > stuckTimeout:
+		return fmt.Errorf("the broker did not confirm a message for %v after its deadline", stuckTimeout)
+	}
+	return nil
 }
 
 func (p *pipeline) settleAll(which func(*publication) bool, err error) {

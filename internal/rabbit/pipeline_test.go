@@ -171,15 +171,33 @@ func TestWaitsGrowAndAreJittered(t *testing.T) {
 func TestASessionThatConfirmsNothingIsGivenUp(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	p := &pipeline{sent: []*publication{{deadline: now, answer: make(chan error, 1)}}}
-	if p.expire(now.Add(stuckTimeout)) {
-		t.Error("given up in time")
+	waiting := func(suspect time.Duration) *pipeline {
+		return &pipeline{sent: []*publication{{deadline: now, answer: make(chan error, 1)}}, shared: &shared{}, suspect: suspect}
 	}
-	if !p.expire(now.Add(stuckTimeout + 1)) {
+	p := waiting(0)
+	if err := p.expire(now.Add(stuckTimeout)); err != nil {
+		t.Errorf("given up in time: %v", err)
+	}
+	if err := p.expire(now.Add(stuckTimeout + 1)); err == nil {
 		t.Error("kept for ever")
 	}
-	p.blocked = true // the broker says by itself when it goes on
-	if p.expire(now.Add(2 * stuckTimeout)) {
-		t.Error("given up while the broker is blocked")
+	p.shared.blocked.Store(1) // the broker says by itself when it goes on
+	if err := p.expire(now.Add(2 * stuckTimeout)); err != nil {
+		t.Errorf("given up while the broker is blocked: %v", err)
+	}
+
+	// With other nodes it is given up much sooner, but not because the process
+	// itself was suspended.
+	p = waiting(suspectAfter)
+	for range suspectAfter/expiryInterval - 1 {
+		if err := p.expire(now.Add(stuckTimeout)); err != nil {
+			t.Fatalf("given up after %v: %v", p.silence, err)
+		}
+	}
+	if !p.lags.Load() {
+		t.Error("new messages still go to it")
+	}
+	if err := p.expire(now); err != errSuspect {
+		t.Errorf("kept after %v: %v", p.silence, err)
 	}
 }

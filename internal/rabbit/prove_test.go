@@ -142,3 +142,27 @@ func TestHistoryGoesToAnotherNode(t *testing.T) {
 		}
 	}
 }
+
+// A publisher whose node confirms nothing any more goes to another one.
+func TestAPublisherLeavesANodeThatConfirmsNothing(t *testing.T) {
+	n := rabbittest.StartNode(t) // a suspended process is nothing for the others
+	r := setupOn(t, n).declared()
+	r.cfg.Name = "unconfirmed"
+	r.cfg.URLs = []string{r.url, r.url} // the same node answers as another one
+	r.cfg.PublishConnections = 1
+	r.cfg.ConfirmTimeout = time.Minute
+	p := r.publisher()
+	publishResults(t, p, 0, 1)
+	r.silence("unconfirmed publisher")
+	began := time.Now()
+	answer := p.PublishResult(task.Result{ID: "lost", Text: "x"})
+	if err := receive(t, "the answer", answer); !errors.Is(err, ErrLost) {
+		t.Errorf("answered with %v, want %v", err, ErrLost)
+	}
+	if took := time.Since(began); took > 2*suspectAfter {
+		t.Errorf("answered after %v", took)
+	}
+	r.ready(p.Ready)
+	publishResults(t, p, 1, 2)
+	r.out.Says(t, errSuspect.Error())
+}

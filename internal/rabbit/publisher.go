@@ -50,6 +50,8 @@ type lane struct {
 	link   *link
 	pipe   atomic.Pointer[pipeline] // nil while there is no session
 	shared *shared
+
+	suspect time.Duration // of the next pipeline; see suspectAfter
 }
 
 // NewPublisher returns a Publisher. It is connected while Run runs.
@@ -92,11 +94,27 @@ func (l *lane) run(ctx context.Context) {
 		pipe := newPipeline(s, l.link.cfg, l.link.log, l.shared)
 		pipe.probe() // there may be an alarm already
 		pipe.tryWaiting()
+		pipe.suspect = l.suspicion()
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
-		return pipe.run(ctx)
+		err := pipe.run(ctx)
+		if errors.Is(err, errSuspect) && !pipe.useful {
+			l.suspect = min(2*pipe.suspect, stuckTimeout)
+		} else {
+			l.suspect = suspectAfter
+		}
+		return err
 	})
+}
+
+// suspicion returns how long a connection may confirm nothing before the lane
+// goes to another node.
+func (l *lane) suspicion() time.Duration {
+	if len(l.link.cfg.urls()) == 1 {
+		return 0 // there is no other one
+	}
+	return max(l.suspect, suspectAfter)
 }
 
 // current returns the pipeline of the session, or the reason why there is none.
@@ -116,24 +134,36 @@ func (p *Publisher) Ready() error {
 }
 
 // any calls do with one pipeline after the other, beginning with the lane turn,
-// until it succeeds. If none does, any returns the first error. When the broker
+// until it succeeds; those that lag come last. If none does, any returns the
+// first error. When the broker
 // has blocked one of the connections, all are taken to be blocked: the broker
 // tells each connection only when that publishes.
 func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
 	if p.shared.blocked.Load() > 0 {
 		return ErrBlocked
 	}
-	n := uint32(len(p.lanes))
-	for i := range n {
-		pipe, err := p.lanes[(turn+i)%n].current()
+	try := func(pipe *pipeline, err error) bool {
 		if err == nil {
 			err = do(pipe)
 		}
-		if err == nil {
-			return nil
-		}
 		if first == nil {
 			first = err
+		}
+		return err == nil
+	}
+	n := uint32(len(p.lanes))
+	var lagging []*pipeline
+	for i := range n {
+		pipe, err := p.lanes[(turn+i)%n].current()
+		if err == nil && pipe.lags.Load() {
+			lagging = append(lagging, pipe)
+		} else if try(pipe, err) {
+			return nil
+		}
+	}
+	for _, pipe := range lagging {
+		if try(pipe, nil) {
+			return nil
 		}
 	}
 	return first
