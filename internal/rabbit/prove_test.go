@@ -50,6 +50,60 @@ func TestASilentConsumerIsNoticed(t *testing.T) {
 	}
 }
 
+// It notices that also after a long silence, when results come again.
+func TestASilentConsumerIsNoticedAfterALongSilence(t *testing.T) {
+	n := rabbittest.StartNode(t)
+	r := setupOn(t, n).declared()
+	r.cfg.Name = "idle"
+	p := r.publisher()
+	publishResults(t, p, 0, 10)
+	reader := NewReader(r.cfg, everything, r.log)
+	reader.proof.after, reader.proof.within, reader.proof.rarely = 100*time.Millisecond, time.Second, time.Hour
+	f, _ := r.followUntil(reader)
+	last := inOrder(t, f.results, 0, 10, -1)
+	receive(t, "end of the backlog", f.live)
+	heard := reader.proof.heard.Load()
+	eventually(t, "a mark", func() error {
+		if reader.proof.heard.Load() == heard {
+			return errors.New("none")
+		}
+		return nil
+	})
+	r.silence("idle reader")
+	publishResults(t, p, 10, 20)
+	inOrder(t, f.results, 10, 20, last)
+	r.out.Says(t, errSilent.Error())
+}
+
+// A reader is not ready while the broker stores nothing, and is ready again
+// without another session.
+func TestNotReadyWhileNothingIsStored(t *testing.T) {
+	n := rabbittest.StartNode(t)
+	r := setupOn(t, n).declared()
+	r.cfg.URLs = []string{r.url + "?heartbeat=60"}
+	reader := NewReader(r.cfg, everything, r.log)
+	f, _ := r.followUntil(reader)
+	receive(t, "end of the backlog", f.live)
+	if err := n.Suspend(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	eventually(t, "not ready", func() error {
+		if err := reader.Ready(); !errors.Is(err, errNotStored) {
+			return fmt.Errorf("Ready = %w", err)
+		}
+		return nil
+	})
+	t.Logf("not ready after %v", time.Since(began))
+	if err := n.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	r.ready(reader.Ready)
+	if strings.Contains(r.out.String(), "no session") {
+		t.Error("a session has ended")
+	}
+}
+
 // Neither a quiet stream nor a broker that takes no messages is taken for a
 // consumer that has died.
 func testNoFalseAlarm(t *testing.T, n *node.Node) {

@@ -77,6 +77,11 @@ func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 		pause: historyPause,
 	}
 	proof := &proof{cfg: cfg, after: proveAfter, rarely: proveRarely, within: proveWithin}
+	proof.report = func(s *session, err error) {
+		if l.session.Load() == s {
+			l.setState(err)
+		}
+	}
 	return &Reader{link: l, log: l.log, cfg: cfg, backlog: int64(backlog), past: past, proof: proof, last: entry{offset: -1}}
 }
 
@@ -136,7 +141,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 		if err != nil {
 			return err
 		}
-		r.proof.received(entries)
+		r.proof.received(s, entries)
 		// Our own mark is part of the backlog: new listeners stand after it.
 		newer := messageOf(entries[0].offset) > c.end
 		atEnd := messageOf(entries[0].offset) == c.end
