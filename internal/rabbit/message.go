@@ -136,7 +136,7 @@ func checkResult(r task.Result, maxLength int) error {
 }
 
 func tooLong(length, maxLength int) error {
-	return fmt.Errorf("%w: %d bytes, at maxLength %d are sent (a sixth of --keep-bytes)", task.ErrTooLong, length, maxLength)
+	return fmt.Errorf("%w: %d bytes, at most %d are sent (a sixth of --keep-bytes)", task.ErrTooLong, length, maxLength)
 }
 
 // lost returns what listeners get in place of a result that cannot be sent.
