@@ -31,6 +31,9 @@ An exchange or a queue that exists is not changed. If it differs from what the
 flags ask for, revq prints how to keep or to change it, and ends with status 1.
 With --queue it looks only at that queue.
 
+In a cluster, give the URLs of all nodes: revq says if fewer nodes keep the
+queues than --replicas asks for, and how to add them.
+
 EXAMPLES:
    revq setup
    revq setup --queue thumbnails --max-tasks 10000
@@ -67,9 +70,29 @@ EXAMPLES:
 			default:
 				note(stderr, "the broker has all that revq needs")
 			}
+			if len(broker.URLs) > 1 {
+				replicas, err := rabbit.LookForReplicas(ctx, broker)
+				explainReplicas(stderr, replicas, broker.Topology.Replicas, vhost)
+				return err
+			}
 			return nil
 		},
 	}
+}
+
+// explainReplicas prints what to do if the queues have fewer replicas than asked
+// for: they were declared with fewer, or before a node joined.
+func explainReplicas(w io.Writer, r rabbit.Replicas, want int64, vhost string) {
+	missing := min(int(want), len(r.With)+len(r.Without)) - len(r.With)
+	if missing <= 0 {
+		return
+	}
+	fmt.Fprintf(w, "revq: only %d of the nodes keep the queues, not %d: the tasks and results are lost or out of reach with fewer nodes than you may expect.\n"+
+		"  These do not: %s. On %d of them, whose name at RabbitMQ is NODE (rabbitmqctl cluster_status), run:\n",
+		len(r.With), len(r.With)+missing, strings.Join(r.Without, ", "), missing)
+	p := shellQuote(vhost)
+	fmt.Fprintf(w, "    rabbitmq-queues grow NODE all --vhost-pattern %s --queue-pattern '^revq\\.'\n    rabbitmq-streams add_replica -p %s %s NODE\n",
+		shellQuote("^"+vhost+"$"), p, rabbit.ResultsQueue)
 }
 
 func names(differences rabbit.Differences) string {

@@ -45,6 +45,7 @@ type session struct {
 	raw  net.Conn       // below conn
 	pace *pacedConn     // below raw
 	loop *liveness.Loop // the link's; nil for a session without a link
+	many bool           // the broker has several nodes
 
 	// ctx ends with the session; its cause says why.
 	ctx context.Context
@@ -226,7 +227,7 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		return nil, err
 	}
 
-	s := &session{conn: conn, ch: ch, url: url, raw: raw, pace: paced}
+	s := &session{conn: conn, ch: ch, url: url, raw: raw, pace: paced, many: len(cfg.urls()) > 1}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	go s.watch(
 		conn.NotifyClose(make(chan *amqp.Error, 1)),

@@ -97,6 +97,48 @@ func (d Difference) Sizes() bool {
 	return true
 }
 
+// Replicas says on which nodes of a cluster the stream of results is kept.
+type Replicas struct {
+	With, Without []string // hosts of the URLs
+}
+
+// LookForReplicas asks each node of cfg for its replica of the stream of
+// results. The queues were declared with as many, or later added to the same
+// nodes, if somebody followed the commands that `revq setup` names. The error
+// says which nodes could not be asked.
+func LookForReplicas(ctx context.Context, cfg Config) (r Replicas, err error) {
+	var errs []error
+	for _, url := range cfg.urls() {
+		switch has, err := hasReplica(ctx, cfg, url); {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("ask %s for its replica: %w", host(url), err))
+		case has:
+			r.With = append(r.With, host(url))
+		default:
+			r.Without = append(r.Without, host(url))
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+// hasReplica begins to read the stream: only a node with a replica permits that.
+func hasReplica(ctx context.Context, cfg Config, url string) (bool, error) {
+	s, err := open(ctx, cfg, url, "setup")
+	if err != nil {
+		return false, err
+	}
+	defer s.close()
+	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, "revq-setup", 1, amqp.Table{offsetHeader: "next"})
+	var refused *amqp.Error
+	if errors.As(err, &refused) && strings.Contains(refused.Reason, "replica on the local node") {
+		return false, nil
+	}
+	if err == nil {
+		drop(deliveries)
+	}
+	return err == nil, err
+}
+
 // setup declares and binds all objects.
 func (s *session) setup(t Topology) (created []string, err error) {
 	missing, err := s.missing(t, everyObject)
@@ -165,7 +207,9 @@ func (s *session) compare(o object) (differences []Argument, err error) {
 		}
 		seen[a.Name] = true
 		a.Flag = o.flags[a.Name]
-		differences = append(differences, a)
+		if !slices.Contains(placement, a.Name) {
+			differences = append(differences, a)
+		}
 		if !strings.HasPrefix(a.Name, "x-") { // such as durable
 			return differences, nil
 		}

@@ -79,6 +79,12 @@ type Topology struct {
 	// letter. Workers count failed attempts themselves. Default 5.
 	DeliveryLimit int64
 
+	// Replicas is on how many nodes of a cluster each queue is declared, at most
+	// as many as there are. It matters only for objects that do not exist yet.
+	// Default 3: two of three survive the loss of one, and more replicas make
+	// everything slower.
+	Replicas int64
+
 	// ResultsMaxAge is how long results are kept for listeners that resume,
 	// as a number and a unit of Y, M, D, h, m, s. Default 24h.
 	ResultsMaxAge string
@@ -100,6 +106,7 @@ func DefaultTopology() Topology {
 		Queue:               wire.DefaultQueue,
 		MaxTasks:            1_000_000,
 		DeliveryLimit:       5,
+		Replicas:            3,
 		ResultsMaxAge:       "24h",
 		ResultsMaxBytes:     1 << 30,
 		ResultsSegmentBytes: 16 << 20,
@@ -110,12 +117,29 @@ func DefaultTopology() Topology {
 const (
 	maxTasksFlag      = "max-tasks"
 	deliveryLimitFlag = "delivery-limit"
+	replicasFlag      = "replicas"
 	maxAgeFlag        = "results-max-age"
 	maxBytesFlag      = "results-max-bytes"
 	segmentBytesFlag  = "results-segment-bytes"
 
 	deliveryLimitArg = "x-delivery-limit"
 )
+
+// placement are the arguments that say only where a new queue begins. They are
+// not compared with those of an existing one, which may have been declared
+// without them.
+var placement = []string{"x-quorum-initial-group-size", "x-initial-cluster-size", "x-queue-leader-locator"}
+
+// place adds them to the arguments of a queue. RabbitMQ would put all leaders on
+// the node that the queues are declared at.
+func (t Topology) place(args amqp.Table) {
+	args["x-queue-leader-locator"] = "balanced"
+	if args[amqp.QueueTypeArg] == amqp.QueueTypeStream {
+		args["x-initial-cluster-size"] = t.Replicas
+	} else {
+		args["x-quorum-initial-group-size"] = t.Replicas
+	}
+}
 
 // beyondLimit is how many messages a quorum queue takes beyond its x-max-length
 // before it refuses more, if they arrive one by one: it checks whether it is
@@ -143,6 +167,7 @@ func (t *Topology) Settings() []setting.Setting {
 	return setting.In("sizes",
 		setting.Count(maxTasksFlag, "tasks", "maximum number of `TASKS` that wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
 		setting.Count(deliveryLimitFlag, "deliveries", "maximum number of further `DELIVERIES` of a task whose worker died or lost its connection; the next loss makes it a dead letter", &t.DeliveryLimit, 1, 1_000_000),
+		setting.Count(replicasFlag, "nodes", "number of `NODES` of a cluster that keep each queue that is missing", &t.Replicas, 1, 0),
 		age,
 		setting.Count(maxBytesFlag, "bytes", "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, 0),
 		setting.Count(segmentBytesFlag, "bytes", "`BYTES` of the pieces in which old results are dropped", &t.ResultsSegmentBytes, minSegmentBytes, maxSegmentBytes),
@@ -201,7 +226,11 @@ func (t Topology) queues() []queue {
 	if defaults := DefaultTopology(); t.Queue != defaults.Queue {
 		all = append(all, defaults.tasks())
 	}
-	return append(all, t.tasks())
+	all = append(all, t.tasks())
+	for _, q := range all {
+		t.place(q.args)
+	}
+	return all
 }
 
 // tasks returns the queue of tasks.
@@ -418,12 +447,13 @@ func bind(ch *amqp.Channel, t Topology) error {
 
 // each calls do for all objects, with their index: at the same time for all
 // queues, since a quorum queue takes the broker some 20 ms, and then for the
-// exchanges. It returns the first error in the order of the objects.
+// exchanges. In a cluster it takes one after the other: the broker would count
+// no leaders yet for any of them, and put all on the same node. It returns the first error in the order of the objects.
 func (s *session) each(objects []object, do func(*amqp.Channel, int, object) error) error {
 	errs := make([]error, len(objects))
 	var running sync.WaitGroup
 	for i, o := range objects {
-		if o.kind == "exchange" {
+		if o.kind == "exchange" || s.many {
 			running.Wait()
 		}
 		running.Go(func() { errs[i] = s.onChannel(func(ch *amqp.Channel) error { return do(ch, i, o) }) })

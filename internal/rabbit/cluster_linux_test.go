@@ -1,0 +1,56 @@
+package rabbit
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/revq/revq/internal/rabbit/rabbittest"
+)
+
+// Setup puts each queue on as many nodes as asked for, spreads the leaders, and
+// sees when a node has no replica.
+func TestSetupInACluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three nodes")
+	}
+	cluster := rabbittest.StartCluster(t, rabbittest.ClusterConfig{Hosts: 3})
+	cfg := DefaultConfig("test")
+	cfg.URLs = strings.Split(cluster.URL(), ",")
+	cfg.Topology.Replicas = 2
+	if _, err := Setup(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Topology.Replicas = 3 // differs, but not in what can be compared
+	if _, err := Setup(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	got, err := LookForReplicas(t.Context(), cfg)
+	if err != nil || len(got.With) != 2 || len(got.Without) != 1 {
+		t.Errorf("LookForReplicas = %v, %v", got, err)
+	}
+	leaders := make(map[*rabbittest.Host]int)
+	for _, q := range cfg.Topology.queues() {
+		h, err := cluster.Hosts[0].Leader(t.Context(), q.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaders[h]++
+	}
+	if len(leaders) != 3 {
+		t.Errorf("the leaders are on %d nodes", len(leaders))
+	}
+	at := slices.IndexFunc(cfg.URLs, func(url string) bool { return host(url) == got.Without[0] })
+	added := cluster.Hosts[at]
+	cluster.Hosts[0].Tool("rabbitmq-streams", "add_replica", "-p", "test", ResultsQueue, "rabbit@"+added.Name)
+	rabbittest.Eventually(t, "a third replica", func() error {
+		got, err = LookForReplicas(t.Context(), cfg)
+		if err == nil && len(got.Without) > 0 {
+			t.Logf("%v", got)
+		}
+		return err
+	})
+	if len(got.With) != 3 {
+		t.Errorf("LookForReplicas = %v after the replica was added", got)
+	}
+}
