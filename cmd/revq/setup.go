@@ -73,7 +73,9 @@ EXAMPLES:
 			if len(broker.URLs) > 1 {
 				replicas, err := rabbit.LookForReplicas(ctx, broker)
 				explainReplicas(stderr, replicas, broker.Topology.Replicas, vhost)
-				return err
+				if err != nil { // which is no reason to fail: the broker has what it needs
+					note(stderr, "not all nodes could be asked whether they keep the queues: %v", err)
+				}
 			}
 			return nil
 		},
@@ -87,7 +89,7 @@ func explainReplicas(w io.Writer, r rabbit.Replicas, want int64, vhost string) {
 	if missing <= 0 {
 		return
 	}
-	fmt.Fprintf(w, "revq: only %d of the nodes keep the queues, not %d: the tasks and results are lost or out of reach with fewer nodes than you may expect.\n"+
+	fmt.Fprintf(w, "revq: only %d of the nodes keep the queues, not %d: the loss of one of them may stop everything\n"+
 		"  These do not: %s. On %d of them, whose name at RabbitMQ is NODE (rabbitmqctl cluster_status), run:\n",
 		len(r.With), len(r.With)+missing, strings.Join(r.Without, ", "), missing)
 	p := shellQuote(vhost)

@@ -32,6 +32,9 @@ const (
 	// while results that exist do not come.
 	maxReadySilent = 5 * time.Second
 
+	// clusterSettings are what internal/rabbit/README.md recommends.
+	clusterSettings = `[{kernel, [{net_ticktime, 8}]}, {aten, [{poll_interval, 1000}]}, {rabbit, [{cluster_partition_handling, pause_minority}]}]`
+
 	// clusterLimit is the time limit for everything to work again once a fault
 	// is over.
 	clusterLimit = 90 * time.Second
@@ -143,8 +146,7 @@ type clusterTrial struct {
 func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 	t.Helper()
 	cluster := rabbittest.StartCluster(t, rabbittest.ClusterConfig{
-		Hosts: 3, Root: *clusterRoot,
-		Lines: []string{"cluster_partition_handling = pause_minority"},
+		Hosts: 3, Root: *clusterRoot, Advanced: clusterSettings,
 	})
 	r := &trial{
 		system: &system{url: cluster.URL()}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),

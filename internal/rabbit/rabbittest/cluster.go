@@ -43,6 +43,9 @@ type Cluster struct {
 	wires  int    // the process that holds the namespace of the networks
 }
 
+// clusterTimeout is startTimeout where several nodes start at the same time.
+const clusterTimeout = 3 * startTimeout
+
 // A Host has one node of a Cluster.
 type Host struct {
 	Name string // of the host; its node is rabbit@Name
@@ -136,7 +139,7 @@ func StartCluster(t testing.TB, cfg ClusterConfig) *Cluster {
 // Formed waits until each node sees all others.
 func (c *Cluster) Formed() {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
 	for _, h := range c.Hosts {
 		Eventually(c.t, "a member", func() error {
@@ -336,7 +339,7 @@ func (h *Host) Start() {
 	h.mu.Lock()
 	h.server = server
 	h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
 	h.await(ctx, "accepts a login")
 }
@@ -371,7 +374,7 @@ func (h *Host) process() *proc.Process {
 // Tool runs a program of RabbitMQ beside the node, and returns its output.
 func (h *Host) Tool(name string, args ...string) string {
 	h.c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
 	out, err := h.run(ctx, "", append([]string{filepath.Join(filepath.Dir(h.c.server), name)}, args...)...)
 	if err != nil {
