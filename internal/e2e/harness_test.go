@@ -127,11 +127,12 @@ func (s *system) workerUnacked(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := timeout(t)
 	defer cancel()
-	// The prefetch distinguishes workers from the socket server, which has
-	// 4,096.
+	// The prefetch distinguishes workers from the reader of the socket server,
+	// which has 4,096, and that they do not publish over the same channel from
+	// the consumer that proves that the reader lives.
 	out, err := s.node.Eval(ctx, fmt.Sprintf(`list_to_atom(lists:flatten(io_lib:format("~w", [lists:sort([N ||
-		[{vhost, V}, {prefetch_count, P}, {messages_unacknowledged, N}]
-			<- rabbit_channel:info_all([vhost, prefetch_count, messages_unacknowledged]),
+		[{vhost, V}, {confirm, false}, {prefetch_count, P}, {messages_unacknowledged, N}]
+			<- rabbit_channel:info_all([vhost, confirm, prefetch_count, messages_unacknowledged]),
 		V =:= <<%q>>, P > 0, P < 4096])])))`, s.vhost))
 	if err != nil {
 		t.Fatal(err)
