@@ -309,18 +309,42 @@ func TestSetupWithoutBroker(t *testing.T) {
 	}
 }
 
+// Queues that were declared before there were replicas to ask for are as asked
+// for.
+func TestSetupAcceptsQueuesWithoutReplicas(t *testing.T) {
+	t.Parallel()
+	r := setup(t).connected()
+	for _, q := range r.cfg.Topology.queues() {
+		for _, name := range placement {
+			delete(q.args, name)
+		}
+		if _, err := r.ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Setup(t.Context(), r.cfg); err != nil {
+		t.Errorf("Setup = %v", err)
+	}
+}
+
 func TestQueueArguments(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
 	for queue, want := range map[string]map[string]string{
-		DeadQueue: {"x-queue-type": `"quorum"`, "x-delivery-limit": "1000000000"},
+		DeadQueue: {
+			"x-queue-type": `"quorum"`, "x-delivery-limit": "1000000000",
+			"x-quorum-initial-group-size": "3", "x-queue-leader-locator": `"balanced"`,
+		},
 		ResultsQueue: {
 			"x-queue-type":                    `"stream"`,
 			"x-max-age":                       `"24h"`,
 			"x-max-length-bytes":              "1073741824",
 			"x-stream-max-segment-size-bytes": "16777216",
+			"x-initial-cluster-size":          "3",
+			"x-queue-leader-locator":          `"balanced"`,
 		},
 		TasksQueue: {
+			"x-quorum-initial-group-size": "3", "x-queue-leader-locator": `"balanced"`,
 			"x-queue-type":              `"quorum"`,
 			"x-max-length":              "999999",
 			"x-overflow":                `"reject-publish"`,
