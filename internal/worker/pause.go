@@ -188,9 +188,9 @@ func (g *gate) enter(ctx context.Context, held time.Time) (round int, err error)
 	}
 }
 
-// ended takes the outcome of an attempt. It returns the phase, the rest of the
-// pause, and whether the phase has changed, for the log.
-func (g *gate) ended(round int, o Outcome, first bool, why error) (is phase, wait time.Duration, changed bool) {
+// ended takes the outcome of an attempt. It returns the state after it, the rest
+// of the pause, and whether the phase has changed, for the log.
+func (g *gate) ended(round int, o Outcome, first bool, why error) (is pauser, wait time.Duration, changed bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
@@ -198,7 +198,7 @@ func (g *gate) ended(round int, o Outcome, first bool, why error) (is phase, wai
 		close(g.changed)
 		g.changed = make(chan struct{})
 	}
-	return g.p.phase, g.p.until.Sub(now), changed
+	return g.p, g.p.until.Sub(now), changed
 }
 
 // err returns why tasks wait; nil if they do not.

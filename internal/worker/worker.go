@@ -227,11 +227,11 @@ func lost(ctx context.Context) bool {
 func (w *Worker) note(round int, o Outcome, first bool, err error) {
 	w.counts.attempts[o].Add(1)
 	switch is, wait, changed := w.gate.ended(round, o, first, err); {
-	case changed && is == paused && o != Stopped:
+	case changed && is.phase == paused && o != Stopped:
 		w.log.Warn("the handler is out of order; tasks wait", "error", err, "wait", wait.Round(time.Millisecond))
-	case changed && is == working && o == Failed:
+	case changed && is.phase == working && is.given:
 		w.log.Warn("attempts have failed for a long time; tasks wait no longer for the handler, but each for its next attempt", "error", err)
-	case changed && is == working:
+	case changed && is.phase == working:
 		w.log.Info("the handler works again")
 	}
 }

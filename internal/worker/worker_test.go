@@ -190,6 +190,24 @@ func TestTimes(t *testing.T) {
 	})
 }
 
+// An attempt that fails shows that a handler is no longer misconfigured. The log
+// says that, not that attempts have failed for long.
+func TestLogOfHandlerThatWorksAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var said strings.Builder
+		outcome := Misconfigured
+		w := New(DefaultConfig(), handlerFunc(func(context.Context, task.Task) (string, error) { return "", fails(outcome) }),
+			&broker{}, slog.New(slog.NewTextHandler(&said, nil)))
+		w.Handle(t.Context(), delivery{b: &broker{}, id: "a"})
+		outcome = Failed
+		w.Handle(t.Context(), delivery{b: &broker{}, id: "b"})
+		if log := said.String(); !strings.Contains(log, "the handler works again") || strings.Contains(log, "for a long time") {
+			t.Errorf("the log says %s", log)
+		}
+	})
+}
+
 // A task that expires while tasks wait for the handler is given up, and another
 // one is tried.
 func TestExpiresWhilePaused(t *testing.T) {
