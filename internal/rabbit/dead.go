@@ -75,6 +75,11 @@ const settleTimeout = 10 * time.Second
 // returns it. A requeued letter is removed only after the broker has confirmed
 // it as a task: in the worst case it is there twice.
 //
+// A task may have died twice of the same: if its worker dies, or its connection is
+// lost, before the broker knows that the task was given up, the task is attempted
+// and given up again. Listeners are told once. DeadLetters removes such a second
+// letter without asking.
+//
 // While DeadLetters runs, others do not see the letters that it keeps.
 // Afterwards the broker puts these at the end of the queue. The oldest letter
 // stays the first one as long as each call looks at all letters.
@@ -97,6 +102,7 @@ func (s *session) deadLetters(ctx context.Context, decide func(DeadLetter) (Fate
 		return fmt.Errorf("ask for confirmations: %w", err)
 	}
 	returns := s.ch.NotifyReturn(make(chan amqp.Return, 1))
+	seen := make(map[task.Digest]bool)
 	// A requeued letter may be back before all others were read, so count
 	// those that are there at first.
 	for n, atFirst := 0, 1; n < atFirst; n++ {
@@ -113,9 +119,12 @@ func (s *session) deadLetters(ctx context.Context, decide func(DeadLetter) (Fate
 		if n == 0 {
 			atFirst += int(d.MessageCount)
 		}
-		fate, err := decide(decodeDead(d))
-		if err != nil {
-			return err
+		letter, fate := decodeDead(d), Purge
+		if death := letter.identity(); death == 0 || !seen[death] {
+			seen[death] = true
+			if fate, err = decide(letter); err != nil {
+				return err
+			}
 		}
 		if fate == Requeue {
 			if err := requeue(ctx, s, d, returns); err != nil {
@@ -129,6 +138,16 @@ func (s *session) deadLetters(ctx context.Context, decide func(DeadLetter) (Fate
 		}
 	}
 	return nil
+}
+
+// identity is the same for all letters that one death of a task has left; 0 for
+// a letter that is no valid task.
+func (l DeadLetter) identity() task.Digest {
+	if l.Invalid != nil {
+		return 0
+	}
+	t := l.Task
+	return task.DigestOf(fmt.Sprintf("%q %s %d %s", t.ID, t.Queue, t.Deaths, t.Text))
 }
 
 // ofThePast are the headers that a requeued task does not have: how it died,

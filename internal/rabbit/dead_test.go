@@ -1,8 +1,10 @@
 package rabbit
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -138,6 +140,39 @@ func TestDeadLettersThatComeBack(t *testing.T) {
 	})
 	if err != nil || !slices.Equal(ids, []string{"a", "b"}) {
 		t.Errorf("requeued %q, %v, want each once", ids, err)
+	}
+}
+
+// A task that was given up again because the broker did not know of the first
+// time is one dead letter. So are the copies of a task, but not other tasks with
+// its id, nor the same one after it was requeued.
+func TestDeadLettersOfOneDeath(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	sick := task.Task{ID: "sick", Queue: wire.DefaultQueue, Text: "abc"}
+	again, other, elsewhere := sick, sick, sick
+	again.Deaths, other.Text, elsewhere.Queue = 1, "def", "pictures"
+	for i, dead := range []task.Task{sick, sick, other, again, sick, elsewhere} {
+		if err := r.answered(p.PublishDead(dead, "why", fmt.Sprint("copy ", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.enqueueBy("", DeadQueue, amqp.Publishing{MessageId: "odd"}, amqp.Publishing{MessageId: "odd"})
+	for range 2 {
+		var got []string
+		for _, l := range r.letters() {
+			got = append(got, cmp.Or(l.Said, l.Task.ID))
+		}
+		if want := []string{"copy 0", "copy 2", "copy 3", "copy 5", "odd", "odd"}; !slices.Equal(got, want) {
+			t.Errorf("letters %q, want %q", got, want)
+		}
+		eventually(t, "the others are back, and no more", func() error {
+			if n := r.length(DeadQueue); n != 6 {
+				return fmt.Errorf("there are %d", n)
+			}
+			return nil
+		})
 	}
 }
 
