@@ -93,7 +93,7 @@ EXAMPLES:
 			},
 			&cli.DurationFlag{
 				Name: "expires", Usage: "`TIME` after which a text is given up if no worker has begun with it",
-				Destination: &s.client.Expires, Validator: command.Within(time.Second, 0),
+				Destination: &s.client.Expires, Validator: command.Within(1, wire.MaxExpires),
 			},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print neither Got it nor progress", Destination: &s.quiet},
 			&cli.DurationFlag{

@@ -87,14 +87,10 @@ func (sub *submission) takeTimes(h *fasthttp.RequestHeader) *front.Problem {
 	return sub.checkTimes()
 }
 
-// maxExpires is the maximum time after which a task may expire: a task that may
-// wait for longer needs no limit.
-const maxExpires = 366 * 24 * time.Hour
-
 // parseTime reads a delay, or the time after which a task expires.
 func parseTime(text string, expires bool) (time.Duration, error) {
 	if expires {
-		d, err := wire.ParseDelay(text, maxExpires)
+		d, err := wire.ParseDelay(text, wire.MaxExpires)
 		if err == nil && d == 0 {
 			err = errors.New("the time must be more than 0")
 		}

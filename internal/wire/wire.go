@@ -129,6 +129,10 @@ func CheckQueue(name string) error {
 // tasks there are timer units.
 const MaxDelay = 7 * 24 * time.Hour
 
+// MaxExpires is the maximum time after which a task may expire: a task that may
+// wait for longer needs no limit.
+const MaxExpires = 366 * 24 * time.Hour
+
 // ParseDelay reads a time from a client: seconds, such as 90 or 0.5, or a
 // number and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to most.
 func ParseDelay(text string, limit time.Duration) (time.Duration, error) {
