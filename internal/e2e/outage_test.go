@@ -10,9 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/client"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
-	"github.com/revq/revq/internal/wire"
+	"github.com/revq/revq/internal/task"
 )
 
 var outageTime = flag.Duration("outage", 15*time.Second, "how long TestHandlerOutage lasts; the promise is for 10m (give -timeout 15m)")
@@ -54,11 +55,12 @@ printf %s "$text"`))
 	defer pace.Stop()
 	for time.Since(began) < *outageTime {
 		for queue := range statuses {
-			a := request(t, "POST", s.apiSites[len(ids)%2], wire.QueuePrefix+queue, "text/plain", "text\n")
-			if a.status != 202 {
-				t.Fatalf("POST to %s: %d %s", queue, a.status, a.body)
+			sender := client.Sender{URL: "http://" + s.apiSites[len(ids)%2], Queue: queue, Timeout: patience}
+			id := task.NewID()
+			if answers, err := sender.Send(t.Context(), []task.Task{{ID: id, Text: "text\n"}}); err != nil || answers[0] != nil {
+				t.Fatalf("send to %s: %v %v", queue, answers, err)
 			}
-			ids = append(ids, a.header.Get(wire.TaskIDHeader))
+			ids = append(ids, id)
 		}
 		<-pace.C
 	}
