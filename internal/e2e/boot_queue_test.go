@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -36,7 +35,9 @@ func TestBootQueue(t *testing.T) {
 	q := &queueTest{bootTest: &bootTest{Host: boot.Start(t, root)}}
 	q.copySource(t)
 	bare := q.bootTest.inventory(t)
-	q.Shell(t, "cd "+bootSource+"\n"+documented(t, "install"))
+	if out, err := q.installer(t, documented(t, "install")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	q.Write(t, "/usr/local/bin/shout", shout)
 	q.Run(t, "chmod", "755", "/usr/local/bin/shout")
 	q.hear(t)
@@ -52,6 +53,8 @@ func TestBootQueue(t *testing.T) {
 		{"the same command again changes nothing, another program takes over", q.again},
 		{"arguments reach the program as they are", q.arguments},
 		{"a connection is kept, and ends with the worker", q.connections},
+		{"a burst of connections takes nothing down", q.burst},
+		{"a worker runs the program itself", q.exec},
 		{"a handler that is killed fails at its task, and leaves nothing", q.killed},
 		{"a program that needs too much memory fails at its task alone", q.outOfMemory},
 		{"the sandbox forbids the rest", q.handlerSandbox},
@@ -146,21 +149,14 @@ func (q *queueTest) queue(t *testing.T, args ...string) string {
 	return q.Run(t, bootSource+"/systemd/install", append([]string{"queue"}, args...)...)
 }
 
-// unqueueTimeout is the time limit of systemd/install unqueue, which starts
-// rabbitmqctl four times. Measured: 10 s, and more than a minute on a machine
-// that is busy with other things.
-const unqueueTimeout = 5 * time.Minute
-
 // unqueue runs systemd/install unqueue.
 func (q *queueTest) unqueue(t *testing.T, name string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), unqueueTimeout)
-	defer cancel()
-	out, err := q.Command(ctx, bootSource+"/systemd/install", "unqueue", name).CombinedOutput()
+	out, err := q.installer(t, "systemd/install unqueue "+name)
 	if err != nil {
 		t.Fatalf("systemd/install unqueue %s: %v\n%s", name, err, out)
 	}
-	return string(out)
+	return out
 }
 
 // inventory lists everything that a queue could leave.
@@ -365,6 +361,54 @@ func (q *queueTest) connections(t *testing.T) {
 	}
 }
 
+// burst opens more connections at once than a handler's socket may have, and
+// more than systemd takes by default within 2 s.
+func (q *queueTest) burst(t *testing.T) {
+	ctx, cancel := timeout(t)
+	defer cancel()
+	var conns []net.Conn
+	for range 300 {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", q.Path("/run/revq-handler-shout.sock"))
+		if err != nil {
+			t.Fatalf("connection %d: %v", len(conns)+1, err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+	if got := q.result(t, q.post(t, "shout", "after the burst")); got != "AFTER THE BURST" {
+		t.Errorf("the result is %q", got)
+	}
+	if state := q.Property(t, "revq-handler-shout.socket", "ActiveState"); state != "active" {
+		t.Errorf("the socket is %s", state)
+	}
+	// 300 services end, 64 at a time.
+	for until := time.Now().Add(5 * patience); len(q.handlers(t)) > 1; {
+		if time.Now().After(until) {
+			t.Fatalf("%d services are left", len(q.handlers(t)))
+		}
+	}
+}
+
+func (q *queueTest) exec(t *testing.T) {
+	q.Write(t, "/etc/revq/revq-worker@inside.env", "REVQ_QUEUE=inside\nREVQ_EXEC=/usr/local/bin/shout\n")
+	q.Run(t, "systemctl", "enable", "--now", "revq-setup@inside", "revq-worker@inside")
+	if got := q.result(t, q.post(t, "inside", "abc")); got != "ABC" {
+		t.Errorf("the result is %q, want ABC", got)
+	}
+	if services := q.Shell(t, "systemctl list-units --all --plain --no-legend 'revq-handler-inside*'"); services != "" {
+		t.Errorf("the handler has units of its own: %s", services)
+	}
+	// The same queue with a unit of its own for the program, and then no queue.
+	q.Shell(t, "systemctl disable --now revq-worker@inside; rm /etc/revq/revq-worker@inside.env")
+	q.queue(t, "inside", "/usr/bin/tr", "a-z", "n-za-m")
+	if got := q.result(t, q.post(t, "inside", "abc")); got != "nop" {
+		t.Errorf("the result is %q, want nop", got)
+	}
+	q.unqueue(t, "inside")
+}
+
 func (q *queueTest) killed(t *testing.T) {
 	if got := q.result(t, q.post(t, "shout", "kill the handler")); got != "KILL THE HANDLER" {
 		t.Errorf("its second attempt: %q", got)
@@ -535,14 +579,17 @@ func (q *queueTest) removed(t *testing.T, before string) {
 	q.Write(t, bootTarget+"/revq-handler-shout@.service.d/mine.conf", "[Service]\nCPUWeight=50\n")
 	q.Run(t, "systemctl", "stop", "revq-worker@shout") // so that the next task waits
 	q.post(t, "shout", "waits")
-	unqueue := "cd " + bootSource + "\n" + documented(t, "unqueue")
-	if out, err := q.Try(t, "bash", "-euc", unqueue); err == nil || !strings.Contains(out, "1 tasks are waiting in the queue shout") {
+	if out, err := q.installer(t, documented(t, "unqueue")); err == nil || !strings.Contains(out, "1 tasks are waiting in the queue shout") {
 		t.Errorf("with a task that waits: %v, want a refusal\n%s", err, out)
 	}
 	if got := q.result(t, fmt.Sprintf("shout-%d", q.posts)); got != "WAITS" {
 		t.Errorf("the task that waited: %q", got)
 	}
-	t.Log(q.unqueue(t, "shout"))
+	q.Run(t, "revq", "send", "--queue", "shout", "--delay", "1h", "later")
+	if out := q.unqueue(t, "shout"); !strings.Contains(out, "1 tasks of all queues wait for a retry or for their time") {
+		t.Errorf("the task with a delay is not told:\n%s", out)
+	}
+	q.Run(t, "rabbitmqctl", "-q", "-p", "revq", "purge_queue", "revq.wait.1024")
 	if status, answer := q.tryPost(t, "shout", submission("late", "x")); status != http.StatusNotFound {
 		t.Errorf("the queue still takes texts: %d %s", status, answer)
 	}
@@ -555,7 +602,9 @@ func (q *queueTest) uninstalled(t *testing.T, bare string) {
 	q.Run(t, bootSource+"/systemd/install", "queue", "shout", "/usr/local/bin/shout")
 	q.result(t, q.post(t, "shout", "abc"))
 	q.Run(t, "systemctl", "stop", "ear")
-	q.Shell(t, "cd "+bootSource+"\n"+documented(t, "uninstall")+"rm /usr/local/bin/shout")
+	if out, err := q.installer(t, documented(t, "uninstall")+"rm /usr/local/bin/shout"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	if after := q.bootTest.inventory(t); after != bare {
 		t.Errorf("something is left, or missing:\n%s", difference(bare, after))
 	}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -164,8 +165,25 @@ func isAccounts(file string) bool {
 	return strings.HasPrefix(file, "/etc/group") || strings.HasPrefix(file, "/etc/gshadow") || file == "/etc/.pwd.lock"
 }
 
+// installerTimeout is the time limit of systemd/install, which starts rabbitmqctl
+// several times. Measured: 10 s, and more than a minute on a machine that is busy
+// with other things.
+const installerTimeout = 5 * time.Minute
+
+// installer runs a script that calls systemd/install, in the clone.
+func (b *bootTest) installer(t *testing.T, script string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), installerTimeout)
+	defer cancel()
+	out, err := b.Command(ctx, "bash", "-euc", "cd "+bootSource+"\n"+script).CombinedOutput()
+	return string(out), err
+}
+
 func (b *bootTest) install(t *testing.T) {
-	out := b.Shell(t, "cd "+bootSource+"\n"+documented(t, "install"))
+	out, err := b.installer(t, documented(t, "install"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	t.Log(out)
 	b.ear = startEar(t, b.Host)
 	if got := b.Run(t, "revq", "send", "--wait", "--text", "abcdef"); got != "fedcba" {
@@ -363,7 +381,9 @@ func (b *bootTest) upgrade(t *testing.T) {
 	passwords := b.Shell(t, "cat /etc/revq/*.amqp-url")
 	c := startCrowd(t, b.Host, "upgrade")
 	c.awaitMore(t, 100)
-	b.Shell(t, "cd "+bootSource+"\n"+documented(t, "upgrade"))
+	if out, err := b.installer(t, documented(t, "upgrade")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	c.awaitMore(t, 100)
 	c.checkNoneFailed(t, b.ear)
 	if b.Shell(t, "cat /etc/revq/*.amqp-url") != passwords {
@@ -738,8 +758,7 @@ func (b *bootTest) uninstall(t *testing.T, before string) {
 	b.Shell(t, "systemctl enable -q --now revq-worker@5; systemctl stop 'revq-worker@*'; systemctl set-property revq.slice CPUWeight=200")
 	b.Write(t, bootTarget+"/revq-.service.d/mine.conf", "[Service]\nCPUWeight=50\n")
 	b.Run(t, "revq", "send", "--text", "not done yet")
-	uninstall := "cd " + bootSource + "\n" + documented(t, "uninstall")
-	if out, err := b.Try(t, "bash", "-euc", uninstall); err == nil || !strings.Contains(out, "1 tasks or dead letters are still at the broker") {
+	if out, err := b.installer(t, documented(t, "uninstall")); err == nil || !strings.Contains(out, "1 tasks or dead letters are still at the broker") {
 		t.Fatalf("with a task that waits: %v, want a refusal\n%s", err, out)
 	}
 	b.Shell(t, "systemctl start revq.target")
@@ -747,7 +766,11 @@ func (b *bootTest) uninstall(t *testing.T, before string) {
 		return b.Shell(t, "rabbitmqctl -q -p revq list_queues name messages | grep tasks | cut -f2") == "0"
 	})
 	b.Run(t, "systemctl", "stop", "ear")
-	t.Log(b.Shell(t, uninstall))
+	out, err := b.installer(t, documented(t, "uninstall"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Log(out)
 	if after := b.inventory(t); after != before {
 		t.Errorf("something is left, or missing:\n%s", difference(before, after))
 	}
