@@ -178,8 +178,8 @@ func addressOf(c net.Conn) netip.Addr {
 // may be the client's invention.
 func (cs *clients) forwardedFor(peer netip.Addr, lines [][]byte) netip.Addr {
 	at := peer
-	for i := len(lines) - 1; i >= 0; i-- {
-		for rest := lines[i]; cs.trusted.contain(at); {
+	for _, line := range slices.Backward(lines) {
+		for rest := line; cs.trusted.contain(at); {
 			comma := bytes.LastIndexByte(rest, ',')
 			next, ok := parseForwarded(string(bytes.Trim(rest[comma+1:], " \t")))
 			if !ok {
