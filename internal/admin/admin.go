@@ -32,6 +32,7 @@ import (
 // The paths of a daemon's admin socket.
 const (
 	StatusPath   = "/status"
+	TasksPath    = "/tasks/" // before the id of a task
 	MetricsPath  = "/metrics"
 	ProfilesPath = "/debug/pprof/"
 )
@@ -123,17 +124,26 @@ type Server struct {
 }
 
 // NewServer returns a server. It calls status for each request of the status,
-// and shows the metrics beside those of the process and of Go's runtime.
-func NewServer(log *slog.Logger, status func() Status, metrics Metrics) *Server {
+// and known, which may be nil, for each question about a task. It shows the
+// metrics beside those of the process and of Go's runtime.
+func NewServer(log *slog.Logger, status func() Status, known func(id string) Known, metrics Metrics) *Server {
 	registry := newRegistry(metrics)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
+	answer := func(w http.ResponseWriter, what any) {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		if err := e.Encode(status()); err != nil {
-			log.Debug("the status was not sent", "error", err)
+		if err := e.Encode(what); err != nil {
+			log.Debug("an answer at the admin socket was not sent", "error", err)
 		}
+	}
+	mux.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, status()) })
+	mux.HandleFunc("GET "+TasksPath+"{id...}", func(w http.ResponseWriter, r *http.Request) {
+		var is Known
+		if known != nil {
+			is = known(r.PathValue("id"))
+		}
+		answer(w, is)
 	})
 	mux.Handle("GET "+MetricsPath, promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), Registry: registry,

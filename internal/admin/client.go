@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 )
 
 // maxAnswer bounds what is read from an admin socket, in bytes: many times a
@@ -14,16 +15,28 @@ import (
 const maxAnswer = 4 << 20
 
 // Read returns the status of the daemon whose admin socket is at path.
-func Read(ctx context.Context, path string) (Status, error) {
-	var s Status
-	body, err := get(ctx, path, StatusPath)
-	if err == nil {
-		err = json.Unmarshal(body, &s)
-	}
-	if err != nil {
+func Read(ctx context.Context, path string) (s Status, err error) {
+	if err := read(ctx, path, StatusPath, &s); err != nil {
 		return s, fmt.Errorf("read the status from %s: %w", path, err)
 	}
 	return s, nil
+}
+
+// FindTask returns what the daemon whose admin socket is at path knows of a task.
+func FindTask(ctx context.Context, path, id string) (k Known, err error) {
+	if err := read(ctx, path, TasksPath+url.PathEscape(id), &k); err != nil {
+		return k, fmt.Errorf("ask at %s for the task: %w", path, err)
+	}
+	return k, nil
+}
+
+// read decodes the JSON that a daemon answers.
+func read(ctx context.Context, path, of string, to any) error {
+	body, err := get(ctx, path, of)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(body, to)
 }
 
 // get returns what the daemon with the socket at path answers to a request.

@@ -142,6 +142,7 @@ func (b *batch) answerOldest() {
 	resp := &b.ctx.Response
 	status := fasthttp.StatusAccepted
 	if l.problem == nil {
+		b.s.accepted.add(l.id)
 		resp.AppendBodyString(`{"status":202,"id":`)
 		var quoted [64]byte // long enough for a generated id
 		resp.AppendBody(appendID(quoted[:0], l.id))

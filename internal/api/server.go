@@ -57,12 +57,13 @@ type Server struct {
 
 	lastCall time.Duration // defaultLastCall, except in tests
 	counts   counts
+	accepted *accepted
 	inFlight atomic.Int64 // tasks published and not yet confirmed or failed
 }
 
 // New returns a server that publishes to p. It serves nothing until Serve.
 func New(cfg Config, p Publisher, log *slog.Logger) *Server {
-	s := &Server{cfg: cfg, pub: p, lastCall: defaultLastCall}
+	s := &Server{cfg: cfg, pub: p, lastCall: defaultLastCall, accepted: newAccepted()}
 	s.front = front.New(front.App{
 		Config: cfg.Config,
 		Routes: []front.Route{
@@ -157,6 +158,7 @@ func (s *Server) queueOne(ctx *fasthttp.RequestCtx, media media) *front.Problem 
 		return s.unqueued(t, front.PermitOf(ctx), err)
 	}
 	s.known.add(t.Queue)
+	s.accepted.add(t.ID)
 	answerAccepted(ctx, t.ID)
 	return nil
 }

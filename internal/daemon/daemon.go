@@ -80,6 +80,9 @@ type Daemon struct {
 	// daemon has.
 	Describe func(*admin.Status)
 
+	// Known returns what this daemon knows of a task.
+	Known func(id string) admin.Known
+
 	// Patience is how long to wait for Ready before serving anyway: a server
 	// can answer that it has no broker. Until then clients wait in the queues
 	// of the listening sockets, so that a restart refuses no client. Zero, the

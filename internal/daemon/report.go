@@ -183,6 +183,9 @@ func (d *Daemon) serveAdmin(ctx, running context.Context) {
 		if d.Status != nil {
 			s.Load = d.Status()
 		}
+		for _, ln := range d.listeners {
+			s.Sites = append(s.Sites, admin.Site{Address: ln.Addr().String(), TLS: d.cert.current.Load() != nil})
+		}
 		if d.Describe != nil {
 			d.Describe(&s)
 		}
@@ -195,7 +198,7 @@ func (d *Daemon) serveAdmin(ctx, running context.Context) {
 			send(0)
 		}
 	})
-	if err := admin.NewServer(d.Log, status, append(d.Metrics, ready)).Serve(ctx, d.admin); err != nil {
+	if err := admin.NewServer(d.Log, status, d.Known, append(d.Metrics, ready)).Serve(ctx, d.admin); err != nil {
 		d.Log.Error("nobody can look into this daemon any more", "error", err)
 	}
 }

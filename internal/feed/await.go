@@ -43,6 +43,14 @@ func (f *Feed) Await(ctx context.Context, id string) []byte {
 	return a.data // it may have come just now
 }
 
+// Outcome returns the last message about a task in JSON, if the logs hold it,
+// and nil otherwise.
+func (f *Feed) Outcome(id string) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.outcome(nameOf(id))
+}
+
 // outcome returns the newest message about a task, if it is the last one and
 // the log holds it.
 func (f *Feed) outcome(id digest) []byte {

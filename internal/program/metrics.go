@@ -61,18 +61,24 @@ func publisherMetrics(p *rabbit.Publisher) admin.Metrics {
 
 // queueMetrics are what the broker says of its queues, which look asks for. If
 // it does not answer, the metrics are missing.
-func queueMetrics(look func() []rabbit.Depth) admin.Metrics {
+func queueMetrics(look func() ([]rabbit.Depth, error)) admin.Metrics {
 	return admin.Metrics{
 		admin.Gauge("revq_queue_messages", "Messages that wait in a queue of the broker: tasks without a worker, or dead letters. Every daemon that sees the queue reports it.",
 			admin.Labels{"queue"}, func(send admin.Value) {
-				for _, d := range look() {
-					send(float64(d.Tasks), d.Queue)
+				known, _ := look() // what is not known is missing
+				for _, d := range known {
+					if !d.Waiting { // tasks with a delay would look like tasks that pile up
+						send(float64(d.Tasks), d.Queue)
+					}
 				}
 			}),
 		admin.Gauge("revq_queue_consumers", "Consumers of a queue of the broker: workers.",
 			admin.Labels{"queue"}, func(send admin.Value) {
-				for _, d := range look() {
-					send(float64(d.Consumers), d.Queue)
+				known, _ := look()
+				for _, d := range known {
+					if !d.Waiting {
+						send(float64(d.Consumers), d.Queue)
+					}
 				}
 			}),
 	}

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
+	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/api"
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/feed"
@@ -40,6 +42,7 @@ func API() daemon.Program {
 			d.Ready, d.Alive = publisher.Ready, []func() error{publisher.Alive}
 			d.Status, d.Reload = server.Status, reload(d, cfg.Tokens, broker.Reload)
 			d.Metrics, d.Describe = apiMetrics(server, publisher, d.Addresses()), describeAPI(server, publisher, d.Addresses())
+			d.Known = func(id string) admin.Known { return admin.Known{Accepted: server.Accepted(id)} }
 			return d.Run(ctx, d.Serve(server), publisher.Run)
 		},
 	}
@@ -63,6 +66,7 @@ func Socket() daemon.Program {
 			d.Ready, d.Alive = reader.Current, []func() error{reader.Alive, server.Alive}
 			d.Status, d.Reload = server.Status, reload(d, cfg.Tokens, broker.Reload)
 			d.Metrics, d.Describe = socketMetrics(server, results, reader), describeSocket(server, reader)
+			d.Known = func(id string) admin.Known { return knownOf(results.Outcome(id)) }
 			return d.Run(ctx, d.Serve(server), func(ctx context.Context) { reader.Run(ctx, results) })
 		},
 	}
@@ -104,7 +108,9 @@ EXAMPLES:
 			cfg.DrainTimeout, programs.Queue = d.StopTimeout(), broker.Topology.Queue
 			publisher, consumer := rabbit.NewPublisher(broker, d.Log), rabbit.NewConsumer(broker, cfg.Concurrency, d.Log)
 			var handle worker.Handler = reverse.New(job)
+			cfg.Limit = job.Limit
 			if programs.Enabled() {
+				cfg.Limit = func(string) time.Duration { return programs.Timeout }
 				if err := programs.Missing(); err != nil {
 					d.Log.Warn("the handler cannot be started at present; tasks will wait until it can", "error", err)
 				}

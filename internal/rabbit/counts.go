@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -94,6 +95,31 @@ type counted struct {
 	timeout  time.Duration // the ConfirmTimeout
 	answered [len(answers)]atomic.Int64
 	times    *tally.Times // of the confirmed ones
+	refusal  atomic.Pointer[Refusal]
+}
+
+// A Refusal is a message that the broker refused for its queue, since the queue
+// is full or not available.
+type Refusal struct {
+	Queue string // its name at the broker
+	At    time.Time
+}
+
+// Refused returns the last task that the broker refused, if it refused one.
+func (p *Publisher) Refused() (Refusal, bool) {
+	if last := p.counts[taskKind].refusal.Load(); last != nil {
+		return *last, true
+	}
+	return Refusal{}, false
+}
+
+// queueOfRoute returns the name of the queue that a task is published to.
+func queueOfRoute(exchange, key string) string {
+	if exchange == WaitExchange {
+		seconds, _, _ := strings.Cut(key, ".")
+		return waitQueue + seconds
+	}
+	return TasksQueue + strings.TrimPrefix(key, tasksKey)
 }
 
 func newCounts(cfg Config) (all [kinds]*counted) {
@@ -141,10 +167,14 @@ func (p *Publisher) ConfirmTimes(each func(kind string, times tally.Snapshot)) {
 // A Depth is what the broker says of a queue.
 type Depth struct {
 	Queue     string // its name at the broker
-	Of        string // the name of the queue of tasks; "" for that of dead letters
+	Of        string // the name of the queue of tasks; "" for other queues
+	Waiting   bool   // tasks wait there for their delay or a retry; it has no consumers
 	Tasks     int    // that wait and are not on loan
 	Consumers int
 }
+
+// ErrSilent means that the broker is connected but did not answer a question.
+var ErrSilent = fmt.Errorf("the broker is connected, and has not answered a question for %v", depthPatience)
 
 const (
 	// depthAge is how old a Depth may be: many who ask at once cost the broker
@@ -163,27 +193,33 @@ type depths struct {
 	known   []Depth
 }
 
-// Depths returns what the broker says of the default queue of tasks and of that
-// of dead letters, as far as it answers soon and this user may look at them.
-func (p *Publisher) Depths() []Depth {
+// Depths returns what the broker says of the default queue of tasks, of that of
+// dead letters, and of those in which tasks wait, as far as this user may look
+// at them. It says nothing while it takes no messages. The error is ErrSilent.
+func (p *Publisher) Depths() ([]Depth, error) {
 	if p.Blocked() {
-		return nil // it would not answer
+		return nil, nil // it would not answer
 	}
-	return p.lanes[0].link.lookAt(TasksQueue, DeadQueue)
+	return p.lanes[0].link.lookAt(TasksQueue)
 }
 
 // Depths is as that of a Publisher, for the queue that tasks are taken from.
-func (c *Consumer) Depths() []Depth {
-	return c.link.lookAt(TasksQueueOf(c.link.cfg.Topology.Queue), DeadQueue)
+func (c *Consumer) Depths() ([]Depth, error) {
+	return c.link.lookAt(TasksQueueOf(c.link.cfg.Topology.Queue))
 }
 
-func (l *link) lookAt(queues ...string) []Depth {
+// lookAt looks at a queue of tasks and at those that all queues share.
+func (l *link) lookAt(tasks string) ([]Depth, error) {
 	d := &l.depths
 	d.mu.Lock()
 	if d.looking == nil && time.Since(d.at) > depthAge {
 		d.looking = make(chan struct{})
 		// The end of the session ends this goroutine, if the broker does not answer.
 		go func() {
+			queues := []string{tasks, DeadQueue}
+			for _, q := range waitQueues() {
+				queues = append(queues, q.name)
+			}
 			known := l.session.Load().depths(queues)
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -199,12 +235,12 @@ func (l *link) lookAt(queues ...string) []Depth {
 		select {
 		case <-looking:
 		case <-late.C:
-			return nil
+			return nil, ErrSilent
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.known
+	return d.known, nil
 }
 
 // depths returns what the broker says of those of the queues that it shows. s
@@ -224,7 +260,7 @@ func (s *session) depths(queues []string) (known []Depth) {
 func (s *session) depth(queue string) (d Depth, err error) {
 	err = s.onChannel(func(ch *amqp.Channel) error {
 		q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-		d = Depth{Queue: queue, Of: queueOf(queue), Tasks: q.Messages, Consumers: q.Consumers}
+		d = Depth{Queue: queue, Of: queueOf(queue), Waiting: strings.HasPrefix(queue, waitQueue), Tasks: q.Messages, Consumers: q.Consumers}
 		return err
 	})
 	return d, err

@@ -87,6 +87,9 @@ func (p *publication) settle(err error) {
 	if !p.settled {
 		p.settled = true
 		p.counted.count(err, p.deadline)
+		if p.counted != nil && errors.Is(err, ErrRefused) {
+			p.counted.refusal.Store(&Refusal{queueOfRoute(p.exchange, p.key), time.Now()})
+		}
 		p.answer <- err
 	}
 }

@@ -149,9 +149,7 @@ func (s *session) setup(t Topology) (created []string, err error) {
 	for _, o := range missing {
 		isMissing[o.name] = true
 	}
-	objects := slices.DeleteFunc(t.objects(), func(o object) bool {
-		return t.Queue != wire.DefaultQueue && !isMissing[o.name] && o.name != TasksQueueOf(t.Queue)
-	})
+	objects := t.compared(isMissing)
 	arguments := make([][]Argument, len(objects))
 	err = s.each(objects, func(_ *amqp.Channel, i int, o object) (err error) {
 		if arguments[i], err = s.compare(o); err != nil {
@@ -181,6 +179,14 @@ func (s *session) setup(t Topology) (created []string, err error) {
 		return created, differences
 	}
 	return created, nil
+}
+
+// compared returns the objects whose arguments are what the caller asked about,
+// and those that are missing.
+func (t Topology) compared(isMissing map[string]bool) []object {
+	return slices.DeleteFunc(t.objects(), func(o object) bool {
+		return t.Queue != wire.DefaultQueue && !isMissing[o.name] && o.name != TasksQueueOf(t.Queue)
+	})
 }
 
 // compare declares an object. If it exists with other arguments, compare

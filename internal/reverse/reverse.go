@@ -48,6 +48,9 @@ func (h *Handler) Handle(ctx context.Context, t task.Task) (string, error) {
 	return Reverse(t.Text), nil
 }
 
+// Limit returns how long handling text takes.
+func (c *Config) Limit(text string) time.Duration { return c.pause(text) }
+
 // pause returns how long to pause for text.
 func (c Config) pause(text string) time.Duration {
 	if c.PausePerChar == 0 {

@@ -36,6 +36,10 @@ type Config struct {
 	// makes restarts quick.
 	Drain        bool
 	DrainTimeout time.Duration
+
+	// Limit returns how long an attempt may take with a text, for those who
+	// look into the worker. Default nil: it is not known.
+	Limit func(text string) time.Duration
 }
 
 // maxConcurrency keeps the number of a worker's unacknowledged tasks well below

@@ -165,6 +165,7 @@ func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) {
 	if next.step == sendOn {
 		w.about(t).Warn("an attempt did not succeed; there will be another one", "error", err,
 			"counted", next.counted, "wait", time.Until(next.task.NotBefore).Round(time.Second))
+		w.counts.retry(next.task, err)
 	}
 	w.take(ctx, next, t, d)
 }
