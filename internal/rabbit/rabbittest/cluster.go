@@ -102,6 +102,10 @@ func StartCluster(t testing.TB, cfg ClusterConfig) *Cluster {
 			t.Skip(err)
 		}
 	}
+	if out, err := exec.Command("unshare", "--net", "--uts", "--mount", "sh", "-c",
+		"ip link add name bridge0 type bridge && ip link add name veth1 type veth peer name veth2").CombinedOutput(); err != nil {
+		t.Skipf("this machine permits no networks of one's own: %v\n%s", err, out)
+	}
 	server, err := node.Find()
 	check(t, err)
 	dir, err := os.MkdirTemp("", "revq-cluster-")
