@@ -75,7 +75,7 @@ type App struct {
 
 	// MaxConnections is the maximum number of connections at each listening
 	// address. One beyond it takes the place of one that has waited for more
-	// than a second for its client to send a request; if there is none, it is
+	// than 100 ms for its client to send a request; if there is none, it is
 	// answered 503 and closed.
 	MaxConnections int
 

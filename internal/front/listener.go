@@ -32,9 +32,11 @@ const (
 	// more are closed without an answer.
 	maxRefusing = 256
 
-	// requestPatience is how long a connection may wait for a request before it has to
-	// make room for another one. A client's request usually comes at once.
-	requestPatience = time.Second
+	// requestPatience is how long a connection may wait for a request before it
+	// has to make room for another one. A client's request usually comes at
+	// once. With a second, those who only connect kept all others out for most
+	// of the time (e2e.TestAttacks).
+	requestPatience = 100 * time.Millisecond
 
 	// candidates is how many connections are looked at when one has to make
 	// room.
