@@ -344,15 +344,18 @@ func (b *bootTest) lookOnly(t *testing.T) {
 	}
 	await(t, "the worker takes tasks", func() bool { return b.Property(t, "revq-worker@4", "ActiveState") == "active" })
 	b.Run(t, "systemctl", "stop", "revq-worker@4", "revq-api@2")
-	b.Run(t, "revq", "status")
+	if out, err := b.Try(t, "revq", "status"); !strings.Contains(out, "/run/revq/api@1.admin") {
+		t.Errorf("without the second API: %v\n%s", err, out)
+	}
 	for _, unit := range []string{"revq-worker@4.service", "revq-admin-worker@4.socket", "revq-api@2.service"} {
 		if state := b.Property(t, unit, "ActiveState"); state != "inactive" {
 			t.Errorf("%s is %s after a look, want inactive", unit, state)
 		}
 	}
 	b.Run(t, "systemctl", "start", "revq-api@2")
-	if out := b.Run(t, "revq", "status"); !strings.Contains(out, "/run/revq/api@2.admin") || strings.Contains(out, "worker@4") {
-		t.Errorf("after a new start of the API:\n%s", out)
+	// The verdict does not matter: the API may still be connecting to the broker.
+	if out, err := b.Try(t, "revq", "status"); !strings.Contains(out, "/run/revq/api@2.admin") || strings.Contains(out, "worker@4") {
+		t.Errorf("after a new start of the API: %v\n%s", err, out)
 	}
 }
 

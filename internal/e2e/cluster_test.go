@@ -20,6 +20,7 @@ import (
 )
 
 var (
+	cluster       = flag.Bool("cluster", false, "TestClusterFaults, which takes root, minutes, and a machine that does nothing else")
 	clusterLong   = flag.Bool("cluster.long", false, "TestClusterFaults with all faults, each for a minute (give -timeout 60m)")
 	clusterRounds = flag.Int("cluster.rounds", 1, "how often TestClusterFaults goes through all faults in the long form")
 	clusterOnly   = flag.String("cluster.only", "", "only those faults of TestClusterFaults that have this in their name")
@@ -100,8 +101,8 @@ var clusterFaults = []struct {
 // listener that resumes, and the test shows how long nothing was accepted and
 // nothing came.
 func TestClusterFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes two minutes")
+	if !*cluster && !*clusterLong && *clusterOnly == "" {
+		t.Skip("measures, and so needs a machine that does nothing else: give -cluster")
 	}
 	seed := *faultSeed
 	if seed == 0 {

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -99,31 +98,31 @@ func checkRefused(a answer, status int) error {
 	return nil
 }
 
-// Connections beyond the limit are refused with a problem, and connections that
-// end make room.
+// Connections beyond the limit are refused with a problem while each of the
+// others is being answered. When they have their answers, there is room.
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
-	const limit = 3
-	s := prepare(t, rabbittest.Node(t))
-	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-connections", strconv.Itoa(limit))
+	const limit, more = 3, 10
+	s := prepare(t, rabbittest.StartNode(t))
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-connections", strconv.Itoa(limit), "--confirm-timeout", "20s")
 	s.api.WaitReady(t)
-	var open []net.Conn
-	for range limit {
-		c, err := net.Dial("tcp", s.apiSites[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		open = append(open, c)
+	resume := s.suspendBroker(t)
+	answers := make(chan answer, limit+more)
+	for range limit + more {
+		go func() { answers <- post(t, s.apiSites[0], "text/plain", "abcdef") }()
 	}
-	for range 10 {
-		a := post(t, s.apiSites[0], "text/plain", strings.Repeat("abcdef", 1000))
-		if err := checkRefused(a, http.StatusServiceUnavailable); err != nil {
+	for range more {
+		if err := checkRefused(<-answers, http.StatusServiceUnavailable); err != nil {
 			t.Error(err)
 		}
 	}
+	resume()
+	for range limit {
+		if a := <-answers; a.status != http.StatusAccepted {
+			t.Errorf("answered %d %s, want 202", a.status, a.body)
+		}
+	}
 	send(t, s.apiSites[1], "other", "abcdef") // each site has its own limit
-	open[0].Close()
 	await(t, "there is room", func() bool {
 		return post(t, s.apiSites[0], "text/plain", "abcdef").status == http.StatusAccepted
 	})
