@@ -51,8 +51,12 @@ func TestWaiting(t *testing.T) {
 	p := r.publisher()
 	r.ready(p.Ready)
 	own, other := r.consume(NewConsumer(r.cfg, 10, r.log)), r.consume(NewConsumer(cfg, 10, r.log))
-	sent := []task.Task{later(1, wire.DefaultQueue, time.Second), later(2, "thumbnails", 4*time.Second), later(3, "thumbnails", -time.Hour)}
-	for _, tk := range sent {
+	var sent []task.Task
+	for i, queue := range []string{wire.DefaultQueue, "thumbnails", "thumbnails"} {
+		// Each time begins when the task is published: one that is not far away
+		// any more leads to a queue with a shorter wait.
+		tk := later(i+1, queue, []time.Duration{time.Second, 4 * time.Second, -time.Hour}[i])
+		sent = append(sent, tk)
 		if err := r.answered(p.PublishTask(tk)); err != nil {
 			t.Fatalf("PublishTask = %v", err)
 		}
