@@ -411,8 +411,10 @@ func (h *Host) run(ctx context.Context, input string, args ...string) (string, e
 	return string(out), nil
 }
 
-// Kill kills the node with SIGKILL, and Stop shuts it down.
+// Kill kills the node with SIGKILL.
 func (h *Host) Kill() { h.end(syscall.SIGKILL) }
+
+// Stop shuts the node down.
 func (h *Host) Stop() { h.end(syscall.SIGTERM) }
 
 func (h *Host) end(signal syscall.Signal) {
@@ -429,9 +431,11 @@ func (h *Host) end(signal syscall.Signal) {
 }
 
 // Suspend stops the node's process: its connections stay open, and nothing
-// answers. Resume lets it go on.
+// answers.
 func (h *Host) Suspend() { h.signal(syscall.SIGSTOP) }
-func (h *Host) Resume()  { h.signal(syscall.SIGCONT) }
+
+// Resume lets a suspended node go on.
+func (h *Host) Resume() { h.signal(syscall.SIGCONT) }
 
 func (h *Host) signal(signal syscall.Signal) {
 	h.c.t.Helper()
@@ -443,13 +447,16 @@ func (h *Host) signal(signal syscall.Signal) {
 // A Link is what connects a host with others.
 type Link string
 
+// The links of a host.
 const (
 	Peers   Link = "peers"   // to the other hosts
 	Clients Link = "clients" // to the test
 )
 
 // Cut makes links of the host lose all packets, until Heal.
-func (h *Host) Cut(links ...Link)  { h.set("down", links) }
+func (h *Host) Cut(links ...Link) { h.set("down", links) }
+
+// Heal lets links of the host work again.
 func (h *Host) Heal(links ...Link) { h.set("up", links) }
 
 func (h *Host) set(state string, links []Link) {
