@@ -152,6 +152,7 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 	r := &trial{
 		system: &system{url: cluster.URL()}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
 		broker: cluster.Hosts[0], postPause: 200 * time.Millisecond,
+		requeued: make(map[string]int),
 	}
 	ctx, cancel := timeout(t)
 	defer cancel()

@@ -12,12 +12,14 @@ import (
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
-// faults are all faults of the test. Each is over when its function returns;
-// its consequences may not be.
-var faults = []struct {
+// A fault is over when inflict returns; its consequences may not be.
+type fault struct {
 	name    string
 	inflict func(*trial)
-}{
+}
+
+// faults are all faults of the test; programFaults are added to them.
+var faults = []fault{
 	{"api killed", func(r *trial) { r.any(r.apis).kill() }},
 	{"socket killed", func(r *trial) { r.any(r.sockets).kill() }},
 	{"worker killed", func(r *trial) { r.any(r.workers).kill() }},
@@ -30,7 +32,7 @@ var faults = []struct {
 	{"broker hung", func(r *trial) { r.suspendBroker(aMoment) }},
 	{"hung beyond the heartbeat", func(r *trial) {
 		if i := r.random.IntN(4); i < 3 {
-			r.any([][]*unit{r.apis, r.sockets, r.workers}[i]).suspend(beyondHeartbeat)
+			r.any([][]*unit{r.apis, r.sockets, slices.Concat(r.workers, r.handlers)}[i]).suspend(beyondHeartbeat)
 		} else {
 			r.suspendBroker(beyondHeartbeat)
 		}
@@ -44,6 +46,16 @@ var faults = []struct {
 	{"connections cut", (*trial).cutConnections},
 	{"memory alarm", (*trial).alarm},
 	{"queue full", (*trial).fillQueue},
+}
+
+// programFaults are those of workers whose tasks programs handle.
+var programFaults = []fault{
+	{"handler killed", func(r *trial) { r.any(r.handlers).kill() }},
+	{"handler told to stop", func(r *trial) { r.any(r.handlers).terminate() }},
+	{"handler hung", func(r *trial) { r.any(r.handlers).suspend(aMoment) }},
+	{"programs killed", (*trial).killPrograms},
+	{"programs away", (*trial).programsAway},
+	{"program missing", (*trial).programMissing},
 }
 
 // A span is the minimum and maximum of how long something lasts.

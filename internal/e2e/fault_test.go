@@ -19,8 +19,9 @@ import (
 )
 
 var (
-	faultSeed = flag.Uint64("fault.seed", 0, "seed of TestFaults; 0 for one by the clock")
-	faultLong = flag.Bool("fault.long", false, "TestFaults for ten minutes (give -timeout 20m) in place of each fault once")
+	faultSeed     = flag.Uint64("fault.seed", 0, "seed of TestFaults; 0 for one by the clock")
+	faultPrograms = flag.Bool("fault.programs", false, "TestFaults also with named queues, retries and programs as handlers")
+	faultLong     = flag.Bool("fault.long", false, "TestFaults for ten minutes (give -timeout 20m) in place of each fault once")
 )
 
 const (
@@ -57,6 +58,9 @@ func TestFaults(t *testing.T) {
 	seed := *faultSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano()) % 1_000_000_000
+	}
+	if *faultPrograms {
+		faults = append(faults, programFaults...)
 	}
 	t.Logf("seed %d: again with -fault.seed %d (which repeats the faults, not what the machine makes of them)", seed, seed)
 	began := time.Now()
@@ -103,11 +107,14 @@ type trial struct {
 	postPause time.Duration        // how long a poster waits at most between two posts
 
 	apis, sockets, workers []*unit
+	handlers               []*unit // workers whose tasks programs handle
+	programs               string  // the directory of these programs
 	brokerAway             outage
 
 	posters   *posters
 	listeners []*follower
-	requeued  int // dead letters
+	requeued  map[string]int // how often each dead letter was
+	givenUp   int
 }
 
 // startTrial starts everything, with listeners that are connected before the
@@ -119,6 +126,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 	r := &trial{
 		system: s, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(), counts: make([]int, len(faults)),
 		broker: s.node, postPause: faultPostPause,
+		requeued: make(map[string]int),
 	}
 	ctx, cancel := timeout(t)
 	defer cancel()
@@ -126,6 +134,9 @@ func startTrial(t *testing.T, seed uint64) *trial {
 	cfg.Topology.MaxTasks = faultTasks
 	if _, err := rabbit.Setup(ctx, cfg); err != nil {
 		t.Fatal(err)
+	}
+	if *faultPrograms {
+		r.startPrograms()
 	}
 	if err := s.node.Sync(ctx); err != nil {
 		t.Fatal(err)
@@ -154,10 +165,21 @@ func (r *trial) startClients(workers int) {
 	for i := range 4 {
 		r.listeners = append(r.listeners, r.follow(i))
 	}
+	if *faultPrograms {
+		r.listeners = append(r.listeners, r.follow(4, filterQueue, persistentQueue))
+	}
 	r.posters = r.startPosters()
 }
 
-func (r *trial) units() []*unit { return slices.Concat(r.apis, r.sockets, r.workers) }
+func (r *trial) units() []*unit { return slices.Concat(r.apis, r.sockets, r.workers, r.handlers) }
+
+// queues returns the names of the queues that posters send to.
+func (r *trial) queues() []string {
+	if *faultPrograms {
+		return []string{wire.DefaultQueue, filterQueue, persistentQueue}
+	}
+	return []string{wire.DefaultQueue}
+}
 
 func (r *system) brokerConfig() rabbit.Config {
 	cfg := rabbit.DefaultConfig("revq-test")
@@ -187,31 +209,53 @@ func (r *trial) settle() {
 	ticker := time.NewTicker(10 * pollEvery)
 	defer ticker.Stop()
 	for !r.arrived() && time.Since(began) < settleLimit {
-		if rabbittest.QueueLength(r.t, r.broker, r.vhostURL(), rabbit.DeadQueue) > 0 {
+		if r.wronglyGivenUp() {
 			r.requeueDead()
 		}
 		<-ticker.C
 	}
 	r.note("settled after %v", time.Since(began).Round(time.Millisecond))
-	await(r.t, "all tasks are done", func() bool {
-		return rabbittest.QueueLength(r.t, r.broker, r.vhostURL(), rabbit.TasksQueue) == 0
-	})
+	for _, queue := range r.queues() {
+		await(r.t, "all tasks of "+queue+" are done", func() bool {
+			return rabbittest.QueueLength(r.t, r.broker, r.vhostURL(), rabbit.TasksQueueOf(queue)) == 0
+		})
+	}
 	// Repetitions that were published before arrive before this one.
 	await(r.t, "a last task is accepted", func() bool {
 		return post(r.t, r.apis[0].site, "application/json", submission("the-end", "the-end")).status == http.StatusAccepted
 	})
 	for _, f := range r.listeners {
-		await(r.t, f.name+" gets the last result", func() bool { return f.has("the-end") })
+		if len(f.queues) == 0 {
+			await(r.t, f.name+" gets the last result", func() bool { return f.has("the-end") })
+		}
 	}
 }
 
-// requeueDead requeues dead letters as `revq dead requeue` does. RabbitMQ 3.10
-// counts a delivery to a worker that was killed as a failed one.
+// wronglyGivenUp reports whether a listener was told that a task is given up
+// that can be done, and that was not requeued since.
+func (r *trial) wronglyGivenUp() bool {
+	f := r.listeners[0]
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, times := range f.failed {
+		if p, ok := r.posters.accepted[id]; ok && p.result() != "" && times > r.requeued[id] {
+			return true
+		}
+	}
+	return false
+}
+
+// requeueDead requeues the dead letters of tasks that can be done, as `revq dead
+// requeue` does: those that the broker gave up because their workers died too
+// often.
 func (r *trial) requeueDead() {
 	ctx, cancel := timeout(r.t)
 	defer cancel()
-	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(rabbit.DeadLetter) (rabbit.Fate, error) {
-		r.requeued++
+	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(l rabbit.DeadLetter) (rabbit.Fate, error) {
+		if l.Reason != "delivery_limit" || r.posters.accepted[l.Task.ID].result() == "" {
+			return rabbit.Keep, nil
+		}
+		r.requeued[l.Task.ID]++
 		return rabbit.Requeue, nil
 	})
 	if err != nil {
@@ -240,9 +284,18 @@ func (r *trial) judge() {
 	var wrong []string
 	for _, f := range r.listeners {
 		f.mu.Lock()
-		for id, text := range r.posters.accepted {
-			if got, ok := f.got[id]; ok && got.Text != reversed(text) {
-				r.t.Errorf("%s: result %q of text %q", f.name, got.Text, text)
+		for id, p := range r.posters.accepted {
+			want := p.result()
+			if got, ok := f.got[id]; ok && got.Text != want {
+				r.t.Errorf("%s: result %q of text %q", f.name, got.Text, p.text)
+			}
+			failed := r.requeued[id]
+			if want == "" {
+				failed++
+			}
+			if f.wants(p) && f.failed[id] != failed && len(f.gaps) == 0 {
+				r.t.Errorf("%s was told %d times that %s (%q) is given up, want %d", f.name, f.failed[id], id, p.text, failed)
+				wrong = append(wrong, id)
 			}
 		}
 		if f.err != nil {
@@ -258,10 +311,11 @@ func (r *trial) judge() {
 		f.mu.Unlock()
 		for _, id := range f.missing(r.posters.accepted) {
 			if wrong = append(wrong, id); len(wrong) < shown {
-				r.t.Errorf("%s: no result for %s, whose text was accepted", f.name, id)
+				r.t.Errorf("%s: no result for %s, whose text was accepted at %s", f.name, id, r.posters.accepted[id].at.UTC().Format("15:04:05.000"))
 			}
 		}
 	}
+	r.judgeGivenUp()
 	p := r.posters
 	for _, impossible := range p.impossible[:min(shown, len(p.impossible))] {
 		r.t.Errorf("accepted while the broker was away: %s", impossible)
@@ -287,6 +341,18 @@ func (r *trial) explain(ids []string) {
 	}
 	ctx, cancel := timeout(r.t)
 	defer cancel()
+	objects := []string{"revq.wait.1", "revq.wait.4"}
+	for _, queue := range r.queues() {
+		objects = append(objects, rabbit.TasksQueueOf(queue))
+	}
+	for _, queue := range objects {
+		// What the broker is dead-lettering is in no other count.
+		holds, err := r.node.Eval(ctx, fmt.Sprintf(`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<%q>>, queue, <<%q>>)),
+			{ok, {_, O}, _} = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1),
+			list_to_atom(lists:flatten(io_lib:format("~w", [maps:with([num_messages, num_checked_out, num_discarded, num_discard_checked_out], O)])))`,
+			r.vhost, queue))
+		r.t.Logf("the queue %s holds %s %v", queue, holds, err)
+	}
 	at, err := r.streamOffsets(ctx)
 	if err != nil {
 		r.t.Logf("read the stream: %v", err)
@@ -320,9 +386,9 @@ func (r *trial) summary(seed uint64, took time.Duration) string {
 	}
 	p := r.posters
 	return fmt.Sprintf("seed %d: %d tasks accepted, %d lost, %d twice, %d gaps told at %d listeners (%d connections); %d faults: %s; "+
-		"%d requests refused, %d broken off, longest %v; %d accepted without a broker; %d dead letters requeued; %v",
+		"%d requests refused, %d broken off, longest %v; %d accepted without a broker; %d given up; %d dead letters requeued; %v",
 		seed, len(p.accepted), lost, twice, gaps, len(r.listeners), connections, r.inflicted(), strings.Join(byKind, ", "),
-		p.refused, p.broken, p.longest.Round(time.Millisecond), len(p.impossible), r.requeued, took.Round(time.Second))
+		p.refused, p.broken, p.longest.Round(time.Millisecond), len(p.impossible), r.givenUp, len(r.requeued), took.Round(time.Second))
 }
 
 // A unit is a program that is started again whenever it ends, as systemd does

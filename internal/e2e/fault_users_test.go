@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,34 +36,45 @@ type posters struct {
 	refusedFull atomic.Int64 // because of a full queue
 
 	mu              sync.Mutex
-	accepted        map[string]string // text by id
-	impossible      []string          // accepted though the broker was away
+	accepted        map[string]posting // by id
+	impossible      []string           // accepted though the broker was away
 	longest         time.Duration
 	longestOf       string
 	refused, broken int
 }
 
 // faultPostPause is a trial's postPause with which the queue is filled within
-// seconds and emptied in less.
-const faultPostPause = 40 * time.Millisecond
+// seconds and emptied in less. programPause is the same for texts that programs
+// handle, each in a process that does little else.
+const (
+	faultPostPause = 40 * time.Millisecond
+	programPause   = 400 * time.Millisecond
+)
 
 func (r *trial) startPosters() *posters {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &posters{r: r, cancel: cancel, accepted: make(map[string]string)}
-	for i := range 6 {
-		api := r.apis[i/3]
+	p := &posters{r: r, cancel: cancel, accepted: make(map[string]posting)}
+	clients := 6
+	if *faultPrograms {
+		clients = 10 // the last four post to the programs
+	}
+	for i := range clients {
+		api, queue, pause := r.apis[i/2%2], wire.DefaultQueue, r.postPause
+		if i >= 6 {
+			queue, pause = []string{filterQueue, persistentQueue}[i/2%2], programPause
+		}
 		http := &http.Client{Transport: &witness{http.Transport{}, p, api}, Timeout: patience}
 		name := fmt.Sprintf("poster-%d", i)
-		post := func(number int) { p.postPlainly(http, api.site, name, number) }
+		post := func(number int) { p.postPlainly(http, api.site, queue, name, number) }
 		if i%2 == 0 {
-			sender := &client.Sender{URL: "http://" + api.site, Timeout: 2 * time.Minute, HTTP: http}
+			sender := &client.Sender{URL: "http://" + api.site, Queue: queue, Timeout: 2 * time.Minute, HTTP: http}
 			post = func(number int) { p.send(ctx, sender, name, number) }
 		}
 		p.running.Go(func() {
 			defer http.CloseIdleConnections()
 			for number := 0; ctx.Err() == nil; number++ {
 				post(number)
-				<-time.After(rand.N(r.postPause))
+				<-time.After(rand.N(pause))
 			}
 		})
 	}
@@ -76,23 +88,28 @@ func (p *posters) stop() {
 	p.running.Wait()
 }
 
-func (p *posters) accept(id, text string) {
+func (p *posters) accept(id string, what posting) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.accepted[id] = text
+	p.accepted[id] = what
 }
 
 // send sends one task or a few.
 func (p *posters) send(ctx context.Context, sender *client.Sender, name string, number int) {
-	tasks := make([]task.Task, 1+rand.N(12))
+	most := 12
+	if sender.Queue != wire.DefaultQueue {
+		most = 3
+		sender.Delay = time.Duration(rand.N(2)) * time.Second
+	}
+	tasks := make([]task.Task, 1+rand.N(most))
 	for i := range tasks {
 		id := fmt.Sprintf("%s-%d-%d", name, number, i)
-		tasks[i] = task.Task{ID: id, Text: "text of " + id}
+		tasks[i] = task.Task{ID: id, Text: textOf(sender.Queue, id)}
 	}
 	answers, err := sender.Send(ctx, tasks)
 	for i, answer := range answers {
 		if answer == nil {
-			p.accept(tasks[i].ID, tasks[i].Text)
+			p.accept(tasks[i].ID, posting{sender.Queue, tasks[i].Text, time.Now()})
 		} else if ctx.Err() == nil {
 			p.r.t.Errorf("%s was not accepted within %v: %v (%v)", tasks[i].ID, sender.Timeout, answer, err)
 		}
@@ -100,19 +117,19 @@ func (p *posters) send(ctx context.Context, sender *client.Sender, name string, 
 }
 
 // postPlainly posts one text, once. The API makes an id up for every other one.
-func (p *posters) postPlainly(http *http.Client, site, name string, number int) {
-	text := fmt.Sprintf("text of %s-%d", name, number)
+func (p *posters) postPlainly(http *http.Client, site, queue, name string, number int) {
+	text := textOf(queue, fmt.Sprintf("%s-%d", name, number))
 	contentType, body := "text/plain", text
 	if number%2 == 0 {
 		contentType, body = "application/json", submission(fmt.Sprintf("%s-%d", name, number), text)
 	}
-	res, err := http.Post("http://"+site+wire.QueuePath, contentType, strings.NewReader(body))
+	res, err := http.Post("http://"+site+wire.QueuePrefix+queue, contentType, strings.NewReader(body))
 	if err != nil {
 		return
 	}
 	res.Body.Close()
 	if res.StatusCode == 202 {
-		p.accept(res.Header.Get(wire.TaskIDHeader), text)
+		p.accept(res.Header.Get(wire.TaskIDHeader), posting{queue, text, time.Now()})
 	}
 }
 
@@ -166,11 +183,13 @@ func (w *witness) RoundTrip(req *http.Request) (*http.Response, error) {
 // A follower keeps all that a listener gets. With each new connection it goes
 // to the other site.
 type follower struct {
-	name string
+	name   string
+	queues []string // that it listens to; none for all
 
 	mu          sync.Mutex
 	heard       rhythm                  // of the results
 	got         map[string]wire.Message // by id
+	failed      map[string]int          // how often each task was given up
 	twice, gaps []string
 	connections int
 	events      []string
@@ -178,8 +197,10 @@ type follower struct {
 }
 
 // follow starts listener i, and waits until it has been greeted.
-func (r *trial) follow(i int) *follower {
-	f := &follower{name: fmt.Sprintf("listener %d", i), got: make(map[string]wire.Message)}
+func (r *trial) follow(i int, queues ...string) *follower {
+	f := &follower{
+		name: fmt.Sprintf("listener %d", i), queues: queues, got: make(map[string]wire.Message), failed: make(map[string]int),
+	}
 	var urls []string
 	for n := range r.sockets {
 		urls = append(urls, "ws://"+r.sockets[(i+n)%len(r.sockets)].site)
@@ -190,6 +211,7 @@ func (r *trial) follow(i int) *follower {
 		URLs:    urls,
 		After:   &wire.Mark{Offset: -1}, // from the beginning: it may be cut off before the first result
 		Silence: 4 * time.Second,        // four pings
+		Queues:  queues,
 	}
 	l.Greeted = func(client.Message) error {
 		isGreeted()
@@ -237,7 +259,15 @@ func (f *follower) event(format string, args ...any) {
 }
 
 func (f *follower) receive(m wire.Message) {
-	if m.Type != wire.TypeResult {
+	switch m.Type {
+	case wire.TypeFailed:
+		f.failed[m.ID]++
+		f.event("%s failed at %d", m.ID, m.Offset)
+		return
+	case wire.TypeResult:
+	case wire.TypeMark:
+		return // a place between results that are not for it
+	default:
 		f.gaps = append(f.gaps, m.Text)
 		f.event("told of a gap after %d: %s", m.Offset, m.Text)
 		return
@@ -258,16 +288,22 @@ func (f *follower) has(id string) bool {
 	return ok
 }
 
-// missing returns the ids that it has not got. Those of a listener that was
-// told of a gap are not counted.
-func (f *follower) missing(accepted map[string]string) (ids []string) {
+// wants reports whether what becomes of a text is told to this listener.
+func (f *follower) wants(p posting) bool {
+	return len(f.queues) == 0 || slices.Contains(f.queues, p.queue)
+}
+
+// missing returns the ids that it has not got, neither their results nor that
+// they were given up. Those of a listener that was told of a gap are not
+// counted.
+func (f *follower) missing(accepted map[string]posting) (ids []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.gaps) > 0 {
 		return nil
 	}
-	for id := range accepted {
-		if _, ok := f.got[id]; !ok {
+	for id, p := range accepted {
+		if _, ok := f.got[id]; !ok && f.wants(p) && (p.result() != "" || f.failed[id] == 0) {
 			ids = append(ids, id)
 		}
 	}
