@@ -121,8 +121,13 @@ func TestAddressConnections(t *testing.T) {
 // await waits until ready returns true.
 func await(t *testing.T, what string, ready func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ready(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
+	late := time.After(patience)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ready() {
+		select {
+		case <-tick.C:
+		case <-late:
 			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
