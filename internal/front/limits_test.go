@@ -250,6 +250,25 @@ func TestSlowOnesMakeRoom(t *testing.T) {
 	}
 }
 
+// A client that was served and keeps its connection does not lose it to make
+// room, as long as others have never sent a request.
+func TestSilentOnesMakeRoomFirst(t *testing.T) {
+	t.Parallel()
+	const limit = 4
+	at := limitedAPI(t, func(c *api.Config) { c.MaxConnections = limit })
+	kept := call(t, client, at)
+	kept.want(t, get+"\r\n", 200, "") // it waits longer than all others for its next request
+	var silent []*caller
+	for range limit - 1 {
+		silent = append(silent, call(t, client, at))
+	}
+	await(t, "there is room for another", func() bool { return call(t, other, at).ask(t, get+"\r\n").StatusCode == 200 })
+	for _, c := range silent[1:] { // one has made room
+		c.Close()
+	}
+	kept.want(t, get+"\r\n", 200, "")
+}
+
 func isTimeout(err error) bool {
 	timeout, ok := err.(interface{ Timeout() bool }) //nolint:errorlint // a net.Error as ReadResponse returns it
 	return ok && timeout.Timeout()

@@ -136,24 +136,29 @@ func (l *listener) enter(c *conn) bool {
 
 // makeRoom ends a connection that has waited for more than requestPatience for its
 // client to send a request, the one that has waited longest of a few. So those
-// who connect and send little or nothing do not keep out those who send. The
-// caller holds mu.
+// who connect and send little or nothing do not keep out those who send. One
+// that has had a request is ended only if all of them have: its client may be
+// sending the next one, and could not know what came of it. The caller holds mu.
 func (l *listener) makeRoom(now time.Time) bool {
-	var longest *conn
-	since, left := now.Add(-requestPatience).UnixNano(), candidates
+	var leaves *conn
+	var since int64 // of leaves, as is used
+	var used bool
+	late, left := now.Add(-requestPatience).UnixNano(), candidates
 	for c := range l.open {
-		if began := c.waitingSince.Load(); began > 0 && began < since {
-			longest, since = c, began
+		began, isUsed := c.waitingSince.Load(), c.used.Load()
+		waits := began > 0 && began < late
+		if waits && (leaves == nil || used && !isUsed || used == isUsed && began < since) {
+			leaves, since, used = c, began, isUsed
 		}
 		if left--; left == 0 {
 			break
 		}
 	}
-	if longest == nil || !longest.waitingSince.CompareAndSwap(since, evicted) {
+	if leaves == nil || !leaves.waitingSince.CompareAndSwap(since, evicted) {
 		return false
 	}
-	delete(l.open, longest)
-	_ = longest.SetReadDeadline(now) // ends its Read
+	delete(l.open, leaves)
+	_ = leaves.SetReadDeadline(now) // ends its Read
 	return true
 }
 
@@ -188,6 +193,7 @@ type conn struct {
 	// waitingSince is since when c has waited for the rest of a request, in Unix
 	// nanoseconds; 0 while one is being handled, evicted once c must end.
 	waitingSince atomic.Int64
+	used         atomic.Bool // a whole request has arrived
 
 	sharing bool // it may have a share; only the goroutine that reads uses it
 	share   share
@@ -235,6 +241,7 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // busy records that c's requests are complete, and are being handled.
 func (c *conn) busy() {
+	c.used.Store(true)
 	if since := c.waitingSince.Load(); since != evicted {
 		c.waitingSince.CompareAndSwap(since, 0)
 	}
