@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -109,7 +110,7 @@ func TestMisbehavingPrograms(t *testing.T) {
 				}
 				told[m.ID] = true
 			}
-			await(t, "the others are given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") >= dead })
+			await.True(t, "the others are given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") >= dead })
 			out, _ := s.revq(t, "dead", "ls", "--json")
 			for line := range strings.Lines(out) {
 				var letter struct{ Error, Text string }
@@ -128,7 +129,7 @@ func TestMisbehavingPrograms(t *testing.T) {
 			for _, f := range files {
 				var group int
 				fmt.Sscan(f.Name(), &group)
-				await(t, "the processes of "+f.Name()+" are gone", func() bool { return syscall.Kill(-group, 0) != nil || onlyZombies(group) })
+				await.True(t, "the processes of "+f.Name()+" are gone", func() bool { return syscall.Kill(-group, 0) != nil || onlyZombies(group) })
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -28,7 +29,7 @@ func TestMemoryAlarmWithoutPosts(t *testing.T) {
 	}
 	watermark("0.00001")
 	for _, site := range s.apiSites {
-		took := await(t, "the alarm is known", ready(site, http.StatusServiceUnavailable))
+		took := await.True(t, "the alarm is known", ready(site, http.StatusServiceUnavailable))
 		t.Logf("%s is not ready after %v", site, took)
 	}
 	if a := get(t, s.apiSites[0], wire.ReadyPath); !strings.Contains(a.body, "short of memory") {

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -79,7 +80,7 @@ func (a *attackers) join(n, addresses int, sites []string, do attack) {
 	for i := range n {
 		a.running.Go(func() {
 			from := i % addresses
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(from/200), byte(1+from%200))}, Timeout: patience}
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(from/200), byte(1+from%200))}, Timeout: await.Patience}
 			for first := true; a.over.Err() == nil; first = false {
 				if conn, err := d.DialContext(a.over, "tcp", sites[i%len(sites)]); err == nil {
 					if first {
@@ -178,13 +179,13 @@ func stall(request string) attack {
 // renew sends a request over one connection after the other, without a pause.
 func renew(request string) attack {
 	return func(a *attackers, first net.Conn) {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: first.LocalAddr().(*net.TCPAddr).IP}, Timeout: patience}
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: first.LocalAddr().(*net.TCPAddr).IP}, Timeout: await.Patience}
 		for a.over.Err() == nil {
 			conn, err := d.DialContext(a.over, "tcp", first.RemoteAddr().String())
 			if err != nil {
 				return
 			}
-			_ = conn.SetDeadline(time.Now().Add(patience))
+			_ = conn.SetDeadline(time.Now().Add(await.Patience))
 			if _, err := io.WriteString(conn, request); err == nil {
 				a.hear(conn)
 			}
@@ -240,7 +241,7 @@ func (s *system) newGuest(t *testing.T, scheme string, roots *x509.CertPool) *gu
 	client := func(keep bool) *http.Client {
 		transport := &http.Transport{DisableKeepAlives: !keep, TLSClientConfig: &tls.Config{RootCAs: roots}}
 		t.Cleanup(transport.CloseIdleConnections)
-		return &http.Client{Timeout: patience, Transport: transport}
+		return &http.Client{Timeout: await.Patience, Transport: transport}
 	}
 	return &guest{s, scheme, client(true), client(false), s.listen(t, "json")}
 }
@@ -285,7 +286,7 @@ func (p *guest) behave(t *testing.T, name string, d time.Duration) (got served) 
 		open[id] = true
 	}
 	slices.Sort(got.times)
-	for late := time.After(patience); len(open) > 0; {
+	for late := time.After(await.Patience); len(open) > 0; {
 		select {
 		case message, ok := <-p.listener.messages:
 			if !ok {
@@ -357,7 +358,7 @@ func (p *guest) besiege(t *testing.T, lasts time.Duration, kind siege) {
 	a := newAttackers(t)
 	a.join(kind.n, kind.addresses, kind.sites, kind.do)
 	a.join(kind.readers, kind.addresses, []string{p.socketSite}, stall(upgrade))
-	await(t, "the attackers have come, and others are let in", func() bool {
+	await.True(t, "the attackers have come, and others are let in", func() bool {
 		return a.came.Load() >= int64(kind.n+kind.readers)*9/10 && p.probe()
 	})
 	got := p.behave(t, id, lasts)
@@ -365,10 +366,10 @@ func (p *guest) besiege(t *testing.T, lasts time.Duration, kind siege) {
 	close(enough)
 	<-watched
 
-	await(t, "the connections of the attackers are gone", func() bool { return files() <= filesBefore+10 })
+	await.True(t, "the connections of the attackers are gone", func() bool { return files() <= filesBefore+10 })
 	after := memory()
 	if !daemontest.Race() {
-		await(t, fmt.Sprintf("memory is given back: it was %d MB, at most %d MB", before/1e6, highest/1e6), func() bool {
+		await.True(t, fmt.Sprintf("memory is given back: it was %d MB, at most %d MB", before/1e6, highest/1e6), func() bool {
 			after = memory()
 			return after < before+48<<20
 		})
@@ -445,7 +446,7 @@ func TestTLSAttacks(t *testing.T) {
 	s := prepare(t, rabbittest.Node(t))
 	senders, _, lasts, apiLimits, socketLimits := s.size(t)
 	dir := t.TempDir()
-	certify(t, dir)
+	daemontest.Certify(t, dir)
 	cert, err := os.ReadFile(filepath.Join(dir, "tls-cert"))
 	if err != nil {
 		t.Fatal(err)

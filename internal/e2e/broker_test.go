@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -74,7 +75,7 @@ func TestBrokerAway(t *testing.T) {
 	t.Run("hangs for a moment", func(t *testing.T) {
 		resume := s.suspendBroker(t)
 		s.checkUnavailable(t)
-		await(t, "/readyz of the API answers 503", func() bool {
+		await.True(t, "/readyz of the API answers 503", func() bool {
 			return get(t, s.apiSites[0], wire.ReadyPath).status == http.StatusServiceUnavailable
 		})
 		resume()
@@ -110,8 +111,7 @@ func (s *system) suspendBroker(t *testing.T) func() {
 
 func (s *system) stopBroker(t *testing.T) {
 	t.Helper()
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	if err := s.node.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func (s *system) checkRecovered(t *testing.T, began time.Time, listeners []*list
 	for i, site := range s.apiSites {
 		id := fmt.Sprintf("%s-%d", prefix, i)
 		ids[id] = true
-		await(t, "a text is accepted at "+site, func() bool {
+		await.True(t, "a text is accepted at "+site, func() bool {
 			return post(t, site, "application/json", submission(id, "abcdef")).status == http.StatusAccepted
 		})
 	}

@@ -14,6 +14,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -154,8 +155,7 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 		broker: cluster.Hosts[0], postPause: 200 * time.Millisecond,
 		requeued: make(map[string]int),
 	}
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	if _, err := rabbit.Setup(ctx, r.brokerConfig()); err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, sil
 			i++
 			continue
 		}
-		<-time.After(pollEvery)
+		<-time.After(await.Every)
 	}
 	c.note("  all work again %v after its end", time.Since(began).Round(time.Millisecond))
 	stop()
@@ -272,8 +272,7 @@ func (c *clusterTrial) heardWithin(d time.Duration) bool {
 // leader returns the host of a queue's leader.
 func (c *clusterTrial) leader(queue string) *rabbittest.Host {
 	c.t.Helper()
-	ctx, cancel := timeout(c.t)
-	defer cancel()
+	ctx := await.Context(c.t)
 	h, err := c.cluster.Hosts[0].Leader(ctx, queue)
 	if err != nil {
 		c.t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
@@ -29,7 +30,7 @@ func TestDeadLetter(t *testing.T) {
 	failing := daemontest.Start(t, daemontest.Config{Path: self, Args: []string{"--retries", "1"}, Env: []string{failingWorker + "=1", "REVQ_AMQP_URL=" + s.url}})
 	failing.WaitReady(t)
 	send(t, s.apiSites[0], "sick", "abcdef")
-	await(t, "the task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
+	await.True(t, "the task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
 	l.failed(t, "sick")
 	if n := strings.Count(failing.Log(), "an attempt did not succeed"); n != 1 {
 		t.Errorf("%d attempts were followed by another one, want 1", n)
@@ -65,8 +66,7 @@ func TestDeadLetter(t *testing.T) {
 // error.
 func (s *system) revq(t *testing.T, args ...string) (stdout, stderr string) {
 	t.Helper()
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	var out, said strings.Builder
 	cmd := exec.CommandContext(ctx, daemontest.Binary(t, "revq"), args...)
 	cmd.Env = daemontest.Environment("REVQ_AMQP_URL=" + s.url)

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
@@ -150,7 +151,7 @@ func (r *trial) fillQueue() {
 	}
 	full := r.posters.refusedFull.Load()
 	began := time.Now()
-	await(r.t, "tasks are refused because the queue is full", func() bool { return r.posters.refusedFull.Load() > full+3 })
+	await.True(r.t, "tasks are refused because the queue is full", func() bool { return r.posters.refusedFull.Load() > full+3 })
 	r.note("  full after %v with %d tasks", time.Since(began).Round(time.Millisecond),
 		rabbittest.QueueLength(r.t, r.node, r.vhostURL(), rabbit.TasksQueue))
 	for _, w := range r.workers {

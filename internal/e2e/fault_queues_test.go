@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/wire"
 )
@@ -122,11 +123,10 @@ func (r *trial) startPrograms() {
 		}
 	}
 	for _, queue := range []string{filterQueue, persistentQueue} {
-		ctx, cancel := timeout(r.t)
+		ctx := await.Context(r.t)
 		cfg := r.brokerConfig()
 		cfg.Topology.Queue = queue
 		_, err := rabbit.Setup(ctx, cfg)
-		cancel()
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -206,8 +206,7 @@ func (r *trial) programMissing() {
 func (r *trial) judgeGivenUp() {
 	r.t.Helper()
 	dead := make(map[string]int)
-	ctx, cancel := timeout(r.t)
-	defer cancel()
+	ctx := await.Context(r.t)
 	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 		dead[l.Task.ID]++
 		if p, ok := r.posters.accepted[l.Task.ID]; ok && p.result() != "" {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -128,8 +129,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 		broker: s.node, postPause: faultPostPause,
 		requeued: make(map[string]int),
 	}
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	cfg := r.brokerConfig()
 	cfg.Topology.MaxTasks = faultTasks
 	if _, err := rabbit.Setup(ctx, cfg); err != nil {
@@ -206,7 +206,7 @@ func (r *trial) settle() {
 	for _, u := range r.units() {
 		u.daemon.WaitReady(r.t)
 	}
-	ticker := time.NewTicker(10 * pollEvery)
+	ticker := time.NewTicker(10 * await.Every)
 	defer ticker.Stop()
 	for !r.arrived() && time.Since(began) < settleLimit {
 		if r.wronglyGivenUp() {
@@ -216,17 +216,17 @@ func (r *trial) settle() {
 	}
 	r.note("settled after %v", time.Since(began).Round(time.Millisecond))
 	for _, queue := range r.queues() {
-		await(r.t, "all tasks of "+queue+" are done", func() bool {
+		await.True(r.t, "all tasks of "+queue+" are done", func() bool {
 			return rabbittest.QueueLength(r.t, r.broker, r.vhostURL(), rabbit.TasksQueueOf(queue)) == 0
 		})
 	}
 	// Repetitions that were published before arrive before this one.
-	await(r.t, "a last task is accepted", func() bool {
+	await.True(r.t, "a last task is accepted", func() bool {
 		return post(r.t, r.apis[0].site, "application/json", submission("the-end", "the-end")).status == http.StatusAccepted
 	})
 	for _, f := range r.listeners {
 		if len(f.queues) == 0 {
-			await(r.t, f.name+" gets the last result", func() bool { return f.has("the-end") })
+			await.True(r.t, f.name+" gets the last result", func() bool { return f.has("the-end") })
 		}
 	}
 }
@@ -249,8 +249,7 @@ func (r *trial) wronglyGivenUp() bool {
 // requeue` does: those that the broker gave up because their workers died too
 // often.
 func (r *trial) requeueDead() {
-	ctx, cancel := timeout(r.t)
-	defer cancel()
+	ctx := await.Context(r.t)
 	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 		if l.Reason != "delivery_limit" || r.posters.accepted[l.Task.ID].result() == "" {
 			return rabbit.Keep, nil
@@ -339,8 +338,7 @@ func (r *trial) explain(ids []string) {
 	if len(ids) == 0 {
 		return
 	}
-	ctx, cancel := timeout(r.t)
-	defer cancel()
+	ctx := await.Context(r.t)
 	objects := []string{"revq.wait.1", "revq.wait.4"}
 	for _, queue := range r.queues() {
 		objects = append(objects, rabbit.TasksQueueOf(queue))

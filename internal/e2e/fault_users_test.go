@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/client"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/reverse"
@@ -63,7 +64,7 @@ func (r *trial) startPosters() *posters {
 		if i >= 6 {
 			queue, pause = []string{filterQueue, persistentQueue}[i/2%2], programPause
 		}
-		http := &http.Client{Transport: &witness{http.Transport{}, p, api}, Timeout: patience}
+		http := &http.Client{Transport: &witness{http.Transport{}, p, api}, Timeout: await.Patience}
 		name := fmt.Sprintf("poster-%d", i)
 		post := func(number int) { p.postPlainly(http, api.site, queue, name, number) }
 		if i%2 == 0 {
@@ -248,8 +249,8 @@ func (r *trial) follow(i int, queues ...string) *follower {
 	})
 	select {
 	case <-greeted:
-	case <-time.After(patience):
-		r.t.Fatalf("%s was not greeted within %v", f.name, patience)
+	case <-time.After(await.Patience):
+		r.t.Fatalf("%s was not greeted within %v", f.name, await.Patience)
 	}
 	return f
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -51,7 +52,7 @@ printf '%s: %s' "$REVQ_TASK_ID" "$text" | tr a-z A-Z`))
 	if texts["a"] != "A: ABC DEF" || texts["c"] != "C: ONCE" {
 		t.Errorf("results %q", texts)
 	}
-	await(t, "one task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
+	await.True(t, "one task is given up", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.dead") == 1 })
 	out, _ := s.revq(t, "dead", "ls", "--json")
 	var letter struct{ ID, Reason, Error, Said, Queue, Text string }
 	if err := json.Unmarshal([]byte(out), &letter); err != nil {
@@ -110,7 +111,7 @@ func TestDrain(t *testing.T) {
 	}
 	w := s.startWorker(t, "--drain", "--concurrency", "1", "--", program(t, `read -r line < `+fifo+`; printf '%s' "$line"`))
 	send(t, s.apiSites[0], "runs", "x")
-	await(t, "the worker has the task", func() bool { return s.workerUnacked(t) == "[1]" })
+	await.True(t, "the worker has the task", func() bool { return s.workerUnacked(t) == "[1]" })
 	w.WaitLog(t, "ready")
 	send(t, s.apiSites[0], "waits", "x")
 	// The program reads from the pipe: it can be opened for writing.
@@ -142,7 +143,7 @@ func TestWorkerWithProgramIsKilled(t *testing.T) {
 	w := s.startWorker(t, "--", program(t, `echo $$ > `+pidFile+`.new; mv `+pidFile+`.new `+pidFile+`; exec sleep 1000`))
 	send(t, s.apiSites[0], "a", "x")
 	var pid string
-	await(t, "the program runs", func() bool {
+	await.True(t, "the program runs", func() bool {
 		text, err := os.ReadFile(pidFile)
 		pid = strings.TrimSpace(string(text))
 		return err == nil
@@ -153,7 +154,7 @@ func TestWorkerWithProgramIsKilled(t *testing.T) {
 		}
 	})
 	w.Signal(t, syscall.SIGKILL)
-	took := await(t, "the program is gone", func() bool {
+	took := await.True(t, "the program is gone", func() bool {
 		stat, err := os.ReadFile("/proc/" + pid + "/stat")
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})

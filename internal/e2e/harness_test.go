@@ -17,6 +17,7 @@ import (
 
 	"github.com/fasthttp/websocket"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -31,14 +32,6 @@ func TestMain(m *testing.M) {
 	}
 	rabbittest.Main(m)
 }
-
-const (
-	// patience is the time limit for what must happen. What must happen quickly
-	// is measured.
-	patience = 30 * time.Second
-
-	pollEvery = 10 * time.Millisecond // where there is nothing to wait for
-)
 
 // A system is revq on its own virtual host: an API with two sites and a socket
 // server with one. Tests start workers themselves.
@@ -115,7 +108,7 @@ func (s *system) startWorker(t *testing.T, args ...string) *daemontest.Daemon {
 func (s *system) awaitReadyz(t *testing.T, status int) {
 	t.Helper()
 	for _, addr := range append([]string{s.socketSite}, s.apiSites...) {
-		await(t, fmt.Sprintf("/readyz of %s answers %d", addr, status), func() bool {
+		await.True(t, fmt.Sprintf("/readyz of %s answers %d", addr, status), func() bool {
 			return get(t, addr, wire.ReadyPath).status == status
 		})
 	}
@@ -125,8 +118,7 @@ func (s *system) awaitReadyz(t *testing.T, status int) {
 // broker, in ascending order.
 func (s *system) workerUnacked(t *testing.T) string {
 	t.Helper()
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	// The prefetch distinguishes workers from the reader of the socket server,
 	// which has 4,096, and that they do not publish over the same channel from
 	// the consumer that proves that the reader lives.
@@ -140,22 +132,6 @@ func (s *system) workerUnacked(t *testing.T) string {
 	return strings.Trim(out, "'")
 }
 
-// await polls until ok, and returns how long that took. It is for what cannot
-// be waited for in another way.
-func await(t *testing.T, what string, ok func() bool) time.Duration {
-	t.Helper()
-	began := time.Now()
-	ticker := time.NewTicker(pollEvery)
-	defer ticker.Stop()
-	for !ok() {
-		if time.Since(began) > patience {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-		<-ticker.C
-	}
-	return time.Since(began)
-}
-
 // An answer is one of an HTTP server.
 type answer struct {
 	status int
@@ -164,7 +140,7 @@ type answer struct {
 	took   time.Duration
 }
 
-var httpClient = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+var httpClient = &http.Client{Timeout: await.Patience, Transport: &http.Transport{DisableKeepAlives: true}}
 
 func get(t *testing.T, addr, path string) answer {
 	t.Helper()
@@ -268,8 +244,7 @@ func (s *system) listenAfter(t *testing.T, format, after string) *listener {
 // it when the server has found its mark.
 func (s *system) connect(t *testing.T, format, after string) *listener {
 	t.Helper()
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	conn, _, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+s.socketSite+wire.ListenPath+"?format="+format+"&after="+after, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -307,7 +282,7 @@ func (l *listener) greet(t *testing.T) {
 // id if that is not empty. It returns a function that waits for the next event.
 func (s *system) events(t *testing.T, after string) func() (name string, m wire.Message) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), await.Patience)
 	t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.socketSite+wire.ListenPath, nil)
 	if err != nil {
@@ -351,8 +326,8 @@ func (l *listener) next(t *testing.T) string {
 			t.Fatalf("the listener was disconnected: %v", l.err)
 		}
 		return m
-	case <-time.After(patience):
-		t.Fatalf("the listener got nothing for %v", patience)
+	case <-time.After(await.Patience):
+		t.Fatalf("the listener got nothing for %v", await.Patience)
 	}
 	panic("not reached")
 }
@@ -371,8 +346,8 @@ func (l *listener) closeCode(t *testing.T) int {
 				t.Fatalf("the connection ended without a close frame: %v", l.err)
 			}
 			return closed.Code
-		case <-time.After(patience):
-			t.Fatalf("the connection was not closed within %v", patience)
+		case <-time.After(await.Patience):
+			t.Fatalf("the connection was not closed within %v", await.Patience)
 		}
 	}
 }
@@ -425,10 +400,6 @@ func (l *listener) drainWith(t *testing.T, s *system, id string) {
 	t.Helper()
 	send(t, s.apiSites[0], id, "x")
 	l.collect(t, []string{id})
-}
-
-func timeout(t *testing.T) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), patience)
 }
 
 func parse(t *testing.T, message string) wire.Message {

@@ -11,6 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -48,7 +49,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	}
 	publish := func(key, id, text string) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), await.Patience)
 		defer cancel()
 		confirmed, err := ch.PublishWithDeferredConfirm(rabbit.Exchange, key, true, false, amqp.Publishing{MessageId: id, Body: []byte(text)})
 		if err != nil {
@@ -59,7 +60,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 		}
 	}
 	publish("tasks", "long-task", strings.Repeat("x", long))
-	await(t, "the long text is a dead letter", func() bool { return rabbittest.QueueLength(t, s.node, s.url, rabbit.DeadQueue) == 1 })
+	await.True(t, "the long text is a dead letter", func() bool { return rabbittest.QueueLength(t, s.node, s.url, rabbit.DeadQueue) == 1 })
 	l.failed(t, "long-task")
 	const results = 5
 	for range results { // by a program that may write results
@@ -88,7 +89,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	}
 	t.Logf("from %d to %d MB", before/1e6, residentBytes(t, socket)/1e6)
 	began := time.Now()
-	await(t, "memory is what is kept, and as much again", func() bool { return residentBytes(t, socket) < before+2*3*keep })
+	await.True(t, "memory is what is kept, and as much again", func() bool { return residentBytes(t, socket) < before+2*3*keep })
 	t.Logf("%d MB after %v", residentBytes(t, socket)/1e6, time.Since(began).Round(time.Millisecond))
 }
 
@@ -105,9 +106,7 @@ func TestLostResultOnTheCommandLine(t *testing.T) {
 
 	run := func(args ...string) (*exec.Cmd, *strings.Builder) {
 		var said strings.Builder
-		ctx, cancel := timeout(t)
-		t.Cleanup(cancel)
-		cmd := exec.CommandContext(ctx, daemontest.Binary(t, "revq"), args...)
+		cmd := exec.CommandContext(await.Context(t), daemontest.Binary(t, "revq"), args...)
 		cmd.Env = daemontest.Environment()
 		cmd.Stdin = strings.NewReader(strings.Repeat("x", 150_000) + "\nabc\n")
 		cmd.Stdout, cmd.Stderr = &said, &said

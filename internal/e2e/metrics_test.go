@@ -21,6 +21,7 @@ import (
 	"testing"
 
 	"github.com/revq/revq/internal/admin"
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -111,7 +112,7 @@ func TestMetricsCount(t *testing.T) {
 		},
 	} {
 		for _, line := range want {
-			await(t, name+" shows "+line, func() bool { return strings.Contains(scrape(t, filepath.Join(dir, name)), "\n"+line+"\n") })
+			await.True(t, name+" shows "+line, func() bool { return strings.Contains(scrape(t, filepath.Join(dir, name)), "\n"+line+"\n") })
 		}
 	}
 }
@@ -140,7 +141,7 @@ func adminDir(t *testing.T) string {
 // scrape returns what the daemon with the admin socket at path shows.
 func scrape(t *testing.T, path string) string {
 	t.Helper()
-	client := http.Client{Timeout: patience, Transport: &http.Transport{
+	client := http.Client{Timeout: await.Patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", path) },
 	}}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/admin"
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/proc"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -220,7 +221,7 @@ scrape_configs: [{job_name: revq, static_configs: [{targets: ['%s']}]}]
 		}
 	})
 	p := &prometheus{address}
-	await(t, "Prometheus answers", func() bool {
+	await.True(t, "Prometheus answers", func() bool {
 		res, err := httpClient.Get("http://" + address + "/-/ready")
 		if err != nil {
 			return false
@@ -247,7 +248,7 @@ func (p *prometheus) ask(t *testing.T, path string, data any) {
 // await waits until a query has a result.
 func (p *prometheus) await(t *testing.T, query string) {
 	t.Helper()
-	await(t, query+" has a result", func() bool {
+	await.True(t, query+" has a result", func() bool {
 		var data struct{ Result []json.RawMessage }
 		p.ask(t, "query?query="+url.QueryEscape(query), &data)
 		return len(data.Result) > 0
@@ -261,7 +262,7 @@ type rule struct{ Name, State, Health, LastError string }
 func (p *prometheus) rules(t *testing.T) []rule {
 	t.Helper()
 	var rules []rule
-	await(t, "all rules are evaluated", func() bool {
+	await.True(t, "all rules are evaluated", func() bool {
 		var data struct{ Groups []struct{ Rules []rule } }
 		p.ask(t, "rules", &data)
 		rules = data.Groups[0].Rules

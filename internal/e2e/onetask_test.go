@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
+
+	"github.com/revq/revq/internal/e2e/foreign"
 )
 
 // onePage is a script that listens to one task, and to a queue that has no results, and reports
@@ -29,40 +30,18 @@ func TestBrowserListensToOneTask(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.startWorker(t, "--pause", "0s")
-	reports, _ := openPage(t, fmt.Sprintf(onePage, s.socketSite))
-	var seen []report
-	await := func(what func(report) bool) {
-		t.Helper()
-		for late := time.After(patience); !slices.ContainsFunc(seen, what); {
-			select {
-			case got := <-reports:
-				seen = append(seen, got)
-			case <-late:
-				t.Fatalf("it did not come within %v; the page got %v", patience, seen)
-			}
-		}
-	}
+	p := foreign.OpenScript(t, fmt.Sprintf(onePage, s.socketSite))
 	for _, source := range []string{"one", "queue", "none"} {
-		await(func(r report) bool { return r.Source == source && r.Kind == "open" })
+		p.Has(t, foreign.Report{Source: source, Kind: "open"})
 	}
 	send(t, s.apiSites[0], "other", "rehto")
 	send(t, s.apiSites[0], "mine", "enim")
-	await(func(r report) bool { return r == report{"one", "result", "mine"} })
-	await(func(r report) bool { return r == report{"one", "error", "2"} }) // CLOSED, after one reconnect
+	p.Has(t, foreign.Report{Source: "one", Kind: "result", Data: "mine"})
+	p.Has(t, foreign.Report{Source: "one", Kind: "error", Data: "2"}) // CLOSED, after one reconnect
 	send(t, s.apiSites[0], "later", "retal")
-	await(func(r report) bool { return r == report{"queue", "result", "later"} })
-	var one, queue, none []string
-	for _, r := range seen {
-		switch {
-		case r.Kind != "result":
-		case r.Source == "one":
-			one = append(one, r.Data)
-		case r.Source == "queue":
-			queue = append(queue, r.Data)
-		default:
-			none = append(none, r.Data)
-		}
-	}
+	p.Has(t, foreign.Report{Source: "queue", Kind: "result", Data: "later"})
+	results := func(source string) []string { return p.Data(foreign.Report{Source: source, Kind: "result"}) }
+	one, queue, none := results("one"), results("queue"), results("none")
 	slices.Sort(queue)
 	if !slices.Equal(one, []string{"mine"}) || !slices.Equal(queue, []string{"later", "mine", "other"}) || len(none) > 0 {
 		t.Errorf("the page got %v, %v and %v", one, queue, none)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/client"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -55,7 +56,7 @@ printf %s "$text"`))
 	defer pace.Stop()
 	for time.Since(began) < *outageTime {
 		for queue := range statuses {
-			sender := client.Sender{URL: "http://" + s.apiSites[len(ids)%2], Queue: queue, Timeout: patience}
+			sender := client.Sender{URL: "http://" + s.apiSites[len(ids)%2], Queue: queue, Timeout: await.Patience}
 			id := task.NewID()
 			if answers, err := sender.Send(t.Context(), []task.Task{{ID: id, Text: "text\n"}}); err != nil || answers[0] != nil {
 				t.Fatalf("send to %s: %v %v", queue, answers, err)

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
+	"github.com/revq/revq/internal/e2e/foreign"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -62,14 +64,14 @@ fetch("http:" + listen("fetch-events"), {headers: {Accept: "text/event-stream", 
 type trickSite struct {
 	port    string
 	answers chan string // METHOD NAME STATUS
-	reports chan report
+	reports chan foreign.Report
 }
 
 // startTrickSite starts a site whose page asks the site itself, under the name
 // host.
 func startTrickSite(t *testing.T, s *system, host string) *trickSite {
 	t.Helper()
-	site := &trickSite{answers: make(chan string, 100), reports: make(chan report, 1000)}
+	site := &trickSite{answers: make(chan string, 100), reports: make(chan foreign.Report, 1000)}
 	proxy := &httputil.ReverseProxy{
 		ErrorLog: log.New(io.Discard, "", 0), // of connections that end with the browser
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -91,7 +93,7 @@ func startTrickSite(t *testing.T, s *system, host string) *trickSite {
 			w.Header().Set("Content-Type", "text/html")
 			fmt.Fprintf(w, trickPage, host+":"+site.port)
 		case "/report":
-			var got report
+			var got foreign.Report
 			if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
 				t.Errorf("report: %v", err)
 			}
@@ -138,7 +140,7 @@ func (s *trickSite) await(t *testing.T, posts, listens, preflights int) {
 	}
 	expect("GET", listens, "events")
 	wanted := maps.Clone(open) // Chromium tries again, once, after a 421
-	for late := time.After(patience); len(open) > 0; {
+	for late := time.After(await.Patience); len(open) > 0; {
 		select {
 		case a := <-s.answers:
 			if !wanted[a] {
@@ -146,7 +148,7 @@ func (s *trickSite) await(t *testing.T, posts, listens, preflights int) {
 			}
 			delete(open, a)
 		case <-late:
-			t.Fatalf("not answered within %v: %v", patience, open)
+			t.Fatalf("not answered within %v: %v", await.Patience, open)
 		}
 	}
 }
@@ -155,7 +157,7 @@ func (s *trickSite) await(t *testing.T, posts, listens, preflights int) {
 // hear.
 func TestForeignPages(t *testing.T) {
 	t.Parallel()
-	browser := findBrowser(t)
+	browser := foreign.Chromium(t)
 	s := start(t)
 	s.startWorker(t, "--pause", "0s")
 	l := s.listen(t, "json")
@@ -168,7 +170,7 @@ func TestForeignPages(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			site := startTrickSite(t, s, tc.target)
-			startBrowser(t, browser, "http://"+tc.page+":"+site.port+"/", "--host-resolver-rules=MAP evil.example 127.0.0.1")
+			foreign.Open(t, browser, "http://"+tc.page+":"+site.port+"/", "--host-resolver-rules=MAP evil.example 127.0.0.1")
 			site.await(t, tc.status, tc.status, tc.preflights)
 			l.drainWith(t, s, "after-"+tc.page) // nothing else was queued
 			for len(site.reports) > 0 {
@@ -183,7 +185,7 @@ func TestForeignPages(t *testing.T) {
 // A page of an allowed origin can do all of that, and reads the answers.
 func TestAllowedPage(t *testing.T) {
 	t.Parallel()
-	browser := findBrowser(t)
+	browser := foreign.Chromium(t)
 	s := prepare(t, rabbittest.Node(t))
 	site := startTrickSite(t, s, "127.0.0.1")
 	allow := "--allow-origin=HTTP://Foreign.localhost:" + site.port + "/"
@@ -192,14 +194,14 @@ func TestAllowedPage(t *testing.T) {
 	s.api.WaitReady(t)
 	s.socket.WaitReady(t)
 	l := s.listen(t, "json")
-	startBrowser(t, browser, "http://foreign.localhost:"+site.port+"/")
+	foreign.Open(t, browser, "http://foreign.localhost:"+site.port+"/")
 	site.await(t, http.StatusAccepted, http.StatusOK, http.StatusNoContent)
 	s.startWorker(t, "--pause", "0s") // now that the page listens
 
 	want := map[string]bool{"mrof": true, "hctef": true, "nosj-hctef": true, "sroc-on": true, "nocaeb": true}
 	missing := map[string]map[string]bool{"events": maps.Clone(want), "socket": maps.Clone(want)}
 	answers := map[string]string{"fetch": "202 ", "fetch-json": "202 json-1 Got it", "fetch-nothing": "400 null {", "fetch-events": "200"}
-	for late := time.After(patience); len(missing["events"])+len(missing["socket"])+len(answers) > 0; {
+	for late := time.After(await.Patience); len(missing["events"])+len(missing["socket"])+len(answers) > 0; {
 		select {
 		case r := <-site.reports:
 			if r.Kind == "error" {
@@ -213,7 +215,7 @@ func TestAllowedPage(t *testing.T) {
 				delete(answers, r.Source)
 			}
 		case <-late:
-			t.Fatalf("within %v the page did not hear %v or read %v", patience, missing, answers)
+			t.Fatalf("within %v the page did not hear %v or read %v", await.Patience, missing, answers)
 		}
 	}
 	// Browsers send a form of plain text as name=value.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -147,7 +148,7 @@ func TestOneIDOneResult(t *testing.T) {
 		send(t, s.apiSites[i%2], id, "abcdef")
 	}
 	l.collect(t, []string{id})
-	await(t, "all eight are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
+	await.True(t, "all eight are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
 	l.drainWith(t, s, "the-end") // what came after the first was dropped
 }
 
@@ -171,7 +172,7 @@ func TestOneIDTwoTexts(t *testing.T) {
 		}
 	}
 	check(l)
-	await(t, "all are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
+	await.True(t, "all are handled", func() bool { return rabbittest.QueueLength(t, s.node, s.url, "revq.tasks") == 0 })
 	l.drainWith(t, s, "the-end")
 	check(s.listenAfter(t, "json", "-1"))
 }
@@ -194,7 +195,7 @@ func TestWorkerKilled(t *testing.T) {
 	if a := post(t, s.apiSites[0], "application/x-ndjson", batch.String()); a.status != http.StatusAccepted {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
-	await(t, "both workers take part", func() bool { return s.workerUnacked(t) == "[10,10]" })
+	await.True(t, "both workers take part", func() bool { return s.workerUnacked(t) == "[10,10]" })
 	victim.Signal(t, syscall.SIGKILL)
 	if status := victim.Wait(t); status != -1 {
 		t.Errorf("status %d after kill -9", status)

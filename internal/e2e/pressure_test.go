@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -49,7 +50,7 @@ func TestQueueFull(t *testing.T) {
 	s.startWorker(t, "--pause", "0s")
 	l.collect(t, accepted)
 	// There is room again, and what was refused is not in the queue.
-	await(t, "texts are accepted", func() bool {
+	await.True(t, "texts are accepted", func() bool {
 		return post(t, s.apiSites[0], "application/json", submission("the-end", "x")).status == http.StatusAccepted
 	})
 	l.collect(t, []string{"the-end"})
@@ -82,7 +83,7 @@ func TestTooManyInFlight(t *testing.T) {
 		t.Errorf("answered %d, want %d", got, want)
 	}
 	resume()
-	await(t, "texts are accepted", func() bool {
+	await.True(t, "texts are accepted", func() bool {
 		return post(t, s.apiSites[0], "text/plain", "abcdef").status == http.StatusAccepted
 	})
 }
@@ -123,7 +124,7 @@ func TestTooManyConnections(t *testing.T) {
 		}
 	}
 	send(t, s.apiSites[1], "other", "abcdef") // each site has its own limit
-	await(t, "there is room", func() bool {
+	await.True(t, "there is room", func() bool {
 		return post(t, s.apiSites[0], "text/plain", "abcdef").status == http.StatusAccepted
 	})
 }

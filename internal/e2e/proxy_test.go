@@ -21,6 +21,9 @@ import (
 
 	"github.com/fasthttp/websocket"
 
+	"github.com/revq/revq/internal/await"
+	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/e2e/foreign"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack"
 	"github.com/revq/revq/internal/wire"
@@ -88,7 +91,7 @@ func (p *proxy) dial(ctx context.Context) (net.Conn, error) {
 func (s *system) startProxy(t *testing.T, language string, changes ...string) *proxy {
 	t.Helper()
 	of := proxies[language]
-	program := findProgram(t, of.program)
+	program := foreign.Program(t, of.program)
 	page, err := os.ReadFile("../front/PROXY.md")
 	if err != nil {
 		t.Fatal(err)
@@ -99,8 +102,8 @@ func (s *system) startProxy(t *testing.T, language string, changes ...string) *p
 	}
 	example := string(block[1])
 
-	group, dir := newGroup(t)
-	certify(t, dir)
+	group, dir := foreign.Group(t)
+	daemontest.Certify(t, dir)
 	cert, err := os.ReadFile(filepath.Join(dir, "tls-cert"))
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +150,7 @@ func (s *system) startProxy(t *testing.T, language string, changes ...string) *p
 	if err != nil {
 		t.Fatal(err)
 	}
-	await(t, of.program+" takes connections", func() bool {
+	await.True(t, of.program+" takes connections", func() bool {
 		select {
 		case <-process.Done():
 			why, _ := os.ReadFile(said.Name())
@@ -165,7 +168,7 @@ func (s *system) startProxy(t *testing.T, language string, changes ...string) *p
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(cert)
 	p := &proxy{addr: addr, name: publicName, tls: &tls.Config{RootCAs: roots, ServerName: publicName}}
-	p.http = &http.Client{Timeout: patience, Transport: &http.Transport{
+	p.http = &http.Client{Timeout: await.Patience, Transport: &http.Transport{
 		DialTLSContext:    func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
 		DisableKeepAlives: true,
 	}}
@@ -220,14 +223,14 @@ func (p *proxy) events(t *testing.T, after string) *http.Response {
 func (p *proxy) websocket(t *testing.T, after string) (*websocket.Conn, *http.Response, error) {
 	t.Helper()
 	d := websocket.Dialer{
-		HandshakeTimeout:  patience,
+		HandshakeTimeout:  await.Patience,
 		NetDialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
 	}
 	conn, res, err := d.DialContext(t.Context(), "wss://"+p.name+wire.ListenPath+"?format=json&after="+after,
 		http.Header{"Origin": {"https://" + p.name}})
 	if err == nil {
 		t.Cleanup(func() { conn.Close() })
-		conn.SetReadDeadline(time.Now().Add(patience))
+		conn.SetReadDeadline(time.Now().Add(await.Patience))
 	}
 	return conn, res, err
 }
@@ -310,7 +313,7 @@ func TestProxies(t *testing.T) {
 			if _, _, err := p.websocket(t, ""); err != nil {
 				t.Fatal(err)
 			}
-			await(t, "the client may not listen a second time", func() bool {
+			await.True(t, "the client may not listen a second time", func() bool {
 				_, res, err := p.websocket(t, "")
 				return err != nil && res != nil && res.StatusCode == http.StatusTooManyRequests
 			})

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -150,7 +151,7 @@ func (s *system) publisher(t *testing.T) func(text string) <-chan error {
 	running.Go(func() { p.Run(ctx) })
 	t.Cleanup(running.Wait)
 	t.Cleanup(cancel)
-	await(t, "the publisher has a session", func() bool { return p.Ready() == nil })
+	await.True(t, "the publisher has a session", func() bool { return p.Ready() == nil })
 	return func(text string) <-chan error {
 		return p.PublishResult(task.Result{ID: task.NewID(), Text: text, Accepted: time.Now(), Done: time.Now()})
 	}
@@ -348,12 +349,11 @@ func TestGapsAtTheBroker(t *testing.T) {
 	t.Run("re-created", func(t *testing.T) {
 		json, text, events := s.listenAfter(t, "json", ""), s.listenAfter(t, "text", ""), s.events(t, "")
 		events() // the greeting
-		ctx, cancel := timeout(t)
-		defer cancel()
+		ctx := await.Context(t)
 		if _, err := s.node.Ctl(ctx, "delete_queue", "-p", s.vhost, "revq.results"); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "the publisher has declared the stream again", func() bool { return <-publish("the first") == nil })
+		await.True(t, "the publisher has declared the stream again", func() bool { return <-publish("the first") == nil })
 		gap, first := parse(t, json.next(t)), parse(t, json.next(t))
 		if gap.Type != wire.TypeGap || gap.Offset < newest || first.Type != wire.TypeResult {
 			t.Errorf("JSON: %+v and %+v, want a gap and the new result", gap, first)
@@ -430,13 +430,12 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 	t.Run("while the broker is away", func(t *testing.T) {
 		t.Parallel()
 		s := prepare(t, rabbittest.StartNode(t))
-		ctx, cancel := timeout(t)
-		defer cancel()
+		ctx := await.Context(t)
 		if err := s.node.Stop(ctx); err != nil {
 			t.Fatal(err)
 		}
 		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
-		s.socket.WaitReady(t) // it has patience, but not for ever
+		s.socket.WaitReady(t) // it has await.Patience, but not for ever
 		marks := make(chan map[string]string, 1)
 		go func() { marks <- greetings(t, s) }() // come when it is known where they stand
 		rabbittest.Restart(t, s.node)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -63,8 +64,7 @@ func (v *seen) status(t *testing.T, sockets string, args ...string) said {
 		args = append(args, "--admin", filepath.Join(v.dir, name))
 	}
 	revq := daemontest.Binary(t, "revq") // which may take long to build
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	began := time.Now()
 	out, err := exec.CommandContext(ctx, revq, args...).Output()
 	s := said{all: string(out), took: time.Since(began)}
@@ -96,7 +96,7 @@ func (v *seen) says(t *testing.T, sockets, want string, args ...string) said {
 			t.Logf("revq status says\n%s", s.all)
 		}
 	}()
-	await(t, "revq status says "+want, func() bool {
+	await.True(t, "revq status says "+want, func() bool {
 		s = v.status(t, sockets, args...)
 		return strings.HasPrefix(s.first, want)
 	})
@@ -112,8 +112,7 @@ func (v *seen) says(t *testing.T, sockets, want string, args ...string) said {
 func (v *seen) run(t *testing.T, args ...string) {
 	t.Helper()
 	revq := daemontest.Binary(t, "revq")
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	if out, err := exec.CommandContext(ctx, revq, args...).CombinedOutput(); err != nil {
 		t.Fatalf("revq %v: %v\n%s", args, err, out)
 	}
@@ -147,13 +146,13 @@ func TestStatusOfQueues(t *testing.T) {
 	v.place(t, "short", "queued: it was accepted", 0)
 	v.place(t, "never", "unknown: no API of this host", 2)
 
-	await(t, "the queue is full", func() bool {
+	await.True(t, "the queue is full", func() bool {
 		return post(t, s.apiSites[0], "text/plain", "c").status == http.StatusServiceUnavailable
 	})
 	v.says(t, everySocket, "trouble: the broker refuses tasks for revq.tasks: the queue is full or not available; ")
 	v.work(t, "--pause", "0s")
 	v.says(t, everySocket, atWork)
-	await(t, "the task is done", func() bool { return strings.HasPrefix(v.status(t, everySocket, "long").first, "done: at ") })
+	await.True(t, "the task is done", func() bool { return strings.HasPrefix(v.status(t, everySocket, "long").first, "done: at ") })
 
 	v.worker.Terminate(t)
 	v.worker = nil
@@ -166,7 +165,7 @@ func TestStatusOfQueues(t *testing.T) {
 	if !strings.HasSuffix(retried.first, ": exit status 1") {
 		t.Error(retried.first)
 	}
-	await(t, "the task waits", func() bool {
+	await.True(t, "the task waits", func() bool {
 		return strings.HasPrefix(v.status(t, everySocket, "again").first, "waiting for a retry until ")
 	})
 
@@ -183,8 +182,7 @@ func TestStatusOfQueues(t *testing.T) {
 	v.work(t, "--pause", "0s")
 	v.says(t, everySocket, atWork)
 
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	if out, err := s.node.Ctl(ctx, "delete_queue", "-p", s.vhost, "revq.wait.16"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -256,7 +254,7 @@ func TestStatusOfTheBroker(t *testing.T) {
 	})
 	v.says(t, "objects", "trouble: revq.tasks does not exist, and this user may not declare it: run `revq setup` as a user who may")
 
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*await.Patience)
 	defer cancel()
 	if err := n.Stop(ctx); err != nil {
 		t.Fatal(err)

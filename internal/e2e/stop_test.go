@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -26,7 +27,7 @@ func TestWorkerStops(t *testing.T) {
 	l := s.listen(t, "json")
 	first := s.startWorker(t)
 	send(t, s.apiSites[0], "long", strings.Repeat("x", 300)) // 30 s
-	await(t, "the worker has the task", func() bool { return s.workerUnacked(t) == "[1]" })
+	await.True(t, "the worker has the task", func() bool { return s.workerUnacked(t) == "[1]" })
 	s.startWorker(t, "--pause", "0s") // the task is done as soon as this worker has it
 	began := time.Now()
 	first.Signal(t, syscall.SIGTERM)
@@ -92,7 +93,7 @@ func (s *system) startLoad(t *testing.T, n int) *load {
 	t.Cleanup(func() { l.stop() })
 	for i := range n {
 		url := "http://" + s.apiSites[i%len(s.apiSites)] + wire.QueuePath
-		client := &http.Client{Transport: &http.Transport{}, Timeout: patience}
+		client := &http.Client{Transport: &http.Transport{}, Timeout: await.Patience}
 		l.running.Go(func() {
 			defer client.CloseIdleConnections()
 			for number := 0; ctx.Err() == nil; number++ {
@@ -123,7 +124,7 @@ func (l *load) post(client *http.Client, url, id string) bool {
 		l.refused.Add(1)
 		l.lastError.Store(res.Status)
 		// Far sooner than Retry-After says, so that every moment is tried.
-		<-time.After(pollEvery)
+		<-time.After(await.Every)
 		return false
 	}
 	l.mu.Lock()
@@ -135,7 +136,7 @@ func (l *load) post(client *http.Client, url, id string) bool {
 
 func (l *load) awaitAccepted(t *testing.T, n int64) {
 	t.Helper()
-	await(t, fmt.Sprintf("%d tasks are accepted", n), func() bool { return l.accepted.Load() >= n })
+	await.True(t, fmt.Sprintf("%d tasks are accepted", n), func() bool { return l.accepted.Load() >= n })
 }
 
 // stop stops the clients and returns the ids of what was accepted.

@@ -3,9 +3,6 @@
 package e2e
 
 import (
-	"crypto/x509"
-	"encoding/pem"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,33 +14,13 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// certify writes a certificate for 127.0.0.1 and its key to files, as systemd
-// passes credentials.
-func certify(t *testing.T, dir string) {
-	t.Helper()
-	certified := httptest.NewTLSServer(nil) // which has one
-	defer certified.Close()
-	key, err := x509.MarshalPKCS8PrivateKey(certified.TLS.Certificates[0].PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"tls-cert": {Type: "CERTIFICATE", Bytes: certified.Certificate().Raw},
-		"tls-key":  {Type: "PRIVATE KEY", Bytes: key},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // From revq send to revq listen over TLS: the certificate comes from
 // credentials at one daemon, from flags at the other.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Node(t))
 	dir := t.TempDir()
-	certify(t, dir)
+	daemontest.Certify(t, dir)
 	cert, key := filepath.Join(dir, "tls-cert"), filepath.Join(dir, "tls-key")
 	s.api = daemontest.Start(t, daemontest.Config{
 		Path: daemontest.Binary(t, "revq-api"), Sockets: s.apiSockets,
@@ -75,7 +52,7 @@ func TestTLS(t *testing.T) {
 	s.socket.Signal(t, syscall.SIGHUP)
 	s.socket.WaitLog(t, "load the certificate")
 	other := t.TempDir()
-	certify(t, other)
+	daemontest.Certify(t, other)
 	// The certificate in use does not change.
 	s.revq(t, "listen", "--ca", filepath.Join(other, "tls-cert"), "--url", "wss://"+s.socketSite, "--after", "-1", "--count", "4")
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -64,7 +65,7 @@ func TestStalledUploads(t *testing.T) {
 	var sending sync.WaitGroup
 	for i, c := range conns {
 		sending.Go(func() {
-			c.SetDeadline(time.Now().Add(patience))
+			c.SetDeadline(time.Now().Add(await.Patience))
 			length := fmt.Sprintf("Content-Length: %d", len(whole))
 			rest := whole[:len(whole)-missing]
 			if i%2 == 1 {
@@ -84,7 +85,7 @@ func TestStalledUploads(t *testing.T) {
 	}
 	sending.Wait()
 	// A whole batch has room as soon as those that bring nothing give way.
-	took := await(t, "a batch is accepted", func() bool {
+	took := await.True(t, "a batch is accepted", func() bool {
 		a := post(t, s.apiSites[0], "application/x-ndjson", string(whole))
 		highest = max(highest, residentBytes(t, s.api))
 		if a.status != http.StatusAccepted && a.status != http.StatusServiceUnavailable {
@@ -103,6 +104,6 @@ func TestStalledUploads(t *testing.T) {
 		t.Errorf("%d uploads take %d MB, want %d at most", stalled, highest/1e6, limit/1e6)
 	}
 	hangUp()
-	await(t, "memory is given back", func() bool { return residentBytes(t, s.api) < before+bound })
+	await.True(t, "memory is given back", func() bool { return residentBytes(t, s.api) < before+bound })
 	t.Logf("%d MB afterwards", residentBytes(t, s.api)/1e6)
 }

@@ -5,9 +5,12 @@ package daemontest
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -124,6 +127,26 @@ func Listen(t testing.TB) (*net.TCPListener, string) {
 	}
 	t.Cleanup(func() { ln.Close() })
 	return ln.(*net.TCPListener), ln.Addr().String()
+}
+
+// Certify writes a certificate for 127.0.0.1 and its key to files of a directory,
+// with the names under which systemd passes them as credentials.
+func Certify(t testing.TB, dir string) {
+	t.Helper()
+	certified := httptest.NewTLSServer(nil) // which has one
+	defer certified.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(certified.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"tls-cert": {Type: "CERTIFICATE", Bytes: certified.Certificate().Raw},
+		"tls-key":  {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A Daemon is a running program.

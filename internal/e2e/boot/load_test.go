@@ -1,6 +1,6 @@
 //go:build linux
 
-package e2e
+package boot
 
 import (
 	"bufio"
@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/revq/revq/internal/e2e/boot"
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -40,7 +40,7 @@ const crowdPace = 20 * time.Millisecond
 
 // post starts clients, half of them at each site of the API. The ids of their
 // tasks begin with prefix.
-func startCrowd(t *testing.T, h *boot.Host, prefix string) *crowd {
+func startCrowd(t *testing.T, h *Host, prefix string) *crowd {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &crowd{cancel: cancel}
@@ -50,7 +50,7 @@ func startCrowd(t *testing.T, h *boot.Host, prefix string) *crowd {
 			defer client.close()
 			for n := 0; ctx.Err() == nil; n++ {
 				id := fmt.Sprintf("%s-%d-%d", prefix, i, n)
-				err := client.post(submission(id, "text of "+id))
+				err := client.post(id, "text of "+id)
 				c.mu.Lock()
 				if err == nil {
 					c.accepted = append(c.accepted, id)
@@ -84,7 +84,7 @@ func (c *crowd) count() int {
 func (c *crowd) awaitMore(t *testing.T, n int) {
 	t.Helper()
 	want := c.count() + n
-	await(t, fmt.Sprintf("%d more tasks accepted", n), func() bool { return c.count() >= want })
+	await.True(t, fmt.Sprintf("%d more tasks accepted", n), func() bool { return c.count() >= want })
 }
 
 // stop stops the clients, and returns the ids that were accepted and what has
@@ -97,7 +97,7 @@ func (c *crowd) stop() (accepted, failed []string) {
 
 // A poster is an HTTP client with one connection that retries nothing.
 type poster struct {
-	host  *boot.Host
+	host  *Host
 	site  string
 	conn  net.Conn
 	r     *bufio.Reader
@@ -111,14 +111,14 @@ func (p *poster) close() {
 	}
 }
 
-// post posts a JSON body, and returns an error unless it is answered 202.
-func (p *poster) post(body string) (err error) {
+// post posts a text with an id, and returns an error unless it is answered 202.
+func (p *poster) post(id, text string) (err error) {
 	defer func() {
 		if err != nil {
 			p.close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), await.Patience)
 	defer cancel()
 	if p.conn == nil {
 		p.dials++
@@ -127,11 +127,11 @@ func (p *poster) post(body string) (err error) {
 		}
 		p.r = bufio.NewReader(p.conn)
 	}
-	if err := p.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := p.conn.SetDeadline(time.Now().Add(await.Patience)); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(p.conn, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		wire.QueuePath, p.site, len(body), body); err != nil {
+	if _, err := fmt.Fprintf(p.conn, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: text/plain\r\n%s: %s\r\nContent-Length: %d\r\n\r\n%s",
+		wire.QueuePath, p.site, wire.KeyHeader, id, len(text), text); err != nil {
 		return err
 	}
 	res, err := http.ReadResponse(p.r, nil)
@@ -159,7 +159,7 @@ type ear struct {
 	other []string       // messages that are not results
 }
 
-func startEar(t *testing.T, h *boot.Host) *ear {
+func startEar(t *testing.T, h *Host) *ear {
 	t.Helper()
 	e := &ear{times: make(map[string]int)}
 	h.Lines(t, func(line string) {
@@ -191,10 +191,10 @@ func (e *ear) check(t *testing.T, ids []string) {
 	t.Helper()
 	began := time.Now()
 	for missing := e.missing(ids); len(missing) > 0; missing = e.missing(ids) {
-		if time.Since(began) > patience {
-			t.Fatalf("of %d results %d have not come within %v: %s", len(ids), len(missing), patience, some(missing))
+		if time.Since(began) > await.Patience {
+			t.Fatalf("of %d results %d have not come within %v: %s", len(ids), len(missing), await.Patience, some(missing))
 		}
-		<-time.After(pollEvery)
+		<-time.After(await.Every)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,9 +1,5 @@
 //go:build linux
 
-// Package boot boots a host for tests: a real systemd with a real RabbitMQ, in
-// a container with the files of this machine or of another Debian. It needs
-// root and `systemd-nspawn`, and leaves nothing when the test ends, however it
-// ends.
 package boot
 
 import (
@@ -33,8 +29,8 @@ const (
 	// Measured: 3 to 5 s.
 	bootTimeout = 90 * time.Second
 
-	// patience is the time limit of a command in a host, and of the host's end.
-	patience = 60 * time.Second
+	// commandTimeout is the time limit of a command in a host, and of the host's end.
+	commandTimeout = 60 * time.Second
 )
 
 //go:embed launch.sh
@@ -73,7 +69,7 @@ func Start(t testing.TB, root string) *Host {
 	launcher := exec.Command("/bin/sh", "-c", launch, "revq-boot", root, h.name, dir)
 	launcher.Stdout, launcher.Stderr = h.console, h.console
 	launcher.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
-	launcher.WaitDelay = patience
+	launcher.WaitDelay = commandTimeout
 	alive, err := launcher.StdinPipe()
 	if err != nil {
 		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
@@ -291,11 +287,11 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 // Try runs a command in the host and returns all that it printed.
 func (h *Host) Try(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience) // also in cleanups
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout) // also in cleanups
 	defer cancel()
 	out, err := h.Command(ctx, name, args...).CombinedOutput()
 	if ctx.Err() != nil {
-		err = fmt.Errorf("not within %v: %w", patience, err)
+		err = fmt.Errorf("not within %v: %w", commandTimeout, err)
 	}
 	return strings.TrimSpace(string(out)), err
 }

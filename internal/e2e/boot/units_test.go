@@ -1,6 +1,6 @@
 //go:build linux
 
-package e2e
+package boot
 
 import (
 	"os"
@@ -37,7 +37,7 @@ func TestUnits(t *testing.T) {
 		t.Skip(err)
 	}
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("../../systemd")); err != nil {
+	if err := os.CopyFS(dir, os.DirFS("../../../systemd")); err != nil {
 		t.Fatal(err)
 	}
 	programs := filepath.Dir(daemontest.Binary(t, "revq-api")) + "/"

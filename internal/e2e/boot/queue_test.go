@@ -1,6 +1,6 @@
 //go:build linux
 
-package e2e
+package boot
 
 import (
 	"encoding/json"
@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/revq/revq/internal/e2e/boot"
+	"github.com/revq/revq/internal/await"
+	"github.com/revq/revq/internal/e2e/foreign"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -30,9 +30,9 @@ func TestBootQueue(t *testing.T) {
 	t.Parallel()
 	root := "/"
 	if *bootRelease != "" {
-		root = boot.Debian(t, *bootRelease)
+		root = Debian(t, *bootRelease)
 	}
-	q := &queueTest{bootTest: &bootTest{Host: boot.Start(t, root)}}
+	q := &queueTest{bootTest: &bootTest{Host: Start(t, root)}}
 	q.copySource(t)
 	bare := q.bootTest.inventory(t)
 	if out, err := q.installer(t, documented(t, "install")); err != nil {
@@ -108,33 +108,39 @@ func (q *queueTest) post(t *testing.T, queue, text string) string {
 	t.Helper()
 	q.posts++
 	id := fmt.Sprintf("%s-%d", queue, q.posts)
-	if status, answer := q.tryPost(t, queue, submission(id, text)); status != http.StatusAccepted {
+	if status, answer := q.tryPost(t, queue, id, text); status != http.StatusAccepted {
 		t.Fatalf("a text for the queue %s: %d %s", queue, status, answer)
 	}
 	return id
 }
 
-func (q *queueTest) tryPost(t *testing.T, queue, body string) (status int, answer string) {
+func (q *queueTest) tryPost(t *testing.T, queue, id, text string) (status int, answer string) {
 	t.Helper()
 	transport := &http.Transport{DialContext: q.Dial, DisableKeepAlives: true}
-	client := http.Client{Transport: transport, Timeout: patience}
-	res, err := client.Post("http://"+apiSites[0]+"/queue/"+queue, "application/json", strings.NewReader(body))
+	client := http.Client{Transport: transport, Timeout: await.Patience}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+apiSites[0]+"/queue/"+queue, strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "text/plain")
+	req.Header.Set(wire.KeyHeader, id)
+	res, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
+	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res.StatusCode, string(text)
+	return res.StatusCode, string(body)
 }
 
 // result waits for the last message about a task, and returns its text.
 func (q *queueTest) result(t *testing.T, id string) string {
 	t.Helper()
 	var m wire.Message
-	await(t, "a result for "+id, func() bool {
+	await.True(t, "a result for "+id, func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		m = q.heard[id]
@@ -246,14 +252,6 @@ func (q *queueTest) site(t *testing.T, address string) string {
 	return ln.Addr().String()
 }
 
-// queuePage listens to one queue.
-const queuePage = `<!doctype html><title>revq</title><script>
-const events = new EventSource("http://%s/listen_results?queue=shout")
-const report = (kind, data) => fetch("/report", {method: "POST", body: JSON.stringify({kind, data})})
-events.addEventListener("greeting", () => report("greeting", ""))
-events.onmessage = e => report("result", e.data)
-</script>`
-
 func (q *queueTest) story(t *testing.T) {
 	t.Log(q.Shell(t, "cd "+bootSource+"\n"+documented(t, "queue")))
 	if got := q.result(t, q.post(t, "shout", "abc")); got != "ABC" {
@@ -266,44 +264,21 @@ func (q *queueTest) story(t *testing.T) {
 	}
 }
 
+// queuePage listens to one queue.
+const queuePage = `
+const events = new EventSource("http://%s/listen_results?queue=shout")
+events.addEventListener("greeting", () => report("events", "greeting", ""))
+events.onmessage = e => report("events", "result", e.data)`
+
 func (q *queueTest) browser(t *testing.T) {
-	browser := findBrowser(t)
-	reports := make(chan report, 100)
-	site := q.site(t, "127.0.0.1:8083")
-	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/report" {
-			w.Header().Set("Content-Type", "text/html")
-			fmt.Fprintf(w, queuePage, site)
-			return
-		}
-		var got report
-		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
-			t.Errorf("report: %v", err)
-		}
-		reports <- got
-	}))
-	t.Cleanup(web.Close)
-	startBrowser(t, browser, web.URL)
-	next := func(kind string) string {
-		t.Helper()
-		ctx, cancel := timeout(t)
-		defer cancel()
-		select {
-		case got := <-reports:
-			if got.Kind != kind {
-				t.Fatalf("the page got %+v, want a %s", got, kind)
-			}
-			return got.Data
-		case <-ctx.Done():
-			t.Fatalf("the page got no %s", kind)
-			return ""
-		}
-	}
-	next("greeting")
+	p := foreign.OpenScript(t, fmt.Sprintf(queuePage, q.site(t, "127.0.0.1:8083")))
+	p.Next(t, foreign.Report{Kind: "greeting"})
 	q.Run(t, "revq", "send", "--text", "not for the page")
 	q.post(t, "shout", "for the page")
-	if m := parse(t, next("result")); m.Text != "FOR THE PAGE" || m.Queue != "shout" {
-		t.Errorf("the page got %+v", m)
+	var m wire.Message
+	got := p.Next(t, foreign.Report{Kind: "result"}).Data
+	if err := json.Unmarshal([]byte(got), &m); err != nil || m.Text != "FOR THE PAGE" || m.Queue != "shout" {
+		t.Errorf("the page got %s: %v", got, err)
 	}
 }
 
@@ -349,7 +324,7 @@ func (q *queueTest) handlers(t *testing.T) []string {
 
 func (q *queueTest) connections(t *testing.T) {
 	q.Run(t, "systemctl", "restart", "revq-worker@shout")
-	await(t, "the services have ended with the worker", func() bool { return len(q.handlers(t)) == 0 })
+	await.True(t, "the services have ended with the worker", func() bool { return len(q.handlers(t)) == 0 })
 	for range 5 {
 		q.result(t, q.post(t, "shout", "abc"))
 	}
@@ -364,8 +339,7 @@ func (q *queueTest) connections(t *testing.T) {
 // burst opens more connections at once than a handler's socket may have, and
 // more than systemd takes by default within 2 s.
 func (q *queueTest) burst(t *testing.T) {
-	ctx, cancel := timeout(t)
-	defer cancel()
+	ctx := await.Context(t)
 	var conns []net.Conn
 	for range 300 {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", q.Path("/run/revq-handler-shout.sock"))
@@ -384,7 +358,7 @@ func (q *queueTest) burst(t *testing.T) {
 		t.Errorf("the socket is %s", state)
 	}
 	// 300 services end, 64 at a time.
-	for until := time.Now().Add(5 * patience); len(q.handlers(t)) > 1; {
+	for until := time.Now().Add(5 * await.Patience); len(q.handlers(t)) > 1; {
 		if time.Now().After(until) {
 			t.Fatalf("%d services are left", len(q.handlers(t)))
 		}
@@ -522,7 +496,7 @@ func (q *queueTest) examples(t *testing.T) {
 			continue
 		}
 		program := "/usr/local/bin/" + tt.program
-		content, err := os.ReadFile(filepath.Join("../handler/examples", tt.program))
+		content, err := os.ReadFile(filepath.Join("../../handler/examples", tt.program))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -590,7 +564,7 @@ func (q *queueTest) removed(t *testing.T, before string) {
 		t.Errorf("the task with a delay is not told:\n%s", out)
 	}
 	q.Run(t, "rabbitmqctl", "-q", "-p", "revq", "purge_queue", "revq.wait.1024")
-	if status, answer := q.tryPost(t, "shout", submission("late", "x")); status != http.StatusNotFound {
+	if status, answer := q.tryPost(t, "shout", "late", "x"); status != http.StatusNotFound {
 		t.Errorf("the queue still takes texts: %d %s", status, answer)
 	}
 	if after := q.inventory(t); after != before {
