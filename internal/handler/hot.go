@@ -17,7 +17,7 @@ const (
 	quickWindow = 32
 
 	// hotPatience is how long a task waits for a quick program while none
-	// finishes anything. Then another process takes it: those that were quick
+	// finishes anything or starts. Then another process takes it: those that were quick
 	// may have got tasks that take long.
 	hotPatience = 4 * time.Millisecond
 )
@@ -31,6 +31,7 @@ const (
 type hot struct {
 	places   chan struct{}
 	finished *atomic.Int64 // tasks that have given their place back
+	starting *atomic.Int64 // programs that have not said hello yet; the pool's lock guards its changes
 	window   *window
 }
 
@@ -44,7 +45,7 @@ type window struct {
 // newHot returns a bound for places programs at once. At first programs are
 // taken to be quick, so that no more of them are started than there is work for.
 func newHot(places int) hot {
-	h := hot{places: make(chan struct{}, places), finished: new(atomic.Int64), window: new(window)}
+	h := hot{places: make(chan struct{}, places), finished: new(atomic.Int64), starting: new(atomic.Int64), window: new(window)}
 	h.window.quick.Store(true)
 	return h
 }
@@ -71,7 +72,7 @@ func (h hot) enter(ctx context.Context) bool {
 			timer.Stop()
 			return false
 		case <-timer.C:
-			if h.finished.Load() == before {
+			if h.finished.Load() == before && h.starting.Load() == 0 {
 				return false
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -36,6 +37,13 @@ type pool struct {
 	ending sync.WaitGroup
 	mu     sync.Mutex
 	idle   []*conversation // the one used last is at the end
+
+	// waiting are tasks that wait since as many programs as there are cores
+	// start. They get a conversation that has become free, or nil when they
+	// may start a program. If every task that finds no program started one, a
+	// burst of tasks would keep the cores busy with that, while two programs
+	// could have handled them all.
+	waiting []chan *conversation
 }
 
 func newPool(cfg Config, open func(context.Context, job) (*conversation, *worker.Error)) *pool {
@@ -79,9 +87,7 @@ func (p *pool) HandleReporting(ctx context.Context, t task.Task, report func(pro
 			p.slots.release()
 		})
 	default:
-		p.mu.Lock()
-		p.idle = append(p.idle, c)
-		p.mu.Unlock()
+		p.give(c)
 	}
 	if err != nil {
 		return "", err
@@ -92,20 +98,95 @@ func (p *pool) HandleReporting(ctx context.Context, t task.Task, report func(pro
 // take returns an idle conversation, or begins one.
 func (p *pool) take(ctx context.Context, j job) (*conversation, *worker.Error) {
 	for {
-		p.mu.Lock()
-		n := len(p.idle)
-		if n == 0 {
-			p.mu.Unlock()
-			break
-		}
-		c := p.idle[n-1]
-		p.idle = p.idle[:n-1]
-		p.mu.Unlock()
-		if c.fresh() {
+		c, err := p.turn(ctx, j.deadline)
+		switch {
+		case err != nil:
+			return nil, err
+		case c == nil:
+			defer p.started()
+			return p.begin(ctx, j)
+		case c.fresh():
 			return c, nil
 		}
 		c.end(0) // it ended, or wrote something without a task
 	}
+}
+
+// turn returns an idle conversation, or nil if the caller may begin one; then
+// it must call started. turn waits for either until the deadline.
+func (p *pool) turn(ctx context.Context, deadline time.Time) (*conversation, *worker.Error) {
+	p.mu.Lock()
+	if n := len(p.idle); n > 0 {
+		defer p.mu.Unlock()
+		c := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		return c, nil
+	}
+	if int(p.hot.starting.Load()) < cap(p.hot.places) {
+		defer p.mu.Unlock()
+		p.hot.starting.Add(1)
+		return nil, nil
+	}
+	mine := make(chan *conversation, 1)
+	p.waiting = append(p.waiting, mine)
+	p.mu.Unlock()
+
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	var err *worker.Error
+	select {
+	case c := <-mine:
+		return c, nil
+	case <-ctx.Done():
+		err = verdict(worker.Stopped, "the attempt was cut short")
+	case <-timer.C:
+		err = verdict(worker.Later, "no program was free, and none could be started in time")
+	}
+	p.mu.Lock()
+	i := slices.Index(p.waiting, mine)
+	if i >= 0 {
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+	}
+	p.mu.Unlock()
+	if i < 0 { // it has come meanwhile
+		if c := <-mine; c != nil {
+			p.give(c)
+		} else {
+			p.started()
+		}
+	}
+	return nil, err
+}
+
+// give passes an idle conversation to a task that waits for one, or keeps it.
+func (p *pool) give(c *conversation) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.pass(c) {
+		p.idle = append(p.idle, c)
+	}
+}
+
+// started has the next task start a program.
+func (p *pool) started() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.pass(nil) {
+		p.hot.starting.Add(-1)
+	}
+}
+
+func (p *pool) pass(c *conversation) bool {
+	if len(p.waiting) == 0 {
+		return false
+	}
+	p.waiting[0] <- c
+	p.waiting = slices.Delete(p.waiting, 0, 1)
+	return true
+}
+
+// begin starts a program, or connects to one, and waits for its hello.
+func (p *pool) begin(ctx context.Context, j job) (*conversation, *worker.Error) {
 	c, err := p.open(ctx, j)
 	if err != nil {
 		return nil, err

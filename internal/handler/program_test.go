@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +43,14 @@ func TestMain(m *testing.M) {
 func persistentProgram(kind, dir string) {
 	pid := strconv.Itoa(os.Getpid())
 	os.WriteFile(filepath.Join(dir, pid), nil, 0o600)
+	note := func(what string) {
+		f, err := os.OpenFile(filepath.Join(dir, "starts"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err == nil {
+			io.WriteString(f, what)
+			f.Close()
+		}
+	}
+	note("+")
 	in, out := bufio.NewReader(os.Stdin), bufio.NewWriter(os.Stdout)
 	say := func(format string, args ...any) {
 		fmt.Fprintf(out, format+"\n", args...)
@@ -59,6 +68,10 @@ func persistentProgram(kind, dir string) {
 		say(`{"revq":2}`)
 	case "greets in words":
 		say("Welcome to classify 1.0")
+	case "loads much":
+		time.Sleep(50 * time.Millisecond)
+		note("-")
+		say(`{"revq":1}`)
 	default:
 		say(`{"revq":1}`)
 	}
@@ -632,6 +645,75 @@ func TestServeEnds(t *testing.T) {
 		t.Fatal("it still runs")
 	}
 	(&rig{t: t, dir: dir}).checkGone()
+}
+
+// A burst of tasks starts no more programs at once than there are cores: those
+// that run get the tasks that wait.
+func TestBurst(t *testing.T) {
+	t.Parallel()
+	cfg := quick()
+	cfg.Mode, cfg.Program, cfg.Concurrency = persistentMode, program(t, "loads much"), 32
+	r := newRig(t, cfg)
+	var tasks sync.WaitGroup
+	for range cfg.Concurrency {
+		tasks.Go(func() { r.expect("abc", worker.Done, "ABC") })
+	}
+	tasks.Wait()
+	starts, err := os.ReadFile(filepath.Join(r.dir, "starts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, highest := 0, 0
+	for _, what := range starts {
+		now += map[byte]int{'+': 1, '-': -1}[what]
+		highest = max(highest, now)
+	}
+	if cores := runtime.GOMAXPROCS(0); highest > cores || now != 0 {
+		t.Errorf("%d programs started at once on %d cores: %s", highest, cores, starts)
+	}
+}
+
+// A task that waits for a program ends with its context, and costs no other
+// task its turn.
+func TestWaitForAProgram(t *testing.T) {
+	t.Parallel()
+	cfg := quick()
+	cfg.Mode, cfg.Program, cfg.Concurrency = persistentMode, program(t, "is silent"), 100
+	r := newRig(t, cfg)
+	p := r.h.(*pool)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var tasks sync.WaitGroup
+	wait := func(ctx context.Context, what string, ok func() bool) {
+		tasks.Go(func() {
+			_, err := p.take(ctx, cfg.job(task.Task{ID: "task-1", Text: "x"}))
+			if err == nil || err.Outcome != worker.Stopped {
+				t.Errorf("%v, want that it was cut short", err)
+			}
+		})
+		await(t, what, func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return ok()
+		})
+	}
+	for n := range int64(cap(p.hot.places)) {
+		wait(ctx, "a program starts", func() bool { return p.hot.starting.Load() == n+1 })
+	}
+	short, end := context.WithCancel(t.Context())
+	wait(ctx, "a task waits", func() bool { return len(p.waiting) == 1 })
+	wait(short, "two wait", func() bool { return len(p.waiting) == 2 })
+	end()
+	await(t, "one waits", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.waiting) == 1
+	})
+	cancel()
+	tasks.Wait()
+	if n := p.hot.starting.Load(); n != 0 || len(p.waiting) != 0 {
+		t.Errorf("%d programs start and %d tasks wait, want none", n, len(p.waiting))
+	}
 }
 
 // A line that does not follow the protocol ends the connection, and the error
