@@ -94,6 +94,18 @@ func (p *publication) settle(err error) {
 	}
 }
 
+// A confirmation is what the broker says about one message: an
+// [amqp.DeferredConfirmation].
+//
+// Channel.NotifyPublish would be simpler, but loses tasks (amqp091-go 1.16). The
+// broker refuses a message for a full queue at once, and later confirms messages
+// before and after it with one frame. NotifyPublish then takes the refused one
+// to be confirmed, too.
+type confirmation interface {
+	Done() <-chan struct{} // closed when the broker has said it, or the channel is closed
+	Acked() bool
+}
+
 // A pipeline publishes over one session. One goroutine writes to it. Another
 // one (watch) receives everything that the broker says. Callers only wait for
 // their answer, so a connection that hangs does not hold them up.
@@ -103,14 +115,15 @@ type pipeline struct {
 	log    *slog.Logger
 	shared *shared
 
-	confirms chan amqp.Confirmation
-	returns  chan amqp.Return
-	blocks   chan amqp.Blocking     // memory or disk alarm at the broker
-	wake     chan struct{}          // waiting is not empty
-	access   atomic.Pointer[access] // to the WaitExchange
-	dead     atomic.Pointer[access] // to the queue of dead letters
-	lags     atomic.Bool            // others are preferred for new messages
-	suspect  time.Duration          // how long nothing may be confirmed; 0: up to stuckTimeout
+	handed  chan confirmation // of what was handed to the connection, in its order
+	closed  func() bool       // reports whether the session's channel is closed
+	returns chan amqp.Return
+	blocks  chan amqp.Blocking     // memory or disk alarm at the broker
+	wake    chan struct{}          // waiting is not empty
+	access  atomic.Pointer[access] // to the WaitExchange
+	dead    atomic.Pointer[access] // to the queue of dead letters
+	lags    atomic.Bool            // others are preferred for new messages
+	suspect time.Duration          // how long nothing may be confirmed; 0: up to stuckTimeout
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are
@@ -126,13 +139,14 @@ type pipeline struct {
 func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipeline {
 	return &pipeline{
 		s: s, cfg: cfg, log: log, shared: all,
-		// amqp091-go drops a notification that is not received within five
-		// seconds. The channels have room for every message in flight and a
-		// probe, so that its reader never has to wait.
-		confirms: s.ch.NotifyPublish(make(chan amqp.Confirmation, cfg.MaxInFlight+1)),
-		returns:  s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxInFlight)),
-		blocks:   s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
-		wake:     make(chan struct{}, 1),
+		// There is room for every message in flight and a probe. The writer
+		// never has to wait, nor does the reader of amqp091-go, which drops a
+		// notification that is not received within five seconds.
+		handed:  make(chan confirmation, cfg.MaxInFlight+1),
+		closed:  s.ch.IsClosed,
+		returns: s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxInFlight)),
+		blocks:  s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
+		wake:    make(chan struct{}, 1),
 	}
 }
 
@@ -230,13 +244,15 @@ func (p *pipeline) write(ctx context.Context) error {
 			return nil
 		}
 		for _, pub := range p.next() {
-			if _, err := p.s.ch.PublishWithDeferredConfirm(pub.exchange, pub.key, !pub.probe, false, pub.message); err != nil {
+			confirmed, err := p.s.ch.PublishWithDeferredConfirm(pub.exchange, pub.key, !pub.probe, false, pub.message)
+			if err != nil {
 				err = fmt.Errorf("publish: %w", err)
 				if errors.Is(err, amqp.ErrClosed) {
 					err = p.s.why(err)
 				}
 				return err
 			}
+			p.handed <- confirmed
 		}
 	}
 }
@@ -268,20 +284,24 @@ func (p *pipeline) watch(ctx context.Context) error {
 	defer expiry.Stop()
 	returned := make(map[route]int) // unroutable and not confirmed yet
 	var repaired time.Time
-	var tag uint64
+	var oldest confirmation // of what is in flight; nil until that is known
 	for {
+		next, done := p.handed, (<-chan struct{})(nil)
+		if oldest != nil {
+			next, done = nil, oldest.Done()
+		}
 		select {
-		case c, ok := <-p.confirms:
-			if !ok {
+		case oldest = <-next:
+		case <-done:
+			ack := oldest.Acked()
+			oldest = nil
+			if !ack && p.closed() { // amqp091-go says no to all that is in flight
 				return p.s.why(errors.New("the channel was closed"))
-			}
-			if tag++; c.DeliveryTag != tag {
-				return fmt.Errorf("the broker confirmed message %d, expected %d", c.DeliveryTag, tag)
 			}
 			// The broker returns a message before it confirms it, so the
 			// return, if any, has arrived already.
 			p.drainReturns(returned)
-			if missing := p.confirmed(c.Ack, returned); missing && time.Since(repaired) > repairInterval {
+			if missing := p.confirmed(ack, returned); missing && time.Since(repaired) > repairInterval {
 				repaired = time.Now()
 				go p.repair()
 			}

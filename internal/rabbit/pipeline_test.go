@@ -19,11 +19,22 @@ func fakePipeline(cfg Config) *pipeline {
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return &pipeline{
 		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler), shared: &shared{},
-		confirms: make(chan amqp.Confirmation, cfg.MaxInFlight),
-		returns:  make(chan amqp.Return, cfg.MaxInFlight),
-		blocks:   make(chan amqp.Blocking, 1),
-		wake:     make(chan struct{}, 1),
+		handed:  make(chan confirmation, cfg.MaxInFlight),
+		closed:  func() bool { return s.ctx.Err() != nil },
+		returns: make(chan amqp.Return, cfg.MaxInFlight),
+		blocks:  make(chan amqp.Blocking, 1),
+		wake:    make(chan struct{}, 1),
 	}
+}
+
+// said is what the broker has said about a message.
+type said bool
+
+func (ack said) Acked() bool { return bool(ack) }
+func (ack said) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
 }
 
 func published(p *pipeline, id string) chan error {
@@ -40,9 +51,10 @@ func TestWatchEndsWithTheSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := fakePipeline(DefaultConfig("test"))
 		answer := published(p, "a")
+		published(p, "b")
 		p.next()
-		p.confirms <- amqp.Confirmation{DeliveryTag: 1, Ack: true}
-		close(p.confirms)
+		p.handed <- said(true)
+		p.handed <- said(false)
 		close(p.returns)
 		cut := errors.New("cut")
 		p.s.end(cut)
@@ -78,7 +90,7 @@ func TestDeadlines(t *testing.T) {
 		if err := <-published(p, "refused"); err != ErrTimeout {
 			t.Errorf("the next was answered with %v, want %v", err, ErrTimeout)
 		}
-		p.confirms <- amqp.Confirmation{DeliveryTag: 1, Ack: true}
+		p.handed <- said(true)
 		synctest.Wait()
 		if err := p.ready(); err != nil {
 			t.Errorf("not ready after the late confirmation: %v", err)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
 )
 
 // answered waits for the answer of one message.
@@ -164,6 +166,52 @@ func TestConnectionClosedUnderLoad(t *testing.T) {
 		t.Errorf("%d messages were accepted and are not in the queue", len(accepted))
 	}
 	r.out.Says(t, "the connection was closed: Exception (320) Reason: \\\"CONNECTION_FORCED - closed by a test")
+}
+
+// The broker refuses a message for a full queue at once, while earlier messages
+// for other queues still wait for their confirmation. Then it confirms several
+// messages with one frame, whose range includes the refused one.
+func TestRefusedAmongConfirmed(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.cfg.Topology.MaxTasks = 10
+	r.declared()
+	r.cfg.PublishConnections = 1
+	other := r.cfg
+	other.Topology = DefaultTopology()
+	other.Topology.Queue = "other"
+	if _, err := Setup(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	p := r.publisher()
+	const each = 2000
+	var tasks []task.Task
+	var answers []<-chan error
+	for i := range each {
+		for _, queue := range []string{"other", ""} {
+			tk := newTask(2 * i)
+			tk.Queue = queue
+			tasks, answers = append(tasks, tk), append(answers, p.PublishTask(tk))
+		}
+	}
+	accepted := make(map[string]bool)
+	for i, answer := range answers {
+		switch err := r.answered(answer); {
+		case err == nil && tasks[i].Queue == "":
+			accepted[tasks[i].ID] = true
+		case err != nil && (tasks[i].Queue != "" || !errors.Is(err, ErrRefused)):
+			t.Errorf("PublishTask to %q = %v", tasks[i].Queue, err)
+		}
+	}
+	if len(accepted) == each {
+		t.Error("the queue was never full")
+	}
+	for _, d := range r.take(TasksQueue, r.length(TasksQueue)) {
+		delete(accepted, d.MessageId)
+	}
+	if len(accepted) > 0 {
+		t.Errorf("%d tasks were accepted and are not in the queue", len(accepted))
+	}
 }
 
 func TestUnroutableIsRepaired(t *testing.T) {
