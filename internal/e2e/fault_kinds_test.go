@@ -19,7 +19,8 @@ type fault struct {
 	inflict func(*trial)
 }
 
-// faults are all faults of the test; programFaults are added to them.
+// faults are all faults of the test. The last ones are of workers whose tasks
+// programs handle.
 var faults = []fault{
 	{"api killed", func(r *trial) { r.any(r.apis).kill() }},
 	{"socket killed", func(r *trial) { r.any(r.sockets).kill() }},
@@ -47,10 +48,6 @@ var faults = []fault{
 	{"connections cut", (*trial).cutConnections},
 	{"memory alarm", (*trial).alarm},
 	{"queue full", (*trial).fillQueue},
-}
-
-// programFaults are those of workers whose tasks programs handle.
-var programFaults = []fault{
 	{"handler killed", func(r *trial) { r.any(r.handlers).kill() }},
 	{"handler told to stop", func(r *trial) { r.any(r.handlers).terminate() }},
 	{"handler hung", func(r *trial) { r.any(r.handlers).suspend(aMoment) }},

@@ -20,9 +20,8 @@ import (
 )
 
 var (
-	faultSeed     = flag.Uint64("fault.seed", 0, "seed of TestFaults; 0 for one by the clock")
-	faultPrograms = flag.Bool("fault.programs", false, "TestFaults also with named queues, retries and programs as handlers")
-	faultLong     = flag.Bool("fault.long", false, "TestFaults for ten minutes (give -timeout 20m) in place of each fault once")
+	faultSeed = flag.Uint64("fault.seed", 0, "seed of TestFaults; 0 for one by the clock")
+	faultLong = flag.Bool("fault.long", false, "TestFaults for ten minutes (give -timeout 20m) in place of each fault once")
 )
 
 const (
@@ -59,9 +58,6 @@ func TestFaults(t *testing.T) {
 	seed := *faultSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano()) % 1_000_000_000
-	}
-	if *faultPrograms {
-		faults = append(faults, programFaults...)
 	}
 	t.Logf("seed %d: again with -fault.seed %d (which repeats the faults, not what the machine makes of them)", seed, seed)
 	began := time.Now()
@@ -135,9 +131,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 	if _, err := rabbit.Setup(ctx, cfg); err != nil {
 		t.Fatal(err)
 	}
-	if *faultPrograms {
-		r.startPrograms()
-	}
+	r.startPrograms()
 	if err := s.node.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +159,7 @@ func (r *trial) startClients(workers int) {
 	for i := range 4 {
 		r.listeners = append(r.listeners, r.follow(i))
 	}
-	if *faultPrograms {
+	if len(r.handlers) > 0 {
 		r.listeners = append(r.listeners, r.follow(4, filterQueue, persistentQueue))
 	}
 	r.posters = r.startPosters()
@@ -175,7 +169,7 @@ func (r *trial) units() []*unit { return slices.Concat(r.apis, r.sockets, r.work
 
 // queues returns the names of the queues that posters send to.
 func (r *trial) queues() []string {
-	if *faultPrograms {
+	if len(r.handlers) > 0 {
 		return []string{wire.DefaultQueue, filterQueue, persistentQueue}
 	}
 	return []string{wire.DefaultQueue}

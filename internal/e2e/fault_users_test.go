@@ -56,7 +56,7 @@ func (r *trial) startPosters() *posters {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &posters{r: r, cancel: cancel, accepted: make(map[string]posting)}
 	clients := 6
-	if *faultPrograms {
+	if len(r.handlers) > 0 {
 		clients = 10 // the last four post to the programs
 	}
 	for i := range clients {
