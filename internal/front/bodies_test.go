@@ -2,7 +2,6 @@ package front
 
 import (
 	"net"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +18,7 @@ const mib = 1 << 20
 
 func newUploader(t *testing.T, b *bodies) *uploader {
 	client, server := net.Pipe()
-	u := &uploader{(&listener{bodies: b, maxHeader: 1 << 10, total: new(atomic.Int64)}).take(server), t, client}
+	u := &uploader{(&listener{bodies: b, maxHeader: 1 << 10, total: new(gauge)}).take(server), t, client}
 	t.Cleanup(func() { client.Close(); server.Close() })
 	return u
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -53,7 +54,7 @@ type listener struct {
 	maxHeader      int           // bytes of each request's head
 	bodies         *bodies       // nil without a limit
 	refusing       atomic.Int64  // connections that are being refused
-	total          *atomic.Int64 // open connections at all listening sockets of a server, with those
+	total          *gauge        // open connections at all listening sockets of a server, with those
 	clients        *clients
 	warned         time.Time // when a shortage was last logged; only Accept uses it
 	close          sync.Once
@@ -95,7 +96,7 @@ func (l *listener) take(c net.Conn) *conn {
 // admit counts c. If there are too many connections, it refuses c and returns
 // false.
 func (l *listener) admit(c *conn) bool {
-	l.total.Add(1)
+	l.total.add()
 	if at := addressOf(c); l.clients.trusted.contain(at) {
 		c.proxied = true
 	} else {
@@ -292,9 +293,35 @@ func (c *conn) leave() {
 		c.from.mu.Lock()
 		delete(c.from.open, c)
 		c.from.mu.Unlock()
-		c.from.total.Add(-1)
+		c.from.total.subtract()
 		c.client.disconnect()
 	})
+}
+
+// A gauge counts connections. When most of them have left, it has their memory
+// returned: while they were open, each had a goroutine and a buffer of
+// Config.MaxHeader, which the process would keep for minutes.
+type gauge struct{ now, highest atomic.Int64 }
+
+// manyConnections is how many connections have enough memory to return, some
+// 20 KiB each.
+const manyConnections = 256
+
+func (g *gauge) add() {
+	n := g.now.Add(1)
+	for {
+		highest := g.highest.Load()
+		if n <= highest || g.highest.CompareAndSwap(highest, n) {
+			return
+		}
+	}
+}
+
+func (g *gauge) subtract() {
+	n := g.now.Add(-1)
+	if highest := g.highest.Load(); highest >= manyConnections && n <= highest/4 && g.highest.CompareAndSwap(highest, n) {
+		memory.GiveBack()
+	}
 }
 
 // Detach returns the connection of a hijacked request, without fasthttp's

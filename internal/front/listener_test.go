@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -30,7 +29,7 @@ func (l *shortListener) Accept() (net.Conn, error) {
 func TestAcceptOutlivesAShortage(t *testing.T) {
 	t.Parallel()
 	memory := fasthttputil.NewInmemoryListener()
-	ln := &listener{Listener: &shortListener{Listener: memory}, log: slog.New(slog.DiscardHandler), maxConnections: 1, maxHeader: 1 << 10, total: new(atomic.Int64), clients: newClients(&App{}), open: make(map[*conn]struct{})}
+	ln := &listener{Listener: &shortListener{Listener: memory}, log: slog.New(slog.DiscardHandler), maxConnections: 1, maxHeader: 1 << 10, total: new(gauge), clients: newClients(&App{}), open: make(map[*conn]struct{})}
 	go func() {
 		if c, err := memory.Dial(); err == nil {
 			c.Close()

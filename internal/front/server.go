@@ -26,7 +26,7 @@ type Server struct {
 
 	clients *clients
 
-	connections atomic.Int64 // open ones, at all listening sockets
+	connections gauge // open ones, at all listening sockets
 
 	draining atomic.Bool // set once, under mu
 	mu       sync.Mutex
@@ -110,7 +110,7 @@ func (s *Server) Shutdown(ctx context.Context, lastCall time.Duration) error {
 }
 
 // Connections returns how many are open, without those that were detached.
-func (s *Server) Connections() int { return int(s.connections.Load()) }
+func (s *Server) Connections() int { return int(s.connections.now.Load()) }
 
 // Handle answers a request.
 func (s *Server) Handle(ctx *fasthttp.RequestCtx) {
