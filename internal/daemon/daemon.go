@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/revq/revq/internal/admin"
@@ -117,6 +118,10 @@ func run(p Program, args []string) int {
 	// Go ends with status 2 after a panic or SIGABRT, which units would take
 	// for a wrong setting. This makes it end by the signal, with all stacks.
 	debug.SetTraceback("crash")
+	// The memory holds the broker's password, clients' tokens and their texts:
+	// no core is written, and other processes of the same user cannot read it.
+	// It fails only where a sandbox forbids it.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	logs := defaultLog()
 	d := newDaemon()
 	// In a terminal, SIGHUP means that the terminal is gone.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,6 +58,9 @@ func small(does string) {
 			d.Ready, d.Patience = func() error { return errors.New("never ready") }, 0
 			return d.Run(ctx, func(context.Context) error { return errors.New("some reason\nand another one") })
 		}
+	case "crash":
+		p.Sites = nil
+		p.Run = func(context.Context, *daemon.Daemon) error { panic("a bug") }
 	case "be busy": // until it is killed, or what is in the background has gone on for too long
 		p.Run = func(ctx context.Context, d *daemon.Daemon) error {
 			return d.Run(ctx, func(ctx context.Context) error {
@@ -648,5 +652,31 @@ func writeFile(t *testing.T, path, content string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The memory of a daemon has secrets of others: passwords, tokens, texts. So
+// one that crashes writes no core, whatever the limit.
+func TestNoCore(t *testing.T) {
+	t.Parallel()
+	end := func(script string) syscall.WaitStatus {
+		t.Helper()
+		cmd := exec.Command("/bin/sh", "-c", "ulimit -c unlimited; "+script, os.Args[0])
+		cmd.Env, cmd.Dir = daemontest.Environment(asDaemon+"=crash"), t.TempDir()
+		var exit *exec.ExitError
+		if out, err := cmd.CombinedOutput(); !errors.As(err, &exit) {
+			t.Fatalf("%s: %v\n%s", script, err, out)
+		}
+		status, _ := exit.Sys().(syscall.WaitStatus)
+		if !status.Signaled() || status.Signal() != syscall.SIGABRT {
+			t.Fatalf("%s ended with %v", script, exit)
+		}
+		return status
+	}
+	if !end("kill -ABRT $$").CoreDump() {
+		t.Skip("this machine writes no cores")
+	}
+	if end(`exec "$0"`).CoreDump() {
+		t.Error("it wrote a core")
 	}
 }
