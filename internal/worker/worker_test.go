@@ -390,7 +390,9 @@ func TestBadTasks(t *testing.T) {
 		good   int           // so many of goodTasks
 	}{
 		{"few", 9, time.Second, goodTasks},
-		{"a row of them", 15, 10 * time.Second, goodTasks},
+		// Ten fail at once. If all of the other five are tried before a good
+		// one, there are pauses of 1, 2, 4, 8, 16 and 30 s.
+		{"a row of them", 15, 61 * time.Second, goodTasks},
 		// The last good ones come after bad ones that waited here for too long
 		// and went to the end of the queue.
 		{"very many", 1000, maxFailing + time.Minute, goodTasks * 9 / 10},
