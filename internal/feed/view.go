@@ -220,15 +220,19 @@ func (v *View) extend(records []record) Position {
 	return end
 }
 
-// Mark returns the mark to tell a listener that stands at pos, and where it
-// stands then, if messages were skipped since the last one that it was sent and
-// nothing is left to send.
+// Mark returns the mark to tell a listener that stands at pos, if messages were
+// skipped since the last one that it was sent and nothing is left to send.
+// Whether or not there is one, the listener stands at after from then on: the
+// view has passed what is before that.
 func (v *View) Mark(pos Position) (at wire.Mark, after Position, ok bool) {
 	v.feed.mu.RLock()
 	defer v.feed.mu.RUnlock()
 	run, more, err := v.look(pos)
-	if err != nil || more || run.From != run.To || run.Over || !v.skipped {
+	if err != nil {
 		return wire.Mark{}, pos, false
+	}
+	if more || run.From != run.To || run.Over || !v.skipped {
+		return wire.Mark{}, run.From, false
 	}
 	v.skipped = false
 	return v.shown(v.feed.last), run.From, true

@@ -85,8 +85,9 @@ func (l *listener) appendPlace() {
 	if l.view == nil || l.pos == feed.Pending || l.held != nil || l.phase == blocked {
 		return // a frame before this place may be on its way
 	}
-	if at, pos, ok := l.view.Mark(l.pos); ok {
-		l.pos = pos
+	at, pos, ok := l.view.Mark(l.pos)
+	l.pos = pos
+	if ok {
 		l.control = feed.AppendPlace(l.control, l.log.Format(), at)
 	}
 }
