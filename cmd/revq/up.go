@@ -85,7 +85,9 @@ or, without revq send:
 
     curl -d text=abcdef http://localhost:%d%s
 
+or open http://localhost:%d/ in a browser.
+
 Ctrl-C stops everything.
 
-`, listenFlags, sendFlags, port+1, wire.QueuePath)
+`, listenFlags, sendFlags, port+1, wire.QueuePath, port+2)
 }

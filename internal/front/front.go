@@ -98,7 +98,8 @@ type App struct {
 // A Route is a path and the requests that it takes.
 type Route struct {
 	// Path is the path, or ends with a slash: then it stands for all paths that
-	// begin with it and are longer. NameIn returns the rest.
+	// begin with it and are longer, and NameIn returns the rest. / is only
+	// itself.
 	Path string
 
 	// Methods are those that Handle takes. OPTIONS is answered everywhere.

@@ -302,6 +302,16 @@ func hostName(header string) (string, bool) {
 	return host, err == nil
 }
 
+// Host returns the host by which a request reached this server, without the
+// port, or "" if the request has none that can be a host's.
+func Host(ctx *fasthttp.RequestCtx) string {
+	host, ok := hostName(string(ctx.Request.Header.Host()))
+	if !ok {
+		return ""
+	}
+	return host
+}
+
 // isPort reports whether text is a colon and a port, which may be empty.
 func isPort(text string) bool {
 	return text[0] == ':' && strings.Trim(text[1:], "0123456789") == ""

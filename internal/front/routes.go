@@ -34,7 +34,7 @@ func newRoutes(app *App) routes {
 		methods := append(slices.Clone(of.Methods), fasthttp.MethodOptions)
 		slices.Sort(methods)
 		to := &route{of, methods}
-		if strings.HasSuffix(of.Path, "/") {
+		if strings.HasSuffix(of.Path, "/") && of.Path != "/" {
 			r.prefixes = append(r.prefixes, to)
 		} else {
 			r.byPath[of.Path] = to

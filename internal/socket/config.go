@@ -1,15 +1,19 @@
 package socket
 
 import (
+	"slices"
 	"time"
 
 	"github.com/revq/revq/internal/front"
+	"github.com/revq/revq/internal/page"
 	"github.com/revq/revq/internal/setting"
 )
 
 // Config limits what listeners may use. DefaultConfig gives a usable one.
 type Config struct {
 	front.Config // shared by both HTTP fronts
+
+	Page page.Config // the live page
 
 	// MaxListeners is how many clients may listen at once; more are answered
 	// 503. Default 100,000: about as many as the kernel's buffers and one
@@ -57,6 +61,7 @@ const maxHeard = 64 << 10
 func DefaultConfig() Config {
 	return Config{
 		Config:           front.DefaultConfig(),
+		Page:             page.DefaultConfig(),
 		MaxListeners:     100_000,
 		AddressListeners: 1000,
 		PingInterval:     30 * time.Second,
@@ -82,5 +87,5 @@ func (c *Config) Settings() []setting.Setting {
 		setting.Time("write-timeout", "`TIME` in which a listener may receive nothing before it is closed", &c.WriteTimeout, time.Second, 0),
 		setting.Time("handshake-timeout", "`TIME` for the request to listen to arrive", &c.HandshakeTimeout, time.Second, 0),
 	)
-	return append(limits, c.Config.Settings()...)
+	return slices.Concat(limits, c.Config.Settings(), c.Page.Settings())
 }

@@ -1,6 +1,7 @@
 // Package socket is the HTTP front for listeners. It sends every result that is
 // appended to a feed to every listener.
 //
+//	GET /                 a page that shows the results as they arrive
 //	GET /listen_results   a greeting, then each result
 //	GET /results/ID       the last message about one task
 //	GET /healthz          the process answers
@@ -26,6 +27,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,11 +87,11 @@ func New(cfg Config, f *feed.Feed, source Source, log *slog.Logger) *Server {
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.front = front.New(front.App{
 		Config: cfg.Config,
-		Routes: []front.Route{
+		Routes: slices.Concat(pageRoutes(cfg), []front.Route{
 			{Path: wire.ListenPath, Methods: []string{fasthttp.MethodGet}, Scope: token.Listen, Queues: queuesOf, Tickets: true, Handle: s.listen},
 			{Path: wire.ResultPath, Methods: []string{fasthttp.MethodGet}, Scope: token.Listen, Handle: s.result},
 			{Path: wire.TicketPath, Methods: []string{fasthttp.MethodPost}, Scope: token.Listen, Queues: queuesOf, Handle: ticket},
-		},
+		}),
 		Elsewhere:        "listen at " + wire.ListenPath,
 		Ready:            source.Ready,
 		TooLarge:         "a request to listen has no body",

@@ -24,6 +24,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/page"
 	"github.com/revq/revq/internal/proc"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/node"
@@ -221,6 +222,13 @@ func (s *Stack) services(urls []string) []service {
 	}
 	for i := range s.cfg.SocketSites {
 		socket.args = append(socket.args, s.cfg.site(s.cfg.APISites+i+1)...)
+	}
+	switch {
+	case s.cfg.SocketSites == 0:
+	case s.cfg.APISites == 0:
+		socket.args = append(socket.args, "--api-url", page.NoAPI)
+	default:
+		socket.args = append(socket.args, "--api-url", ":"+strconv.Itoa(s.cfg.FirstPort))
 	}
 	for _, front := range []service{api, socket} {
 		if len(front.args) > 0 {

@@ -23,7 +23,8 @@ func Chromium(t *testing.T) string {
 }
 
 // Open opens a page in a new profile of the browser, which ends with the test.
-func Open(t *testing.T, chromium, url string, args ...string) {
+// It returns the profile's directory.
+func Open(t *testing.T, chromium, url string, args ...string) (dir string) {
 	t.Helper()
 	group, dir := Group(t)
 	cmd := exec.Command(chromium, append(args, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -33,6 +34,7 @@ func Open(t *testing.T, chromium, url string, args ...string) {
 	if _, err := group.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
+	return dir
 }
 
 // A Report is something that a page received.
