@@ -128,7 +128,6 @@ func TestLivePage(t *testing.T) {
 		"one\ntwo\tthree":           `one\ntwo\tthree`,
 		"nothing\u200b\ufeffhere":   "nothingU+200BU+FEFFhere",
 		"thumb \U0001f44d äöü שלום": "thumb \U0001f44d äöü שלום",
-		"bad picture":               "exit status 65",
 	} {
 		s.sendText(t, text)
 		await.True(t, fmt.Sprintf("the page shows %q", shown), func() bool { return texts(t, p)[0] == shown })
