@@ -30,6 +30,8 @@ type batch struct {
 	status  int    // common to the lines answered so far, 0 before the first
 	retry   bool   // a line may succeed later
 
+	trace string // of all its tasks
+
 	named map[string]*outcome // of tasks with ids of the client's, by id
 }
 
@@ -56,7 +58,7 @@ func (s *Server) queueBatch(ctx *fasthttp.RequestCtx) *front.Problem {
 		return front.NewProblem(fasthttp.StatusRequestEntityTooLarge,
 			fmt.Sprintf("a batch may have %d lines: send it in parts", maxLines))
 	}
-	b := batch{s: s, ctx: ctx, queue: s.known.of(&ctx.Request.Header)}
+	b := batch{s: s, ctx: ctx, queue: s.known.of(&ctx.Request.Header), trace: traceOf(&ctx.Request.Header)}
 	defer func() { s.release(b.places) }() // 0 except after a panic
 	number := 0
 	for text := range bytes.SplitSeq(body, []byte("\n")) {
@@ -93,6 +95,7 @@ func (b *batch) publish(text []byte) line {
 	if p != nil {
 		return line{problem: p}
 	}
+	t.Trace = b.trace
 	if first := b.named[sub.id]; first != nil {
 		if first.text != t.Text {
 			return line{problem: otherText(t.ID)}

@@ -131,6 +131,19 @@ func keyOf(h *fasthttp.RequestHeader) []byte {
 	return keys[0]
 }
 
+// traceOf returns the traceparent of a request, "" if it has none. One that is
+// not valid, or that comes twice, counts as none: it must not cost a text.
+func traceOf(h *fasthttp.RequestHeader) string {
+	if len(h.Peek(wire.TraceparentHeader)) == 0 {
+		return ""
+	}
+	values := front.HeaderLines(h, wire.TraceparentHeader)
+	if len(values) != 1 {
+		return ""
+	}
+	return wire.ParseTraceparent(string(values[0]))
+}
+
 // bodySlack is room for names, an id and white space, in addition to the text.
 const bodySlack = 4 << 10
 

@@ -100,7 +100,7 @@ func TestPreflight(t *testing.T) {
 	checkReadable(t, r, "http://127.0.0.1:3000")
 	for name, want := range map[string]string{
 		"Access-Control-Allow-Methods": "OPTIONS, POST",
-		"Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Revq-Delay, Revq-Expires, Accept, Last-Event-ID",
+		"Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Revq-Delay, Revq-Expires, traceparent, Accept, Last-Event-ID",
 		"Access-Control-Max-Age":       "600",
 		"Allow":                        "OPTIONS, POST",
 	} {

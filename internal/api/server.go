@@ -150,6 +150,7 @@ func (s *Server) queueOne(ctx *fasthttp.RequestCtx, media media) *front.Problem 
 	if p != nil {
 		return p
 	}
+	t.Trace = traceOf(&ctx.Request.Header)
 	if !s.acquire() {
 		return s.busy()
 	}

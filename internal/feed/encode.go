@@ -29,6 +29,9 @@ func appendJSON(dst []byte, m wire.Message) []byte {
 	dst = appendString(append(dst, `,"text":`...), m.Text)
 	dst = appendTime(dst, `,"accepted":"`, m.Accepted)
 	dst = appendTime(dst, `,"done":"`, m.Done)
+	if m.Traceparent != "" {
+		dst = appendString(append(dst, `,"traceparent":`...), m.Traceparent)
+	}
 	return append(dst, '}')
 }
 

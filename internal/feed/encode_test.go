@@ -37,6 +37,7 @@ func TestMessagesAreEncodedAsByEncodingJSON(t *testing.T) {
 		{Type: wire.TypeGap, Offset: 3, ID: "a", Text: "the stream is new"},
 		{Type: wire.TypeResult, Offset: math.MaxInt64, ID: `<a&"\>`, Text: every.String(), Accepted: second, Done: second.Add(time.Nanosecond)},
 		{Type: wire.TypeResult, Offset: math.MinInt64, ID: "a", Text: strings.Repeat("äx", 1000), Done: second.Add(120 * time.Millisecond)},
+		{Type: wire.TypeResult, Text: "a", Done: second, Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
 		{Type: wire.TypeResult, Accepted: time.UnixMicro(0).UTC(), Done: second.In(time.FixedZone("", -5400))},
 	} {
 		checkEncoding(t, m)

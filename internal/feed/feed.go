@@ -294,7 +294,7 @@ func classOf(kind task.Kind) class {
 func resultMessage(offset int64, r task.Result) wire.Message {
 	m := wire.Message{Type: types[r.Kind], Offset: offset, ID: r.ID, Queue: r.Queue, Text: r.Text}
 	if r.Kind != task.Lost {
-		m.Accepted, m.Done = r.Accepted.UTC(), r.Done.UTC()
+		m.Accepted, m.Done, m.Traceparent = r.Accepted.UTC(), r.Done.UTC(), r.Trace
 	}
 	return m
 }

@@ -373,7 +373,7 @@ const (
 	// exposedHeaders are those that pages may read besides the usual ones.
 	exposedHeaders = wire.TaskIDHeader + ", Retry-After"
 	// sentHeaders are those that pages may set besides the usual ones.
-	sentHeaders = "Authorization, Content-Type, " + wire.KeyHeader + ", " + wire.DelayHeader + ", " + wire.ExpiresHeader + ", Accept, " + wire.LastEventIDHeader
+	sentHeaders = "Authorization, Content-Type, " + wire.KeyHeader + ", " + wire.DelayHeader + ", " + wire.ExpiresHeader + ", " + wire.TraceparentHeader + ", Accept, " + wire.LastEventIDHeader
 	// preflightAge is how many seconds a browser may remember what pages may
 	// do. Ten minutes: a page that sends now and then asks once, and a setting
 	// that changes holds soon.

@@ -80,6 +80,9 @@ func (f *filter) run(ctx context.Context, j job) (string, *worker.Error) {
 		"REVQ_LAST_ATTEMPT="+oneIf(j.last),
 		"REVQ_DEADLINE="+strconv.FormatInt(j.deadline.Unix(), 10),
 	)
+	if j.trace != "" {
+		cmd.Env = append(cmd.Env, "TRACEPARENT="+j.trace)
+	}
 	out, said := &output{maxBytes: f.cfg.MaxOutput, full: make(chan struct{})}, &voice{to: f.stderr, id: j.id}
 	// All three are copied at the same time: a program may write before it has
 	// read its input, or never read it.

@@ -161,10 +161,11 @@ type job struct {
 	attempt         int64
 	last            bool
 	deadline        time.Time
+	trace           string
 }
 
 func (c *Config) job(t task.Task) job {
-	return job{id: t.ID, queue: c.Queue, text: t.Text, attempt: t.Attempt(), last: t.Last, deadline: time.Now().Add(c.Timeout)}
+	return job{id: t.ID, queue: c.Queue, text: t.Text, attempt: t.Attempt(), last: t.Last, deadline: time.Now().Add(c.Timeout), trace: t.Trace}
 }
 
 // slots bound how many tasks run at once. A worker handles no more than that,

@@ -33,6 +33,8 @@ type request struct {
 	Attempt  int64   `json:"attempt"`
 	Last     bool    `json:"last_attempt"`
 	Deadline float64 `json:"deadline"` // seconds since 1970
+
+	Trace string `json:"traceparent,omitzero"`
 }
 
 func appendLine(v any) []byte {
@@ -46,7 +48,7 @@ func appendLine(v any) []byte {
 }
 
 func encodeJob(j job) []byte {
-	return appendLine(request{j.id, j.queue, j.text, j.attempt, j.last, float64(j.deadline.UnixMilli()) / 1000})
+	return appendLine(request{j.id, j.queue, j.text, j.attempt, j.last, float64(j.deadline.UnixMilli()) / 1000, j.trace})
 }
 
 // parseJob reads what encodeJob has written.
@@ -65,7 +67,7 @@ func parseJob(line []byte) (job, error) {
 		return job{}, errors.New("the deadline is no time in seconds since 1970")
 	}
 	ms := int64(math.Round(r.Deadline * 1000))
-	return job{id: r.ID, queue: r.Queue, text: r.Text, attempt: r.Attempt, last: r.Last, deadline: time.UnixMilli(ms)}, nil
+	return job{id: r.ID, queue: r.Queue, text: r.Text, attempt: r.Attempt, last: r.Last, deadline: time.UnixMilli(ms), trace: wire.ParseTraceparent(r.Trace)}, nil
 }
 
 // A reply is a line of a program, of one of the kinds below.

@@ -161,6 +161,7 @@ func encodeBundle(bundle []unsent) amqp.Publishing {
 	first := bundle[0].result
 	headers := amqp.Table{digestHeader: string(digests)}
 	setQueue(headers, first.Queue)
+	setTraces(headers, bundle)
 	m := message(first.ID, body, first.Done, headers)
 	m.ContentType = bundleType
 	return m

@@ -394,3 +394,33 @@ func FuzzBundle(f *testing.F) {
 		}
 	})
 }
+
+// Each result of a message keeps its own trace, and a message without traces
+// has no header for them.
+func TestTracesOfResults(t *testing.T) {
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for _, want := range [][]string{{""}, {trace}, {"", ""}, {trace, "", trace}, {"", trace}} {
+		var bundle []unsent
+		for i, trace := range want {
+			r := result(i)
+			r.Trace = trace
+			bundle = append(bundle, unsent{result: r})
+		}
+		m := encodeBundle(bundle)
+		if !slices.Contains(want, trace) && (m.Headers[traceHeader] != nil || m.Headers[tracesHeader] != nil) {
+			t.Errorf("%q has the headers %v", want, m.Headers)
+		}
+		m.Headers[offsetHeader] = int64(7)
+		entries, err := decodeEntries(nil, amqp.Delivery{Headers: m.Headers, ContentType: m.ContentType, MessageId: m.MessageId, Body: m.Body}, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range entries {
+			got = append(got, e.result.Trace)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the traces are %q, want %q", got, want)
+		}
+	}
+}

@@ -404,9 +404,12 @@ func decodeEntries(entries []entry, d amqp.Delivery, maxLength int) ([]entry, er
 	if err != nil {
 		add(0, d.MessageId, task.Result{}, err)
 	}
-	queue := queueHeaderOf(d.Headers)
+	queue, traces := queueHeaderOf(d.Headers), tracesOf(d.Headers)
 	for i, r := range results {
 		r.Queue, r.Of = queue, digestAt(d.Headers, i)
+		if i < len(traces) {
+			r.Trace = traces[i]
+		}
 		add(i, r.ID, r, checkResult(r, maxLength))
 	}
 	return entries, nil

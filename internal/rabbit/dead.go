@@ -303,6 +303,7 @@ func decodeGivenUp(d amqp.Delivery) (task.Result, error) {
 		Of:       task.DigestOf(letter.Task.Text),
 		Accepted: letter.Task.Accepted,
 		Done:     letter.Died,
+		Trace:    letter.Task.Trace,
 	}
 	if n := deaths(d.Headers); n > 0 {
 		r.Of = task.DigestOf(fmt.Sprintf("%d\x00%s", n, letter.Task.Text))

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -39,6 +41,13 @@ const (
 	dueHeader     = "revq-due"
 	expiresHeader = "revq-expires"
 
+	// traceHeader is the traceparent of a task, or of the only result in a
+	// message, under the name that other programs' tracing uses.
+	// tracesHeader has those of several results, in order, with commas between
+	// them. Both are missing where no task has one.
+	traceHeader  = wire.TraceparentHeader
+	tracesHeader = "revq-traceparents"
+
 	// deliveryCountHeader is set by quorum queues. It is the number of earlier
 	// deliveries of the message that were not acknowledged.
 	deliveryCountHeader = "x-delivery-count"
@@ -58,6 +67,7 @@ func encodeTask(t task.Task) amqp.Publishing {
 	if t.Deaths > 0 {
 		headers[deathsHeader] = t.Deaths
 	}
+	setTrace(headers, t.Trace)
 	return message(t.ID, []byte(t.Text), t.Accepted, headers)
 }
 
@@ -68,6 +78,7 @@ func encodeResult(r task.Result) amqp.Publishing {
 	}
 	setTime(headers, acceptedHeader, r.Accepted)
 	setQueue(headers, r.Queue)
+	setTrace(headers, r.Trace)
 	return message(r.ID, []byte(r.Text), r.Done, headers)
 }
 
@@ -96,6 +107,7 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 		Expires:   timeHeader(d.Headers, expiresHeader),
 		Failed:    max(0, intHeader(d.Headers, failedHeader)),
 		Deaths:    deaths(d.Headers),
+		Trace:     traceOf(d.Headers),
 	}
 	if t.ID == "" {
 		t.ID = task.NewID()
@@ -121,6 +133,7 @@ func decodeResult(d amqp.Delivery, maxLength int) (task.Result, error) {
 		Of:       digestAt(d.Headers, 0),
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 		Done:     timeHeader(d.Headers, doneHeader),
+		Trace:    traceOf(d.Headers),
 	}
 	return r, checkResult(r, maxLength)
 }
@@ -177,6 +190,47 @@ func queueHeaderOf(headers amqp.Table) string {
 		return name
 	}
 	return wire.DefaultQueue
+}
+
+// setTrace sets no header if there is no trace.
+func setTrace(headers amqp.Table, trace string) {
+	if trace != "" {
+		headers[traceHeader] = trace
+	}
+}
+
+func traceOf(headers amqp.Table) string {
+	value, _ := headers[traceHeader].(string)
+	return wire.ParseTraceparent(value)
+}
+
+// setTraces sets no header if none of the results has a trace.
+func setTraces(headers amqp.Table, bundle []unsent) {
+	if !slices.ContainsFunc(bundle, func(u unsent) bool { return u.result.Trace != "" }) {
+		return
+	}
+	var all []byte
+	for i, u := range bundle {
+		if i > 0 {
+			all = append(all, ',')
+		}
+		all = append(all, u.result.Trace...)
+	}
+	headers[tracesHeader] = string(all)
+}
+
+// tracesOf returns the traces of a message's results, in order. There may be
+// fewer than results.
+func tracesOf(headers amqp.Table) []string {
+	all, ok := headers[tracesHeader].(string)
+	if !ok {
+		return nil
+	}
+	traces := strings.SplitN(all, ",", places)
+	for i, trace := range traces {
+		traces[i] = wire.ParseTraceparent(trace)
+	}
+	return traces
 }
 
 // setTime sets no header for the zero time.

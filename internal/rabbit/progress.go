@@ -17,6 +17,7 @@ func encodeProgress(r task.Result) amqp.Publishing {
 	headers := amqp.Table{progressHeader: r.Text}
 	setTime(headers, acceptedHeader, r.Accepted)
 	setQueue(headers, r.Queue)
+	setTrace(headers, r.Trace)
 	return message(r.ID, nil, time.Now(), headers)
 }
 
@@ -32,6 +33,7 @@ func decodeProgress(d amqp.Delivery) (r task.Result, ok bool, err error) {
 		Queue:    queueHeaderOf(d.Headers),
 		Text:     text,
 		Accepted: timeHeader(d.Headers, acceptedHeader),
+		Trace:    traceOf(d.Headers),
 	}
 	if err := wire.CheckID(r.ID); err != nil {
 		return r, true, err

@@ -40,6 +40,10 @@ type Task struct {
 	// or that the handler could not make, does not count.
 	Failed int64
 
+	// Trace is the traceparent that it was posted with, as
+	// wire.ParseTraceparent returns it; "" for none.
+	Trace string
+
 	// Deaths is how often it was given up and requeued.
 	Deaths int64
 
@@ -71,6 +75,7 @@ type Result struct {
 	Of       Digest    // of its Task's text: a repeated ID with the same Of is the same result
 	Accepted time.Time // copied from its Task
 	Done     time.Time // when the worker finished it, or gave it up; zero for other kinds
+	Trace    string    // copied from its Task
 }
 
 // A Digest distinguishes texts with the same ID. It is the first 8 bytes of the

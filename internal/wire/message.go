@@ -55,6 +55,10 @@ type Message struct {
 	// another client than the API enqueued the task.
 	Accepted time.Time `json:"accepted,omitzero"`
 	Done     time.Time `json:"done,omitzero"`
+
+	// Traceparent is the trace that the text was posted with, see
+	// TraceparentHeader. It is left out if there was none.
+	Traceparent string `json:"traceparent,omitzero"`
 }
 
 // A Mark is a place in the stream of results: after the result, or the mark

@@ -300,7 +300,7 @@ func (w *Worker) attempt(ctx context.Context, t task.Task) (text string, err err
 // attempt, where it would cost an allocation for every task.
 func (w *Worker) report(ctx context.Context, t task.Task) (text string, err error) {
 	p := &progress{publish: func(text string) {
-		w.broker.PublishResult(task.Result{Kind: task.Progress, ID: t.ID, Queue: t.Queue, Text: text, Accepted: t.Accepted})
+		w.broker.PublishResult(task.Result{Kind: task.Progress, ID: t.ID, Queue: t.Queue, Text: text, Accepted: t.Accepted, Trace: t.Trace})
 	}}
 	defer p.end()
 	return w.reporter.HandleReporting(ctx, t, p.report)
@@ -308,7 +308,7 @@ func (w *Worker) report(ctx context.Context, t task.Task) (text string, err erro
 
 // publishResult publishes the result of t.
 func (w *Worker) publishResult(ctx context.Context, t task.Task, text string) bool {
-	r := task.Result{ID: t.ID, Queue: t.Queue, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now()}
+	r := task.Result{ID: t.ID, Queue: t.Queue, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now(), Trace: t.Trace}
 	const noLimit = 1<<63 - 1
 	return w.publish(ctx, noLimit, t, "result", func() <-chan error { return w.broker.PublishResult(r) }) == nil
 }
