@@ -184,7 +184,7 @@ func TestRefusedAmongConfirmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := r.publisher()
-	const each = 2000
+	const each = 500
 	var tasks []task.Task
 	var answers []<-chan error
 	for i := range each {
