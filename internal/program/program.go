@@ -119,6 +119,7 @@ EXAMPLES:
 				handle = h
 			}
 			w := worker.New(cfg, handle, publisher, d.Log)
+			consumer.TookBack = w.TookBack
 			take := func(ctx context.Context, t *rabbit.Delivery) { w.Handle(ctx, t) }
 			d.Ready = func() error { return cmp.Or(consumer.Ready(), w.Ready()) }
 			d.Alive = []func() error{consumer.Alive, publisher.Alive}

@@ -3,8 +3,10 @@ package rabbit
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,11 @@ import (
 
 // A Consumer takes tasks over a connection of its own.
 type Consumer struct {
+	// TookBack, if it is not nil, is called when the broker has ended a session
+	// because a task was held for longer than its consumer_timeout. RabbitMQ
+	// 4.3 does not say that, and nothing is called.
+	TookBack func(consumerTimeout time.Duration)
+
 	link     *link
 	prefetch int
 }
@@ -92,7 +99,7 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 		next := make(chan *Delivery)
 		noMore := sync.OnceFunc(func() { close(next) })
 		defer noMore()
-		return c.consume(ctx, s, func(ctx context.Context, d *Delivery) {
+		err := c.consume(ctx, s, func(ctx context.Context, d *Delivery) {
 			select {
 			case next <- d:
 			default: // none is free
@@ -107,7 +114,30 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 			noMore()
 			handlers.Wait()
 		})
+		if timeout, ok := consumerTimeout(context.Cause(s.ctx)); ok && c.TookBack != nil {
+			c.TookBack(timeout)
+		}
+		return err
 	})
+}
+
+// timeoutUsed is in the broker's error when a delivery was not acknowledged in
+// time: evaluate_consumer_timeout in rabbit_channel.erl, RabbitMQ 3.10 to 4.2.
+var timeoutUsed = regexp.MustCompile(`Timeout value used: (\d+) ms`)
+
+// consumerTimeout returns the broker's consumer_timeout if a session ended for
+// it.
+func consumerTimeout(err error) (time.Duration, bool) {
+	e, ok := errors.AsType[*amqp.Error](err)
+	if !ok || e.Code != amqp.PreconditionFailed {
+		return 0, false
+	}
+	match := timeoutUsed.FindStringSubmatch(e.Reason)
+	if match == nil {
+		return 0, false
+	}
+	timeout, err := time.ParseDuration(match[1] + "ms")
+	return timeout, err == nil
 }
 
 func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.Context, *Delivery), wait func()) error {

@@ -33,10 +33,15 @@ type Handler struct{ cfg Config }
 // New returns a Handler with the pauses of cfg.
 func New(cfg Config) *Handler { return &Handler{cfg} }
 
-// Handle returns the task's text in reverse, after the pause. If ctx ends
-// first, it returns the cause at once.
+// Handle returns the task's text in reverse, after the pause, which takes at most
+// half of the time until ctx's deadline, if it has one. If ctx ends first, Handle
+// returns the cause at once.
 func (h *Handler) Handle(ctx context.Context, t task.Task) (string, error) {
-	if pause := h.cfg.pause(t.Text); pause > 0 {
+	pause := h.cfg.pause(t.Text)
+	if deadline, ok := ctx.Deadline(); ok {
+		pause = min(pause, time.Until(deadline)/2)
+	}
+	if pause > 0 {
 		timer := time.NewTimer(pause)
 		defer timer.Stop()
 		select {

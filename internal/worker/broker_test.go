@@ -254,6 +254,41 @@ func TestResultDuringAnAlarm(t *testing.T) {
 	}
 }
 
+// The broker takes tasks back long before the worker was told that it does. Its
+// error says when. No task is given up for that, neither those that take long
+// nor those beside them.
+func TestShortConsumerTimeout(t *testing.T) {
+	t.Parallel()
+	n := rabbittest.StartNode(t, "consumer_timeout = 2000")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := n.Eval(ctx, `application:set_env(rabbit, channel_tick_interval, 200)`); err != nil { // a minute, otherwise
+		t.Fatal(err)
+	}
+	r := setupAt(t, rabbittest.NewVhost(t, n))
+	r.work("worker", 5, reverse.New(reverse.DefaultConfig()))
+	const long, short = 4, 20
+	for i := range long + short {
+		tk := newTask(i)
+		if i < long {
+			tk.Text = strings.Repeat("long", 20) // 8 s
+		} else {
+			tk.Text = "short"
+		}
+		r.publish(tk)
+	}
+	for range long + short {
+		receive(t, "result", r.results)
+	}
+	if dead := r.left(rabbit.DeadQueue); dead != 0 {
+		t.Errorf("%d dead letters", dead)
+	}
+	r.out.Says(t, "consumer_timeout=2s")
+	if times := strings.Count(r.out.String(), "the broker takes tasks back"); times != 1 {
+		t.Errorf("said %d times", times)
+	}
+}
+
 // While a handler is out of order, tasks go back and come again more often than
 // the delivery limit allows. No version of the broker counts that.
 func TestOutOfOrder(t *testing.T) {

@@ -58,7 +58,7 @@ func (c *Config) Settings() []setting.Setting {
 		setting.In("job", setting.Count("max-text", "bytes", "longest text handled, in `BYTES`", &c.MaxText, 1, task.MaxText).
 			With("A task with a longer one becomes a dead letter. It must not be less than --max-text of revq-api. Socket servers leave out results longer than a sixth of their --keep-bytes."))[0],
 		setting.In("broker", setting.Time("consumer-timeout", "`TIME` after which the broker takes a task back, its consumer_timeout", &c.ConsumerTimeout, time.Second, 0).
-			With("Pauses and the task time-out must stay below half of it."))[0],
+			With("Pauses and the task time-out must stay below half of it. A worker whose broker has a shorter one learns it from the broker's error, says so, and keeps to that until it is restarted."))[0],
 		setting.In("job", setting.Count("retries", "retries", "maximum number of `RETRIES` of a task whose attempts fail", &c.Retries, 0, 1000).
 			With("The waits before them are 1 s, 2 s, 4 s, up to 10 min: 17 minutes in all with ten. Then the task is a dead letter, and listeners are told."))[0],
 		setting.In("job", setting.Switch("drain", "when told to stop, finish the tasks that are being handled, within the stop timeout", &c.Drain).

@@ -26,6 +26,7 @@ type rig struct {
 	url     string
 	cfg     rabbit.Config
 	log     *slog.Logger
+	out     *rabbittest.Output
 	tasks   *rabbit.Publisher
 	results chan task.Result
 	told    chan task.Result // what is not a result
@@ -34,8 +35,14 @@ type rig struct {
 
 func setup(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, url: rabbittest.URL(t), results: make(chan task.Result, 1000), told: make(chan task.Result, 1000)}
-	r.log, _ = rabbittest.Log(t)
+	return setupAt(t, rabbittest.URL(t))
+}
+
+// setupAt is setup in the virtual host of a URL.
+func setupAt(t testing.TB, url string) *rig {
+	t.Helper()
+	r := &rig{t: t, url: url, results: make(chan task.Result, 1000), told: make(chan task.Result, 1000)}
+	r.log, r.out = rabbittest.Log(t)
 	r.cfg = rabbit.DefaultConfig("test")
 	r.cfg.URLs = []string{r.url}
 	r.cfg.RetryMin, r.cfg.RetryMax = 10*time.Millisecond, time.Second
@@ -102,6 +109,7 @@ func (r *rig) workAs(name string, work worker.Config, h worker.Handler) (w *work
 	cfg.Name = name
 	publisher, consumer := rabbit.NewPublisher(cfg, r.log), rabbit.NewConsumer(cfg, concurrency, r.log)
 	w = worker.New(work, h, publisher, r.log)
+	consumer.TookBack = w.TookBack
 	stopPublisher := r.run(publisher.Run)
 	stopConsumer := r.run(func(ctx context.Context) {
 		consumer.Run(ctx, func(ctx context.Context, d *rabbit.Delivery) { w.Handle(ctx, d) })

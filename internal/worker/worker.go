@@ -81,6 +81,7 @@ type Worker struct {
 	log      *slog.Logger
 
 	busy   atomic.Int64
+	limit  atomic.Int64 // of an attempt, in nanoseconds; 0 for the handler's own. See TookBack.
 	gate   *gate
 	counts *counts
 }
@@ -102,6 +103,20 @@ func (w *Worker) Status() string {
 
 // Ready returns why no tasks are attempted at present; nil if they are.
 func (w *Worker) Ready() error { return w.gate.err() }
+
+// TookBack says that the broker takes tasks back after its consumer_timeout, which
+// may be shorter than the worker was told. Attempts then end within half of it:
+// those that would take longer fail, and the built-in handler pauses for less.
+// Otherwise the broker would take the same tasks back again and again, and
+// those that this worker has beside them, until it gives them up.
+func (w *Worker) TookBack(consumerTimeout time.Duration) {
+	limit := consumerTimeout / 2
+	if before := time.Duration(w.limit.Swap(int64(limit))); before == limit || consumerTimeout >= w.cfg.ConsumerTimeout {
+		return
+	}
+	w.log.Error("the broker takes tasks back sooner than this worker was told; from now on attempts end within half of that time: raise consumer_timeout at the broker, or lower --consumer-timeout and what it bounds here",
+		"consumer_timeout", consumerTimeout, "told", w.cfg.ConsumerTimeout, "limit", limit)
+}
 
 // Handle handles one delivery and ends its loan. ctx ends with the cause
 // context.Canceled when the worker is told to stop, or with another cause when
@@ -147,14 +162,18 @@ func (w *Worker) enter(ctx context.Context) (round int, err error) {
 	if err := context.Cause(ctx); err != nil && w.cfg.Drain {
 		return 0, err // a worker that drains begins no more tasks
 	}
-	return w.gate.enter(ctx, time.Now().Add(min(maxHold, w.cfg.ConsumerTimeout/4)))
+	hold := min(maxHold, w.cfg.ConsumerTimeout/4)
+	if limit := time.Duration(w.limit.Load()); limit > 0 {
+		hold = min(hold, limit/2)
+	}
+	return w.gate.enter(ctx, time.Now().Add(hold))
 }
 
 // try makes one attempt, and does with the task what its outcome says.
 func (w *Worker) try(ctx context.Context, t task.Task, d Delivery, round int) {
 	ctx, cancel := w.handlingContext(ctx)
 	defer cancel()
-	text, err := w.attempt(ctx, t)
+	text, err := w.attemptWithin(ctx, t, time.Duration(w.limit.Load()))
 	outcome := outcomeOf(ctx, err)
 	w.note(round, outcome, t.Failed == 0, err)
 	next := after(t, outcome, err, w.cfg.Retries, time.Now(), rand.Float64())
@@ -274,11 +293,30 @@ func (w *Worker) sendOn(ctx context.Context, t task.Task, d Delivery, otherwise 
 
 // giveBack returns t to the queue as it was, so that no attempt is counted.
 func (w *Worker) giveBack(ctx context.Context, t task.Task, d Delivery) {
-	if lost(ctx) || mayReturn(d.Attempt()) {
+	if lost(ctx) {
+		_ = d.Requeue() // fails: the broker has taken it back
+		w.about(t).Warn("the session with the broker has ended; the broker will deliver the task again")
+		return
+	}
+	if mayReturn(d.Attempt()) {
 		w.settled(t, "return", d.Requeue())
 		return
 	}
 	w.sendOn(ctx, t, d, d.Requeue)
+}
+
+// attemptWithin is attempt with a limit, unless that is 0.
+func (w *Worker) attemptWithin(ctx context.Context, t task.Task, limit time.Duration) (text string, err error) {
+	if limit == 0 {
+		return w.attempt(ctx, t)
+	}
+	within, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	text, err = w.attempt(within, t)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("it took longer than %v, half of the broker's consumer_timeout", limit)
+	}
+	return text, err
 }
 
 // attempt calls the handler. A panic in it is an error like any other.
