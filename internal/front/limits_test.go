@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -267,6 +268,39 @@ func TestSilentOnesMakeRoomFirst(t *testing.T) {
 		c.Close()
 	}
 	kept.want(t, get+"\r\n", 200, "")
+}
+
+// Who was refused, and sends on as fast as it can, is read slowly and not for
+// long.
+func TestFloodsAreHardlyRead(t *testing.T) {
+	t.Parallel()
+	for name, flood := range map[string]struct{ at, head, unit string }{
+		"a head without end":   {limitedAPI(t, func(*api.Config) {}), get, "X-Much: y\r\n"},
+		"a request too long":   {limitedAPI(t, func(*api.Config) {}), queue + "Content-Length: 9999999999\r\n\r\n", "x"},
+		"frames without end":   {limitedSocket(t, func(*socket.Config) {}), handshake + "\r\n", "\x81\x80\x00\x00\x00\x00"},
+		"pings without end":    {limitedSocket(t, func(*socket.Config) {}), handshake + "\r\n", "\x89\x80\x00\x00\x00\x00"},
+		"messages without end": {limitedSocket(t, func(*socket.Config) {}), handshake + "\r\n", "\x01\x80\x00\x00\x00\x00" + strings.Repeat("\x00\x80\x00\x00\x00\x00", 99)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := call(t, client, flood.at)
+			if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			taken, err := io.WriteString(c, flood.head)
+			for many := strings.Repeat(flood.unit, 1+(64<<10)/len(flood.unit)); err == nil; {
+				var n int
+				n, err = io.WriteString(c, many)
+				taken += n
+			}
+			if isTimeout(err) {
+				t.Fatalf("the connection has not ended after %d bytes", taken)
+			}
+			if taken > 24<<20 { // the kernel's buffers alone take some MiB
+				t.Errorf("the server took %d bytes", taken)
+			}
+		})
+	}
 }
 
 func isTimeout(err error) bool {

@@ -3,7 +3,6 @@ package front
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -29,6 +28,11 @@ const (
 	// lingerTime is how long a refused client has to read the reason.
 	lingerTime = time.Second
 
+	// In lingerPause, at most lingerBytes are read of what it still sends, 1.6 MB
+	// in lingerTime.
+	lingerPause = 5 * time.Millisecond
+	lingerBytes = 8 << 10
+
 	// maxRefusing is how many connections beyond a limit are answered at once;
 	// more are closed without an answer.
 	maxRefusing = 256
@@ -51,10 +55,10 @@ type listener struct {
 	net.Listener
 	log            *slog.Logger
 	maxConnections int64
-	maxHeader      int           // bytes of each request's head
-	bodies         *bodies       // nil without a limit
-	refusing       atomic.Int64  // connections that are being refused
-	total          *gauge        // open connections at all listening sockets of a server, with those
+	maxHeader      int          // bytes of each request's head
+	bodies         *bodies      // nil without a limit
+	refusing       atomic.Int64 // connections that are being refused
+	total          *gauge       // open connections at all listening sockets of a server, with those
 	clients        *clients
 	warned         time.Time // when a shortage was last logged; only Accept uses it
 	close          sync.Once
@@ -280,11 +284,23 @@ func (c *conn) Close() error {
 		c.from.bodies.release(c)
 	}
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() {
-		if w.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
-			_, _ = io.Copy(io.Discard, c.Conn)
+		if end := time.Now().Add(lingerTime); w.CloseWrite() == nil && c.SetReadDeadline(end) == nil {
+			c.discard(end)
 		}
 	}
 	return c.Conn.Close()
+}
+
+// discard reads until the client closes, or end. It reads slowly: a client that
+// floods the server must not cost more once it has been refused.
+func (c *conn) discard(end time.Time) {
+	b := make([]byte, lingerBytes)
+	for time.Now().Before(end) {
+		if _, err := c.Conn.Read(b); err != nil {
+			return
+		}
+		time.Sleep(lingerPause)
+	}
 }
 
 // leave frees c's place.

@@ -165,11 +165,14 @@ func frameEnd(d dialect, b []byte, end, n int) int {
 }
 
 // receive handles the bytes b that l has sent. It returns true when l has
-// answered a farewell. parser is for listeners that are between messages.
+// answered a farewell, or goes on sending. parser is for listeners that are between messages.
 func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
 	l.silent = false
 	if l.heard += len(b); l.heard > maxHeard {
 		l.dismiss(byeTooMuch)
+	}
+	if l.heard > 4*maxHeard { // it takes no notice of the farewell
+		return true
 	}
 	return l.dialect.receive(l, b, cfg.MaxMessage, parser)
 }
