@@ -30,7 +30,7 @@ import (
 // that are busy with other tests: a test measures by itself what must be quick.
 const patience = 30 * time.Second
 
-// module is the path below which the daemons are.
+// module is the path below which the programs are.
 const module = "github.com/revq/revq/cmd/"
 
 var built struct {
@@ -67,14 +67,32 @@ func build() (string, error) {
 	if built.guard, err = proc.NewGroup(dir); err != nil {
 		return "", errors.Join(err, os.RemoveAll(dir))
 	}
-	args := []string{"build", "-o", dir}
+	return dir, Build(dir)
+}
+
+// programs are all of revq's.
+var programs = []string{"revq", "revq-api", "revq-socket", "revq-worker"}
+
+// Build puts all of revq's programs into a directory, with the race detector if
+// the test has it.
+func Build(dir string) error {
+	// Unlike go build, go run keeps what it has linked in the build cache. Then
+	// the tests of the next package need not link it again.
+	args := []string{"run", "-exec", "cp -t '" + dir + "'"}
 	if Race() {
 		args = append(args, "-race")
 	}
-	if out, err := exec.Command("go", append(args, module+"...")...).CombinedOutput(); err != nil {
-		return "", errors.New("build revq: " + err.Error() + "\n" + string(out))
+	failed := make([]error, len(programs))
+	var building sync.WaitGroup
+	for i, name := range programs {
+		building.Go(func() {
+			if out, err := exec.Command("go", append(args, module+name)...).CombinedOutput(); err != nil {
+				failed[i] = fmt.Errorf("build %s: %w\n%s", name, err, out)
+			}
+		})
 	}
-	return dir, nil
+	building.Wait()
+	return errors.Join(failed...)
 }
 
 // Environment returns a small environment with some variables added: what is

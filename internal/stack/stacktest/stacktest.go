@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/stack"
 	"github.com/revq/revq/internal/wire"
 )
@@ -56,15 +56,7 @@ func Main(m interface{ Run() int }) int {
 // test has it, and returns their directory, which is in PATH.
 func Programs(t testing.TB) string {
 	t.Helper()
-	built.once.Do(func() {
-		args := []string{"build", "-o", built.dir + "/"}
-		if race {
-			args = append(args, "-race")
-		}
-		if out, err := exec.Command("go", append(args, "github.com/revq/revq/cmd/...")...).CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("go build: %w\n%s", err, out)
-		}
-	})
+	built.once.Do(func() { built.err = daemontest.Build(built.dir) })
 	if built.err != nil {
 		t.Fatal(built.err)
 	}
