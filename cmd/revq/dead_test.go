@@ -28,7 +28,7 @@ func TestDeadLettersAreNotHeldByAPager(t *testing.T) {
 	}
 	t.Parallel()
 	broker := rabbit.DefaultConfig("test")
-	broker.URLs = []string{rabbittest.NewVhost(t, rabbittest.Node(t))}
+	broker.URLs = []string{rabbittest.NewVhost(t, rabbittest.Shared(t))}
 	if _, err := rabbit.Setup(t.Context(), broker); err != nil {
 		t.Fatal(err)
 	}

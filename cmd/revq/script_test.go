@@ -62,7 +62,7 @@ func (t tests) Run() int { return stacktest.Main(t.M) }
 // and the condition rabbitmq: whether there is one to be run.
 func TestScript(t *testing.T) {
 	t.Parallel()
-	broker := sync.OnceValue(func() *node.Node { return rabbittest.StartNode(t) })
+	broker := sync.OnceValue(func() *rabbittest.Node { return rabbittest.StartNode(t) })
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		RequireUniqueNames: true,

@@ -15,6 +15,7 @@ import (
 	"github.com/revq/revq/internal/bench/report"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/node"
+	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack/stacktest"
 )
 
@@ -118,7 +119,7 @@ func TestMeasurements(t *testing.T) {
 		if got, want := strings.Join(what, "; "), strings.Join([]string{report.RawPublish, report.RawConsume, report.RawStreamPublish, report.RawStreamConsume}, "; "); got != want {
 			t.Errorf("measured %s; want %s", got, want)
 		}
-		out, err := b.rig.node.Ctl(t.Context(), "-q", "list_queues", "name")
+		out, err := rabbittest.Of(t, b.rig.node).Ctl(t.Context(), "-q", "list_queues", "name")
 		if err != nil || strings.Contains(out, "revq.bench") {
 			t.Errorf("its queues were left: %q, %v", out, err)
 		}

@@ -407,7 +407,7 @@ func (s *system) size(t *testing.T) (senders, readers int, lasts time.Duration, 
 // While strangers attack, a client that behaves is served as usual, and
 // afterwards the daemons hold no more than before.
 func TestAttacks(t *testing.T) {
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	senders, readers, lasts, apiLimits, socketLimits := s.size(t)
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, apiLimits...)
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, socketLimits...)
@@ -443,7 +443,7 @@ func TestAttacks(t *testing.T) {
 
 // TLS handshakes that never end do not keep out those that do.
 func TestTLSAttacks(t *testing.T) {
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	senders, _, lasts, apiLimits, socketLimits := s.size(t)
 	dir := t.TempDir()
 	daemontest.Certify(t, dir)

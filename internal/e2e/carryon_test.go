@@ -22,7 +22,7 @@ func TestEventSourceWaitsForAPlace(t *testing.T) {
 	t.Parallel()
 	foreign.Chromium(t)
 	const places = 3
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--max-listeners", fmt.Sprint(places))
 	s.socket.WaitReady(t)
 	var others []*listener

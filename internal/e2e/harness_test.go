@@ -19,7 +19,6 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
-	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker/workertest"
@@ -36,7 +35,7 @@ func TestMain(m *testing.M) {
 // A system is revq on its own virtual host: an API with two sites and a socket
 // server with one. Tests start workers themselves.
 type system struct {
-	node  *node.Node
+	node  *rabbittest.Node
 	url   string // of the broker
 	vhost string
 
@@ -52,14 +51,14 @@ type system struct {
 // waits until it works.
 func start(t *testing.T) *system {
 	t.Helper()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.startFronts(t)
 	s.awaitReadyz(t, http.StatusOK)
 	return s
 }
 
 // prepare returns a system of which nothing runs.
-func prepare(t *testing.T, n *node.Node) *system {
+func prepare(t *testing.T, n *rabbittest.Node) *system {
 	t.Helper()
 	s := &system{node: n, url: rabbittest.NewVhost(t, n)}
 	s.vhost = s.url[strings.LastIndexByte(s.url, '/')+1:]

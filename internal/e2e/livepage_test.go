@@ -27,7 +27,7 @@ var echo = []string{"--handler", "filter", "--", "/bin/sh", "-c", `text=$(cat; e
 // startLive starts a system whose live page sends to its API.
 func startLive(t *testing.T, args ...string) *system {
 	t.Helper()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.startLiveFronts(t, args...)
 	return s
 }

@@ -57,7 +57,7 @@ func TestStatusLines(t *testing.T) {
 // broker is used for the next connection, and one that cannot be used is not.
 func TestReloadOfTheCredential(t *testing.T) {
 	t.Parallel()
-	n := rabbittest.Node(t)
+	n := rabbittest.Shared(t)
 	s := prepare(t, n)
 	const wrong = "geheim"
 	password := func(url, password string) string {

@@ -48,7 +48,7 @@ func TestMetrics(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts RabbitMQ")
 	}
-	s, dir := prepare(t, rabbittest.Node(t)), adminDir(t)
+	s, dir := prepare(t, rabbittest.Shared(t)), adminDir(t)
 	s.startSeen(t, dir)
 	all := make(map[string]*metric)
 	for program := range strings.FieldsSeq("revq-api revq-socket revq-worker") {
@@ -93,7 +93,7 @@ func TestMetricsCount(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts RabbitMQ")
 	}
-	s, dir := prepare(t, rabbittest.Node(t)), adminDir(t)
+	s, dir := prepare(t, rabbittest.Shared(t)), adminDir(t)
 	s.startSeen(t, dir)
 	listener := s.listen(t, wire.FormatText)
 	send(t, s.apiSites[0], "a", "abc")

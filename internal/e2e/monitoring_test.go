@@ -42,7 +42,7 @@ func TestMonitoring(t *testing.T) {
 		}
 		t.Skip(err)
 	}
-	s, dir := prepare(t, rabbittest.Node(t)), adminDir(t)
+	s, dir := prepare(t, rabbittest.Shared(t)), adminDir(t)
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--admin", filepath.Join(dir, "api@1.admin"))
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--admin", filepath.Join(dir, "socket@3.admin"))
 	first := s.startWorker(t, "--pause", "0s", "--admin", filepath.Join(dir, "worker@1.admin"))

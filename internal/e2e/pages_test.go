@@ -186,7 +186,7 @@ func TestForeignPages(t *testing.T) {
 func TestAllowedPage(t *testing.T) {
 	t.Parallel()
 	browser := foreign.Chromium(t)
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	site := startTrickSite(t, s, "127.0.0.1")
 	allow := "--allow-origin=HTTP://Foreign.localhost:" + site.port + "/"
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, allow)

@@ -18,7 +18,7 @@ import (
 func TestQueueFull(t *testing.T) {
 	t.Parallel()
 	const limit = 100
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.revq(t, "setup", "--max-tasks", strconv.Itoa(limit))
 	s.startFronts(t)
 	s.awaitReadyz(t, http.StatusOK)

@@ -239,7 +239,7 @@ func (p *proxy) websocket(t *testing.T, after string) (*websocket.Conn, *http.Re
 // for longer than the proxy's timeouts while nothing happens, and resumes.
 func TestProxies(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	// The test's own requests come from the same address as the proxies, which
 	// has no limits.
 	const limits, perSecond = "--trusted-proxy=127.0.0.1 --unlimited-address=127.0.0.1 --address-requests=5 --address-listeners=1", 5
@@ -352,7 +352,7 @@ func awaitEvent(t *testing.T, events *bufio.Scanner, id string) (mark string) {
 // Of a proxy that lacks a line, browsers and their users get told which.
 func TestProxyMistakes(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--allow-host", publicName)
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--allow-host", publicName)
 	s.api.WaitReady(t)

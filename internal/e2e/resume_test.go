@@ -50,7 +50,7 @@ func TestListenerCutOffAtRandom(t *testing.T) {
 		seed = uint64(time.Now().UnixNano()) % 1_000_000_000
 	}
 	t.Logf("seed %d: again with -cut.seed %d", seed, seed)
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.revq(t, "setup")
 	c := &cutter{random: rand.New(rand.NewPCG(seed, 0)), maxCuts: cuts}
 	var urls []string
@@ -282,7 +282,7 @@ func (c *cutter) proxy(t *testing.T, target string) string {
 // is deleted and re-created.
 func TestGapsAtTheBroker(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.revq(t, "setup", "--results-max-bytes", fmt.Sprint(128<<10), "--results-segment-bytes", fmt.Sprint(64<<10))
 	publish := s.publisher(t)
 	const results = 2000 // of more than 1 MB
@@ -411,14 +411,14 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 
 	t.Run("of an empty stream", func(t *testing.T) {
 		t.Parallel()
-		s := prepare(t, rabbittest.Node(t))
+		s := prepare(t, rabbittest.Shared(t))
 		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
 		s.socket.WaitReady(t)
 		check(t, s, greetings(t, s))
 	})
 	t.Run("of an empty stream, with a restart in between", func(t *testing.T) {
 		t.Parallel()
-		s := prepare(t, rabbittest.Node(t))
+		s := prepare(t, rabbittest.Shared(t))
 		s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--keep-bytes", fmt.Sprint(1<<20))
 		s.socket.WaitReady(t)
 		marks := greetings(t, s)
@@ -447,7 +447,7 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 // a gap at once, also while results come.
 func TestMarkAheadOfTheEnd(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, "--max-resuming", "1")
 	s.socket.WaitReady(t)
 	publish := s.publisher(t)

@@ -122,7 +122,7 @@ func (v *seen) run(t *testing.T, args ...string) {
 // and the queues, in its first line, and is silent about it once it is over.
 func TestStatusOfQueues(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	v := &seen{system: s}
 	v.run(t, "setup", "--amqp-url", s.url, "--max-tasks", "3")
 	v = startSeenBy(t, s)
@@ -270,7 +270,7 @@ func TestStatusOfTheBroker(t *testing.T) {
 // all taken, and a limit that is near.
 func TestStatusOfDaemons(t *testing.T) {
 	t.Parallel()
-	v := startSeenBy(t, prepare(t, rabbittest.Node(t)), "--max-listeners", "2")
+	v := startSeenBy(t, prepare(t, rabbittest.Shared(t)), "--max-listeners", "2")
 	v.work(t, "--pause", "0s")
 	v.says(t, everySocket, atWork)
 

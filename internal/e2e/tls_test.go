@@ -18,7 +18,7 @@ import (
 // credentials at one daemon, from flags at the other.
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, rabbittest.Node(t))
+	s := prepare(t, rabbittest.Shared(t))
 	dir := t.TempDir()
 	daemontest.Certify(t, dir)
 	cert, key := filepath.Join(dir, "tls-cert"), filepath.Join(dir, "tls-key")

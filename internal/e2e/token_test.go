@@ -40,7 +40,7 @@ type guarded struct {
 func guard(t *testing.T, args ...string) *guarded {
 	t.Helper()
 	dir := t.TempDir()
-	g := &guarded{system: prepare(t, rabbittest.Node(t)), file: filepath.Join(dir, "tokens")}
+	g := &guarded{system: prepare(t, rabbittest.Shared(t)), file: filepath.Join(dir, "tokens")}
 	g.write(t, strings.Repeat("0", 64)+" send *") // the test makes others
 	if err := os.WriteFile(filepath.Join(dir, "amqp-url"), []byte(g.url+"\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
 )
@@ -106,7 +105,7 @@ func TestNotReadyWhileNothingIsStored(t *testing.T) {
 
 // Neither a quiet stream nor a broker that takes no messages is taken for a
 // consumer that has died.
-func testNoFalseAlarm(t *testing.T, n *node.Node) {
+func testNoFalseAlarm(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	reader := NewReader(r.cfg, everything, r.log)
 	reader.proof.after, reader.proof.rarely = 10*time.Millisecond, 20*time.Millisecond

@@ -11,7 +11,6 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
 )
@@ -27,7 +26,7 @@ const patience = 30 * time.Second
 // from outside.
 type rig struct {
 	t    testing.TB
-	node *node.Node
+	node *rabbittest.Node
 	url  string
 	cfg  Config
 	out  *rabbittest.Output
@@ -38,10 +37,10 @@ type rig struct {
 
 func setup(t testing.TB) *rig {
 	t.Helper()
-	return setupOn(t, rabbittest.Node(t))
+	return setupOn(t, rabbittest.Shared(t))
 }
 
-func setupOn(t testing.TB, n *node.Node) *rig {
+func setupOn(t testing.TB, n *rabbittest.Node) *rig {
 	t.Helper()
 	r := &rig{t: t, node: n, url: rabbittest.NewVhost(t, n)}
 	r.log, r.out = rabbittest.Log(t)

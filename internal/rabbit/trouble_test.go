@@ -10,7 +10,6 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
 )
@@ -21,7 +20,7 @@ func TestBrokerInTrouble(t *testing.T) {
 	n := rabbittest.StartNode(t)
 	for _, tc := range []struct {
 		name string
-		test func(*testing.T, *node.Node)
+		test func(*testing.T, *rabbittest.Node)
 	}{
 		{"blocked", testBlocked},
 		{"alarm while idle", testAlarmWhileIdle},
@@ -74,7 +73,7 @@ func (r *rig) blocked(p *Publisher) map[string]bool {
 	return accepted
 }
 
-func testBlocked(t *testing.T, n *node.Node) {
+func testBlocked(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	p := r.publisher()
 	accepted := r.blocked(p)
@@ -104,7 +103,7 @@ func testBlocked(t *testing.T, n *node.Node) {
 
 // An alarm is noticed though nobody publishes, also by a publisher that begins
 // meanwhile, and what one connection is told holds for all.
-func testAlarmWhileIdle(t *testing.T, n *node.Node) {
+func testAlarmWhileIdle(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.PublishConnections = 4
 	p := r.publisher()
@@ -138,7 +137,7 @@ func testAlarmWhileIdle(t *testing.T, n *node.Node) {
 }
 
 // Heartbeats must not end a session because the broker does not read.
-func testLongAlarm(t *testing.T, n *node.Node) {
+func testLongAlarm(t *testing.T, n *rabbittest.Node) {
 	if testing.Short() {
 		t.Skip("takes five seconds")
 	}
@@ -173,7 +172,7 @@ func (r *rig) suspend() (resume func()) {
 	return resume
 }
 
-func testSuspended(t *testing.T, n *node.Node) {
+func testSuspended(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.ConfirmTimeout = 500 * time.Millisecond
 	r.cfg.MaxInFlight = 10
@@ -211,7 +210,7 @@ func testSuspended(t *testing.T, n *node.Node) {
 }
 
 // Nothing that a stop has to wait for is without a limit.
-func testStopWhileSuspended(t *testing.T, n *node.Node) {
+func testStopWhileSuspended(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.ConfirmTimeout = time.Minute
 	p := NewPublisher(r.cfg, r.log)
@@ -272,7 +271,7 @@ func testStopWhileSuspended(t *testing.T, n *node.Node) {
 	resume()
 }
 
-func testConsumerTimeout(t *testing.T, n *node.Node) {
+func testConsumerTimeout(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	defer r.setConsumerTimeout(500 * time.Millisecond)()
 	c := NewConsumer(r.cfg, 1, r.log)
@@ -305,7 +304,7 @@ func (r *rig) setConsumerTimeout(timeout time.Duration) (undo func()) {
 
 // A reader on a quiet system holds nothing for long, nor does one that reads
 // the history and waits for more.
-func testConsumerTimeoutOfReaders(t *testing.T, n *node.Node) {
+func testConsumerTimeoutOfReaders(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	const timeout = 2 * ackWithin
 	defer r.setConsumerTimeout(timeout)()
@@ -349,7 +348,7 @@ func testConsumerTimeoutOfReaders(t *testing.T, n *node.Node) {
 }
 
 // A broker that takes no messages takes no marks: readers say so and try again.
-func testNoMarksWhileBlocked(t *testing.T, n *node.Node) {
+func testNoMarksWhileBlocked(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	rabbittest.SetAlarm(t, n)
 	reader := NewReader(r.cfg, everything, r.log)
@@ -365,7 +364,7 @@ func testNoMarksWhileBlocked(t *testing.T, n *node.Node) {
 	r.ready(reader.Current)
 }
 
-func testRestarted(t *testing.T, n *node.Node) {
+func testRestarted(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n).declared()
 	r.cfg.RetryMin, r.cfg.RetryMax = DefaultConfig("").RetryMin, DefaultConfig("").RetryMax
 	p := r.publisher()
@@ -398,7 +397,7 @@ func testRestarted(t *testing.T, n *node.Node) {
 	}
 }
 
-func testStartedLater(t *testing.T, n *node.Node) {
+func testStartedLater(t *testing.T, n *rabbittest.Node) {
 	r := setupOn(t, n) // the virtual host outlives the stop
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -156,7 +156,7 @@ func TestOneWorkerGoesAway(t *testing.T) {
 	t.Parallel()
 	for name, away := range map[string]func(r *rig, stop func()){
 		"cut off": func(r *rig, _ func()) {
-			if n := rabbittest.CloseConnections(r.t, rabbittest.Node(r.t), r.url, "first consumer"); n != 1 {
+			if n := rabbittest.CloseConnections(r.t, rabbittest.Shared(r.t), r.url, "first consumer"); n != 1 {
 				r.t.Errorf("%d connections were closed, want 1", n)
 			}
 		},
@@ -227,7 +227,7 @@ func TestResultDuringAnAlarm(t *testing.T) {
 	for range all {
 		receive(t, "task", began)
 	}
-	node := rabbittest.Node(t)
+	node := rabbittest.Shared(t)
 	rabbittest.SetAlarm(t, node)
 	close(release)
 	out.Says(t, "a message was not published; will try again")

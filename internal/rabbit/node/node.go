@@ -1,5 +1,5 @@
-// Package node runs a private RabbitMQ node, for `revq up` and for tests with a
-// real broker.
+// Package node runs a private RabbitMQ node, for `revq up` and `revq bench`.
+// What only tests do with one is in package rabbittest.
 //
 // A node keeps its files in one directory and changes nothing outside of it:
 // not /etc/rabbitmq, /var or the user's home. It leaves no epmd daemon. It
@@ -8,7 +8,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -33,12 +32,11 @@ import (
 
 const (
 	user = "revq"
-	// nodeName can be the same for all nodes, because each has its own epmd. It
+
+	// Name is the node's name. It can be the same for all nodes, because each has its own epmd. It
 	// is part of the path of the data, so it must stay the same for a
 	// directory.
-	nodeName = "revq@localhost"
-
-	suspendTimeout = 10 * time.Second // takes milliseconds, unless the machine is very busy
+	Name = "revq@localhost"
 
 	pollEvery = 20 * time.Millisecond // while waiting for a port to answer; a refused dial costs microseconds
 )
@@ -72,7 +70,7 @@ type Config struct {
 type Node struct {
 	cfg      Config
 	group    *proc.Group
-	tools    tools
+	epmd     string // path
 	epmdPort int
 	distPort int
 	password string
@@ -154,8 +152,10 @@ func (n *Node) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	n.tools, err = findTools(ctx, n.cfg.Server, n.env())
-	return err
+	if n.epmd, err = n.Tool(ctx, "epmd"); err != nil {
+		return fmt.Errorf("%w: install all of Erlang (Debian: erlang-base)", err)
+	}
+	return nil
 }
 
 // secret returns the content of a file, which it creates with random content if
@@ -171,13 +171,13 @@ func (n *Node) secret(name string, mode os.FileMode) (string, error) {
 
 func (n *Node) path(name string) string { return filepath.Join(n.cfg.Dir, name) }
 
-// env returns the whole environment of the server and its tools. It has none of
+// Env returns the whole environment of the server and its tools. It has none of
 // this program's variables that would change their behaviour (RABBITMQ_*,
 // ERL_*, NOTIFY_SOCKET).
-func (n *Node) env() []string {
+func (n *Node) Env() []string {
 	env := []string{
 		"HOME=" + n.path("home"),
-		"RABBITMQ_NODENAME=" + nodeName,
+		"RABBITMQ_NODENAME=" + Name,
 		"RABBITMQ_DIST_PORT=" + strconv.Itoa(n.distPort),
 		"RABBITMQ_MNESIA_BASE=" + n.path("data"), // quorum, stream and feature flag files default to directories below it
 		"RABBITMQ_LOG_BASE=" + n.path("log"),
@@ -219,8 +219,8 @@ func (n *Node) env() []string {
 // waits until it answers.
 func (n *Node) startEpmd(ctx context.Context) error {
 	log := new(excerpt)
-	cmd := exec.Command(n.tools.epmd, "-port", strconv.Itoa(n.epmdPort), "-address", "127.0.0.1")
-	cmd.Dir, cmd.Env = n.cfg.Dir, n.env()
+	cmd := exec.Command(n.epmd, "-port", strconv.Itoa(n.epmdPort), "-address", "127.0.0.1")
+	cmd.Dir, cmd.Env = n.cfg.Dir, n.Env()
 	cmd.Stdout, cmd.Stderr = log, log
 	epmd, err := n.group.Start(cmd)
 	if err != nil {
@@ -252,7 +252,7 @@ func (n *Node) start(ctx context.Context) error {
 		out = io.MultiWriter(logFile, log, n.cfg.Log)
 	}
 	cmd := exec.Command(n.cfg.Server)
-	cmd.Dir, cmd.Env = n.cfg.Dir, n.env()
+	cmd.Dir, cmd.Env = n.cfg.Dir, n.Env()
 	cmd.Stdout, cmd.Stderr = out, out
 	server, err := n.group.Start(cmd)
 	if err != nil {
@@ -296,18 +296,11 @@ func (n *Node) login() error {
 }
 
 // URL returns the AMQP URL of the node with its user and password, for the
-// virtual host "/".
-func (n *Node) URL() string { return n.VhostURL("/") }
-
-// VhostURL returns the AMQP URL of the node with its user and password for a
-// virtual host.
-func (n *Node) VhostURL(vhost string) string {
+// virtual host "/". That user, an administrator, is the only one.
+func (n *Node) URL() string {
 	u := url.URL{Scheme: "amqp", User: url.UserPassword(user, n.password), Host: addr(n.cfg.Port)}
-	return u.String() + "/" + url.PathEscape(vhost)
+	return u.String() + "/" + url.PathEscape("/")
 }
-
-// User returns the name of the node's only user, an administrator.
-func (n *Node) User() string { return user }
 
 // Pid returns the process id of the Erlang virtual machine that runs the
 // server.
@@ -365,18 +358,11 @@ func (n *Node) Stop(ctx context.Context) error {
 
 // Kill ends the server with SIGKILL and waits for its end. RabbitMQ writes a
 // new quorum queue to disk half a second after its declaration. If it is killed
-// before that, the queue never answers after a restart: see [Node.Sync].
+// before that, the queue never answers after a restart.
 func (n *Node) Kill() {
 	server, _ := n.ask()
 	server.Kill()
 	<-server.Done()
-}
-
-// Sync makes the server write the list of its quorum queues to disk, so that
-// new ones survive Kill. Confirmed messages are on disk without it.
-func (n *Node) Sync(ctx context.Context) error {
-	_, err := n.Eval(ctx, `[ok = dets:sync(Table) || Table <- dets:all()]`)
-	return err
 }
 
 // ask marks the server's end as asked for.
@@ -395,44 +381,6 @@ func (n *Node) Restart(ctx context.Context) error {
 		return err
 	}
 	return n.start(ctx)
-}
-
-// Suspend stops the server's process with SIGSTOP and waits until it is
-// stopped. Its connections stay open and nothing answers.
-func (n *Node) Suspend() error {
-	if err := n.signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), suspendTimeout)
-	defer cancel()
-	return poll(ctx, n.Done(), n.suspended)
-}
-
-// suspended returns an error if one of the server's threads still runs: the
-// threads stop one after another.
-func (n *Node) suspended() error {
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", n.Pid()))
-	for _, thread := range threads {
-		stat, err := os.ReadFile(thread)
-		if err == nil && !bytes.Contains(stat, []byte(") T ")) {
-			return fmt.Errorf("%s: %s", thread, stat)
-		}
-	}
-	return nil
-}
-
-// Resume lets a suspended server run again.
-func (n *Node) Resume() error { return n.signal(syscall.SIGCONT) }
-
-func (n *Node) signal(sig syscall.Signal) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	select {
-	case <-n.server.Done():
-		return os.ErrProcessDone
-	default:
-		return syscall.Kill(n.pid, sig)
-	}
 }
 
 // status returns how a process ended.

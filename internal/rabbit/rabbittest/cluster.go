@@ -3,7 +3,6 @@
 package rabbittest
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -393,22 +392,16 @@ func (h *Host) Eval(ctx context.Context, erlang string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	result, ok := strings.CutPrefix(strings.TrimSpace(out), "{ok, ")
-	if !ok {
-		return "", fmt.Errorf("evaluate %q in %s: %s", erlang, h.Name, out)
-	}
-	return strings.TrimSuffix(result, "}"), nil
+	return evaluated(erlang, out)
 }
 
 func (h *Host) run(ctx context.Context, input string, args ...string) (string, error) {
 	cmd := h.on(ctx, args...)
-	var stderr bytes.Buffer
-	cmd.Stdin, cmd.Stderr = strings.NewReader(input), &stderr
-	out, err := cmd.Output()
+	out, err := output(cmd, input)
 	if err != nil {
-		return "", fmt.Errorf("%s on %s: %w: %s%s", strings.Join(args, " "), h.Name, err, stderr.String(), out)
+		return "", fmt.Errorf("%s on %s: %w", strings.Join(args, " "), h.Name, err)
 	}
-	return string(out), nil
+	return out, nil
 }
 
 // Kill kills the node with SIGKILL.

@@ -48,11 +48,11 @@ var shared lazyNode
 type lazyNode struct {
 	once  sync.Once
 	group *proc.Group
-	node  *node.Node
+	node  *Node
 	err   error
 }
 
-func (l *lazyNode) get() (*node.Node, error) {
+func (l *lazyNode) get() (*Node, error) {
 	l.once.Do(func() { l.group, l.node, l.err = start() })
 	return l.node, l.err
 }
@@ -67,7 +67,7 @@ func (l *lazyNode) close() error {
 
 // start starts a node in a temporary directory, which is removed when the group
 // is closed.
-func start(extraConfig ...string) (*proc.Group, *node.Node, error) {
+func start(extraConfig ...string) (*proc.Group, *Node, error) {
 	server, err := node.Find()
 	if err != nil {
 		return nil, nil, err
@@ -86,12 +86,16 @@ func start(extraConfig ...string) (*proc.Group, *node.Node, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, group.Close())
 	}
-	return group, n, nil
+	wrapped, err := wrap(ctx, n)
+	if err != nil {
+		return nil, nil, errors.Join(err, group.Close())
+	}
+	return group, wrapped, nil
 }
 
-// Node returns the node that all tests of the package share. A test that stops,
-// slows down or configures its node uses [StartNode] instead.
-func Node(t testing.TB) *node.Node {
+// Shared returns the node that all tests of the package share. A test that
+// stops, slows down or configures its node uses [StartNode] instead.
+func Shared(t testing.TB) *Node {
 	t.Helper()
 	n, err := shared.get()
 	check(t, err)
@@ -100,7 +104,7 @@ func Node(t testing.TB) *node.Node {
 
 // StartNode starts a node for this test only, with further lines of
 // rabbitmq.conf. It ends with the test.
-func StartNode(t testing.TB, extraConfig ...string) *node.Node {
+func StartNode(t testing.TB, extraConfig ...string) *Node {
 	t.Helper()
 	group, n, err := start(extraConfig...)
 	check(t, err)
@@ -125,7 +129,7 @@ func check(t testing.TB, err error) {
 }
 
 // Restart restarts a test's own node and waits until it accepts connections.
-func Restart(t testing.TB, n *node.Node) {
+func Restart(t testing.TB, n *Node) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -139,25 +143,25 @@ func Restart(t testing.TB, n *node.Node) {
 // and its connections are closed.
 func URL(t testing.TB) string {
 	t.Helper()
-	return NewVhost(t, Node(t))
+	return NewVhost(t, Shared(t))
 }
 
 var vhosts atomic.Int64
 
 // NewVhost is URL for a given node. On a test's own node, the virtual host ends
 // with the node.
-func NewVhost(t testing.TB, n *node.Node) string {
+func NewVhost(t testing.TB, n *Node) string {
 	t.Helper()
 	vhost := fmt.Sprintf("test-%d", vhosts.Add(1))
 	eval(t, n, `ok = rabbit_vhost:add(%[1]s, %[2]s),
 		ok = rabbit_auth_backend_internal:set_permissions(%[2]s, %[1]s, <<".*">>, <<".*">>, <<".*">>, %[2]s)`,
-		binary(vhost), binary(n.User()))
+		binary(vhost), binary(n.user()))
 	if n != shared.node { // ends with the test
 		return n.VhostURL(vhost)
 	}
 	t.Cleanup(func() {
 		Settle(t, n)
-		eval(t, n, `rabbit_vhost:delete(%s, %s)`, binary(vhost), binary(n.User()))
+		eval(t, n, `rabbit_vhost:delete(%s, %s)`, binary(vhost), binary(n.user()))
 		if eval(t, n, `whereis(rabbit_fifo_dlx_sup)`) == "undefined" {
 			t.Errorf("the broker can dead-letter no more, and tests that follow will fail with INTERNAL_ERROR: see rabbittest.Settle")
 		}
@@ -174,7 +178,7 @@ func NewVhost(t testing.TB, n *node.Node) string {
 // rabbit_fifo_dlx_sup, issue 16652 of rabbitmq-server). After the second, the
 // node dead-letters nothing, and answers INTERNAL_ERROR to whoever declares or
 // uses such a queue, until it is restarted.
-func Settle(t testing.TB, n *node.Node) {
+func Settle(t testing.TB, n *Node) {
 	t.Helper()
 	// A process that starts answers when it has started. One that has ended
 	// meanwhile does not answer at all.
@@ -184,7 +188,7 @@ func Settle(t testing.TB, n *node.Node) {
 
 // EndDeadLettering ends what supervises the node's at-least-once
 // dead-lettering, as RabbitMQ does after two failures: see [Settle].
-func EndDeadLettering(t testing.TB, n *node.Node) {
+func EndDeadLettering(t testing.TB, n *Node) {
 	t.Helper()
 	eval(t, n, `supervisor:terminate_child(rabbit_sup, rabbit_fifo_dlx_sup)`)
 }
@@ -192,7 +196,7 @@ func EndDeadLettering(t testing.TB, n *node.Node) {
 // User creates a user with the given permissions in the virtual host of url,
 // and returns the URL with which that user logs in. role is the beginning of
 // the user's name. The user is deleted when the test ends.
-func User(t testing.TB, n *node.Node, url, role, configure, write, read string) string {
+func User(t testing.TB, n *Node, url, role, configure, write, read string) string {
 	t.Helper()
 	uri, err := amqp.ParseURI(url)
 	if err != nil {
@@ -214,7 +218,7 @@ func User(t testing.TB, n *node.Node, url, role, configure, write, read string) 
 //
 // The expression catches exits because a connection may end by itself before it
 // answers.
-func CloseConnections(t testing.TB, n *node.Node, url, name string) int {
+func CloseConnections(t testing.TB, n *Node, url, name string) int {
 	t.Helper()
 	return number(t, eval(t, n, `Asked = fun(Pid) ->
 			try rabbit_networking:connection_info(Pid, [vhost, client_properties]) of
@@ -231,13 +235,13 @@ func CloseConnections(t testing.TB, n *node.Node, url, name string) int {
 // SetAlarm raises the memory alarm until [ClearAlarm]. The broker then blocks
 // every connection that publishes, so n should be the test's own node
 // ([StartNode]).
-func SetAlarm(t testing.TB, n *node.Node) {
+func SetAlarm(t testing.TB, n *Node) {
 	t.Helper()
 	alarm(t, n, `set_alarm({{resource_limit, memory, node()}, []})`, true)
 }
 
 // ClearAlarm ends the memory alarm.
-func ClearAlarm(t testing.TB, n *node.Node) {
+func ClearAlarm(t testing.TB, n *Node) {
 	t.Helper()
 	alarm(t, n, `clear_alarm({resource_limit, memory, node()})`, false)
 }
@@ -245,7 +249,7 @@ func ClearAlarm(t testing.TB, n *node.Node) {
 // alarm calls a function of the broker and checks that the alarm is set or
 // cleared. The broker answers that check only after it has told the
 // connections.
-func alarm(t testing.TB, n *node.Node, call string, set bool) {
+func alarm(t testing.TB, n *Node, call string, set bool) {
 	t.Helper()
 	eval(t, n, `rabbit_alarm:%s, %t = lists:keymember({resource_limit, memory, node()}, 1, rabbit_alarm:get_alarms())`, call, set)
 }

@@ -33,7 +33,7 @@ func TestVictim(t *testing.T) {
 // TestKilledRun kills a test run and expects its RabbitMQ to end. The guard
 // keeps the run's standard error open until it has removed everything.
 func TestKilledRun(t *testing.T) {
-	rabbittest.Node(t) // skips where there is no RabbitMQ
+	rabbittest.Shared(t) // skips where there is no RabbitMQ
 	tests := []struct {
 		name   string
 		signal syscall.Signal
@@ -123,7 +123,7 @@ func TestURL(t *testing.T) {
 				t.Error("not confirmed")
 			}
 			if kind != "stream" {
-				if got := rabbittest.QueueLength(t, rabbittest.Node(t), url, "q"); got != 1 {
+				if got := rabbittest.QueueLength(t, rabbittest.Shared(t), url, "q"); got != 1 {
 					t.Errorf("QueueLength() = %d, want 1", got)
 				}
 			}
@@ -133,7 +133,7 @@ func TestURL(t *testing.T) {
 
 func TestCloseConnections(t *testing.T) {
 	t.Parallel()
-	n, url, other := rabbittest.Node(t), rabbittest.URL(t), rabbittest.URL(t)
+	n, url, other := rabbittest.Shared(t), rabbittest.URL(t), rabbittest.URL(t)
 	named := amqp.Config{Properties: amqp.Table{"connection_name": "named"}}
 	first, err := amqp.DialConfig(url, named)
 	if err != nil {
@@ -163,7 +163,7 @@ func TestCloseConnections(t *testing.T) {
 // answer.
 func TestCloseConnectionWhoseChannelHangs(t *testing.T) {
 	t.Parallel()
-	n, url := rabbittest.Node(t), rabbittest.URL(t)
+	n, url := rabbittest.Shared(t), rabbittest.URL(t)
 	conn, _ := dial(t, url)
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	vhost := url[strings.LastIndexByte(url, '/')+1:]
