@@ -237,12 +237,22 @@ func (p *pipeline) lookForDeadQueue() *access {
 func encodeDead(t task.Task, reason, said string, died time.Time) amqp.Publishing {
 	m := encodeTask(t)
 	setQueue(m.Headers, t.Queue)
-	m.Headers[errorHeader] = strings.ToValidUTF8(reason[:min(len(reason), maxError)], "\uFFFD")
+	m.Headers[errorHeader] = beginning(reason)
 	if said != "" {
-		m.Headers[saidHeader] = strings.ToValidUTF8(said[max(0, len(said)-maxSaid):], "\uFFFD")
+		m.Headers[saidHeader] = ending(said)
 	}
 	m.Headers[diedHeader] = died.UnixMicro()
 	return m
+}
+
+// beginning returns as much of an error as a dead letter holds.
+func beginning(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxError)], "\uFFFD")
+}
+
+// ending returns as much of standard error as a dead letter holds.
+func ending(text string) string {
+	return strings.ToValidUTF8(text[max(0, len(text)-maxSaid):], "\uFFFD")
 }
 
 // decodeDead reads what is known of a dead letter: what the worker wrote that
@@ -255,8 +265,9 @@ func decodeDead(d amqp.Delivery) DeadLetter {
 	}
 	if letter.Died = timeHeader(d.Headers, diedHeader); !letter.Died.IsZero() {
 		letter.Reason, letter.Count = rejected, deaths(d.Headers)+1
-		letter.Error, _ = d.Headers[errorHeader].(string)
-		letter.Said, _ = d.Headers[saidHeader].(string)
+		told, _ := d.Headers[errorHeader].(string)
+		said, _ := d.Headers[saidHeader].(string)
+		letter.Error, letter.Said = beginning(told), ending(said) // which others may have written
 		return letter
 	}
 	death := newestDeath(d.Headers)

@@ -120,8 +120,8 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 
 // decodeResult reads a result of at most that many bytes, or a progress.
 func decodeResult(d amqp.Delivery, maxLength int) (task.Result, error) {
-	if r, ok, err := decodeProgress(d); ok {
-		return r, err
+	if r, ok := decodeProgress(d); ok {
+		return r, checkResult(r, maxLength)
 	}
 	if len(d.Body) > maxLength {
 		return task.Result{}, tooLong(len(d.Body), maxLength) // without a copy

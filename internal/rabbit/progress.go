@@ -6,7 +6,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/task"
-	"github.com/revq/revq/internal/wire"
 )
 
 // progressHeader has the text of a progress. It is a header, and the body is
@@ -22,21 +21,17 @@ func encodeProgress(r task.Result) amqp.Publishing {
 }
 
 // decodeProgress returns false if d is not a progress.
-func decodeProgress(d amqp.Delivery) (r task.Result, ok bool, err error) {
+func decodeProgress(d amqp.Delivery) (r task.Result, ok bool) {
 	text, ok := d.Headers[progressHeader].(string)
 	if !ok {
-		return task.Result{}, false, nil
+		return task.Result{}, false
 	}
-	r = task.Result{
+	return task.Result{
 		Kind:     task.Progress,
 		ID:       d.MessageId,
 		Queue:    queueHeaderOf(d.Headers),
 		Text:     text,
 		Accepted: timeHeader(d.Headers, acceptedHeader),
 		Trace:    traceOf(d.Headers),
-	}
-	if err := wire.CheckID(r.ID); err != nil {
-		return r, true, err
-	}
-	return r, true, task.CheckText(text, task.MaxText) // a header is much shorter
+	}, true
 }
