@@ -12,6 +12,7 @@ import (
 	"html"
 	"net"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -48,11 +49,16 @@ func (c *Config) Settings() []setting.Setting {
 	api := setting.String("api-url", "where the live page sends texts: `URL` of an API site, :PORT of the page's own host, / for its own origin, or none",
 		&c.API, checkAPI).
 		With("The API must let pages of this server's origin in (`allow-origin`) unless both have the same host.")
-	api.Pattern = `none|/|:[0-9]+|https?://[^?#@[:space:]]+`
+	api.Pattern = apiPattern
 	return setting.In("web pages",
 		setting.Switch("page", "serve the live page at /", &c.Enabled),
 		api)
 }
+
+// apiPattern is what can be the URL of an API.
+const apiPattern = `none|/|:[0-9]+|https?://[^?#@[:space:]]+`
+
+var apiForm = regexp.MustCompile(`\A(?:` + apiPattern + `)\z`)
 
 func checkAPI(text string) error {
 	if text == NoAPI || text == "/" {
@@ -66,7 +72,7 @@ func checkAPI(text string) error {
 		return nil
 	}
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(text, "?#;, ") {
+	if err != nil || !apiForm.MatchString(text) || u.Hostname() == "" || strings.ContainsAny(text, ";,") {
 		return errors.New("the API's URL has a scheme, a host and perhaps a path: " + hint)
 	}
 	return nil

@@ -37,3 +37,26 @@ func FuzzDelay(f *testing.F) {
 		}
 	})
 }
+
+// A mark that is taken is the same when it is read again as it is written, and
+// a listener can have been there.
+func FuzzMark(f *testing.F) {
+	for _, text := range []string{"", "-1", "-2", "0", "7/id", "7/", "7/a b", "7/\xff", "+7", "007", "9223372036854775807/x", "9223372036854775808", "7/a/b", "/a", "1e3"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := ParseMark(text)
+		if err != nil {
+			if m != (Mark{}) || len(err.Error()) > 1000 {
+				t.Errorf("ParseMark(%q) = %v, %v", text, m, err)
+			}
+			return
+		}
+		if m.Offset < -1 || m.ID != "" && CheckID(m.ID) != nil {
+			t.Errorf("%q is %+v", text, m)
+		}
+		if again, err := ParseMark(m.String()); err != nil || again != m {
+			t.Errorf("%q is %v, but that is %v, %v", text, m, again, err)
+		}
+	})
+}
