@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/await"
+	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -151,7 +152,7 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 		Hosts: 3, Root: *clusterRoot, Advanced: clusterSettings,
 	})
 	r := &trial{
-		system: &system{url: cluster.URL()}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
+		system: &system{url: cluster.URL(), binary: daemontest.Binary}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
 		broker: cluster.Hosts[0], postPause: 200 * time.Millisecond,
 		requeued: make(map[string]int),
 	}

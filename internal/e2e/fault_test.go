@@ -114,17 +114,21 @@ type trial struct {
 	givenUp   int
 }
 
-// startTrial starts everything, with listeners that are connected before the
-// first task.
-func startTrial(t *testing.T, seed uint64) *trial {
-	t.Helper()
-	s := prepare(t, rabbittest.StartNode(t))
+// newTrial returns a trial of which nothing runs yet.
+func newTrial(t *testing.T, s *system, seed uint64) *trial {
 	s.url += fmt.Sprintf("?heartbeat=%d", int(heartbeat.Seconds()))
-	r := &trial{
+	return &trial{
 		system: s, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(), counts: make([]int, len(faults)),
 		broker: s.node, postPause: faultPostPause,
 		requeued: make(map[string]int),
 	}
+}
+
+// startTrial starts everything, with listeners that are connected before the
+// first task.
+func startTrial(t *testing.T, seed uint64) *trial {
+	t.Helper()
+	r := newTrial(t, prepare(t, rabbittest.StartNode(t)), seed)
 	ctx := await.Context(t)
 	cfg := r.brokerConfig()
 	cfg.Topology.MaxTasks = faultTasks
@@ -132,7 +136,7 @@ func startTrial(t *testing.T, seed uint64) *trial {
 		t.Fatal(err)
 	}
 	r.startPrograms()
-	if err := s.node.Sync(ctx); err != nil {
+	if err := r.node.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
 	r.startClients(4)

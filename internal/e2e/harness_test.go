@@ -39,6 +39,8 @@ type system struct {
 	url   string // of the broker
 	vhost string
 
+	binary func(t testing.TB, name string) string // returns the path of a program
+
 	apiSockets    []daemontest.Socket
 	socketSockets []daemontest.Socket
 	apiSites      []string // HOST:PORT
@@ -60,7 +62,7 @@ func start(t *testing.T) *system {
 // prepare returns a system of which nothing runs.
 func prepare(t *testing.T, n *rabbittest.Node) *system {
 	t.Helper()
-	s := &system{node: n, url: rabbittest.NewVhost(t, n)}
+	s := &system{node: n, url: rabbittest.NewVhost(t, n), binary: daemontest.Binary}
 	s.vhost = s.url[strings.LastIndexByte(s.url, '/')+1:]
 	for range 2 {
 		ln, addr := daemontest.Listen(t)
@@ -84,7 +86,7 @@ func (s *system) startFronts(t *testing.T, socketArgs ...string) {
 func (s *system) startDaemon(t *testing.T, name string, sockets []daemontest.Socket, args ...string) *daemontest.Daemon {
 	t.Helper()
 	d := daemontest.Start(t, daemontest.Config{
-		Path: daemontest.Binary(t, name), Args: args, Sockets: sockets, Env: []string{"REVQ_AMQP_URL=" + s.url},
+		Path: s.binary(t, name), Args: args, Sockets: sockets, Env: []string{"REVQ_AMQP_URL=" + s.url},
 		Watchdog: 2 * time.Second,
 	})
 	t.Cleanup(func() {

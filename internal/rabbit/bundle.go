@@ -42,6 +42,10 @@ const (
 	places = 100
 
 	bundleType = "application/vnd.revq.results"
+
+	// ownTypes is what all content types of revq's own forms begin with. A new
+	// form gets a new one, so that older versions do not take it for a text.
+	ownTypes = "application/vnd.revq."
 )
 
 // A bundler publishes results. Results that arrive fast share messages.
@@ -181,8 +185,9 @@ func appendRecord(dst []byte, r task.Result) []byte {
 	return dst
 }
 
-// The errors of decodeBundle.
+// The errors of messages with several results.
 var (
+	errNewer   = errors.New("a message of a newer version of revq, maybe with several results, cannot be read: upgrade revq-socket")
 	errGarbled = errors.New("a message with several results is cut off or garbled")
 	errTooMany = fmt.Errorf("a message has more than %d results", places)
 )

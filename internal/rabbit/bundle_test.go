@@ -220,6 +220,8 @@ func TestLostResults(t *testing.T) {
 	}
 	garbled := message("bad", []byte("bad"), time.Now(), nil)
 	garbled.ContentType = bundleType
+	newer := message("newer", []byte("looks like a text"), time.Now(), nil)
+	newer.ContentType = bundleType + "; version=2"
 	lone := func(id, body string) amqp.Publishing { return message(id, []byte(body), time.Now(), nil) }
 	now := time.Now()
 	want := []struct {
@@ -234,10 +236,11 @@ func TestLostResults(t *testing.T) {
 		{"binary", 3 * places, task.ErrNotUTF8},
 		{"", 4 * places, wire.ErrBadID},
 		{"", 5 * places, wire.ErrBadID},
+		{"", 6 * places, errNewer},
 	}
 	r.enqueue(resultsKey, garbled,
 		bundled(task.Result{ID: "empty", Done: now}, task.Result{ID: "long", Text: long, Done: now}, result(0)),
-		lone("lone-long", long), lone("binary", "\xff"), lone("a line\nbreak", "x"), lone("", "x"))
+		lone("lone-long", long), lone("binary", "\xff"), lone("a line\nbreak", "x"), lone("", "x"), newer)
 	publishResults(t, r.publisher(), 1, 3)
 	check := func(results <-chan read) {
 		t.Helper()

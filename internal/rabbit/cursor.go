@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -396,6 +397,10 @@ func decodeEntries(entries []entry, d amqp.Delivery, maxLength int) ([]entry, er
 		return entries, nil
 	}
 	if d.ContentType != bundleType {
+		if strings.HasPrefix(d.ContentType, ownTypes) {
+			add(0, "", task.Result{}, errNewer) // it may hold results of others than its id
+			return entries, nil
+		}
 		r, err := decodeResult(d, maxLength)
 		add(0, d.MessageId, r, err)
 		return entries, nil
