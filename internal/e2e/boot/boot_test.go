@@ -106,8 +106,8 @@ func firstLine(s string) string {
 	return line
 }
 
-// copySource builds the programs as systemd/README.md says, and copies them and
-// the directory systemd to the host.
+// copySource builds the programs as systemd/README.md says, and copies them, the
+// directory systemd and the examples of handlers to the host.
 func (b *bootTest) copySource(t *testing.T) {
 	t.Helper()
 	repository, err := filepath.Abs("../../..")
@@ -118,8 +118,10 @@ func (b *bootTest) copySource(t *testing.T) {
 	if err := os.MkdirAll(clone, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(filepath.Join(clone, "systemd"), os.DirFS(filepath.Join(repository, "systemd"))); err != nil {
-		t.Fatal(err)
+	for _, dir := range []string{"systemd", "internal/handler/examples"} {
+		if err := os.CopyFS(filepath.Join(clone, dir), os.DirFS(filepath.Join(repository, dir))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// The commands of the README, but with bin/ in the host.
 	build := strings.Replace(documented(t, "build"), "-o bin/", "-o "+filepath.Join(clone, "bin")+"/", 1)
@@ -133,13 +135,19 @@ func (b *bootTest) copySource(t *testing.T) {
 // documented returns the commands in systemd/README.md that follow the mark.
 func documented(t *testing.T, mark string) string {
 	t.Helper()
-	text, err := os.ReadFile("../../../systemd/README.md")
+	return documentedIn(t, "systemd/README.md", mark)
+}
+
+// documentedIn returns the commands in a page that follow the mark.
+func documentedIn(t *testing.T, page, mark string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../..", page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := regexp.MustCompile("(?s)<!-- " + mark + " -->\n```sh\n(.*?)```").FindSubmatch(text)
+	block := regexp.MustCompile("(?s)<!-- " + mark + " -->\n```[a-z]+\n(.*?)```").FindSubmatch(text)
 	if block == nil {
-		t.Fatalf("systemd/README.md has no commands marked %q", mark)
+		t.Fatalf("%s has no commands marked %q", page, mark)
 	}
 	return string(block[1])
 }

@@ -49,6 +49,7 @@ func TestBootQueue(t *testing.T) {
 		{"what cannot be a queue is refused", q.refused},
 		{"the documented command makes a queue", q.story},
 		{"a browser gets its results", q.browser},
+		{"the first page's three lines bring a picture to a web page", q.threeLines},
 		{"systemd has nothing to say against the units", q.verifyHandler},
 		{"the same command again changes nothing, another program takes over", q.again},
 		{"arguments reach the program as they are", q.arguments},
@@ -282,6 +283,35 @@ func (q *queueTest) browser(t *testing.T) {
 	}
 }
 
+// threeLines runs the commands and the script of README.md word for word, but
+// for the address at which the browser reaches the host.
+func (q *queueTest) threeLines(t *testing.T) {
+	if q.lacks(t, "convert") || q.lacks(t, "curl") {
+		t.Skip("the host has no ImageMagick or no curl")
+	}
+	const page = "README.md"
+	script := documentedIn(t, page, "own queue's page")
+	const address = "localhost:8083"
+	if !strings.Contains(script, address) {
+		t.Fatalf("the script does not connect to %s:\n%s", address, script)
+	}
+	script = strings.ReplaceAll(script, address, q.site(t, "127.0.0.1:8083"))
+	p := foreign.OpenScript(t, `document.write("<img>")
+document.images[0].onload = e => report("image", "loaded", e.target.naturalWidth + "x" + e.target.naturalHeight)
+`+script+`
+events.addEventListener("greeting", () => report("events", "greeting", ""))`)
+	p.Next(t, foreign.Report{Kind: "greeting"})
+	q.Shell(t, "cd "+bootSource+"; convert -size 400x300 gradient:red-blue photo.jpg")
+	if out, err := q.installer(t, documentedIn(t, page, "own queue")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := p.Next(t, foreign.Report{Kind: "loaded"}).Data; got != "200x150" {
+		t.Errorf("the page shows a picture of %s, want 200x150", got)
+	}
+	q.unqueue(t, "thumbnail")
+	q.Run(t, "rm", "/usr/local/bin/thumbnail", bootSource+"/photo.jpg")
+}
+
 var handlerUnits = []string{"revq-handler-shout.socket", "revq-handler-shout@1.service", "revq-worker@shout.service", "revq-setup@shout.service"}
 
 func (q *queueTest) verifyHandler(t *testing.T) {
@@ -381,6 +411,14 @@ func (q *queueTest) exec(t *testing.T) {
 		t.Errorf("the result is %q, want nop", got)
 	}
 	q.unqueue(t, "inside")
+
+	before := q.inventory(t)
+	q.Write(t, "/etc/revq/revq-worker@inside.env", "REVQ_QUEUE=inside\nREVQ_EXEC=/usr/local/bin/shout\n")
+	q.Run(t, "systemctl", "enable", "--now", "revq-setup@inside", "revq-worker@inside")
+	q.unqueue(t, "inside")
+	if after := q.inventory(t); after != before {
+		t.Errorf("something is left, or missing:\n%s", difference(before, after))
+	}
 }
 
 func (q *queueTest) killed(t *testing.T) {
