@@ -17,7 +17,7 @@ import (
 )
 
 // Setup declares all objects at the broker, binds them, and returns those that
-// did not exist before. It changes no existing object. The error is
+// did not exist before, also with an error. It changes no existing object. The error is
 // [Differences] if an object has other arguments, and [ErrForbidden] if the
 // user lacks a permission. If the Topology's Queue is not the default one, only
 // the arguments of that queue are compared: the sizes of other objects are not
@@ -151,23 +151,25 @@ func (s *session) setup(t Topology) (created []string, err error) {
 	}
 	objects := t.compared(isMissing)
 	arguments := make([][]Argument, len(objects))
+	declared := make([]bool, len(objects))
 	err = s.each(objects, func(_ *amqp.Channel, i int, o object) (err error) {
 		if arguments[i], err = s.compare(o); err != nil {
 			return fmt.Errorf("declare %s: %w", o, err)
 		}
+		declared[i] = true
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
 	var differences Differences
 	for i, o := range objects {
 		switch {
 		case len(arguments[i]) > 0:
 			differences = append(differences, Difference{o.kind, o.name, arguments[i]})
-		case isMissing[o.name]:
+		case declared[i] && isMissing[o.name]:
 			created = append(created, o.String())
 		}
+	}
+	if err != nil {
+		return created, err
 	}
 	if slices.ContainsFunc(differences, func(d Difference) bool { return d.Kind == "exchange" }) {
 		return created, differences // the queues cannot be bound to it
