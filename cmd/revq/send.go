@@ -268,7 +268,9 @@ func (s *sending) batch(ctx context.Context, batch []text) error {
 }
 
 // printAnswers prints which texts of a batch were accepted, unless their
-// results are printed instead, and which were refused for good.
+// results are printed instead, and which were refused for good. If there is no
+// such queue, it returns that of the first text: the others would be refused,
+// too.
 func (s *sending) printAnswers(batch []text, answers []error) error {
 	for i, answer := range answers {
 		switch {
@@ -276,6 +278,9 @@ func (s *sending) printAnswers(batch []text, answers []error) error {
 			if err := s.report.print("Got it"); err != nil {
 				return err
 			}
+		case client.IsNotFound(answer):
+			s.explain(nil, nil, batch[i].number)
+			return fmt.Errorf("%s %d was not accepted: %w", s.texts.unit, batch[i].number, answer)
 		case answer != nil && client.IsFinal(answer):
 			s.refused++
 			s.report.problem("%s %d was not accepted: %v", s.texts.unit, batch[i].number, answer)

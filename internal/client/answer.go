@@ -39,6 +39,13 @@ func IsFinal(answer error) bool {
 	return !mayPass(refusal.Status)
 }
 
+// IsNotFound reports whether an answer says that there is no such queue, or
+// nothing of revq's at this URL.
+func IsNotFound(answer error) bool {
+	refusal, ok := errors.AsType[*Refusal](answer)
+	return ok && refusal.Status == http.StatusNotFound
+}
+
 // A Refusal is the API's answer to a text that it did not accept.
 type Refusal struct{ wire.Problem }
 
