@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -23,11 +24,15 @@ func up() *cli.Command {
 	)
 	cfg.FindServer = findServer
 	return &cli.Command{
-		Name:  "up",
-		Usage: "run everything on this machine, until Ctrl-C",
+		Name:      "up",
+		Usage:     "run everything on this machine, until Ctrl-C",
+		ArgsUsage: "[-- PROGRAM ARG ...]",
 		Description: `Runs a private RabbitMQ (or uses that of --amqp-url), the API on two sites, the
 socket server on one, and the workers. They listen on this machine only. When
 the command ends, it stops and removes all of them.
+
+With --queue, there is also a queue of that name, and as many workers that have
+PROGRAM handle its tasks.
 
 The daemons take their settings from the environment. REVQ_PAUSE=0s, for
 example, makes the workers not pause. revq settings lists all settings.
@@ -35,6 +40,7 @@ example, makes the workers not pause. revq settings lists all settings.
 EXAMPLES:
    revq up
    REVQ_PAUSE=0s revq up --workers 4
+   revq up --queue shout -- ./shout.sh
    revq up --first-port 9081 --amqp-url amqp://USER:PASSWORD@HOST:5672/VHOST`,
 		Flags: append(command.Flags(broker.Settings()),
 			&cli.IntFlag{
@@ -51,10 +57,27 @@ EXAMPLES:
 				Destination: &cfg.FirstPort,
 				Validator:   command.Within(1, 65533),
 			},
+			&cli.StringFlag{
+				Name:        "queue",
+				Usage:       "also run workers for the `QUEUE` with this name, whose tasks PROGRAM handles",
+				Destination: &cfg.Queue,
+				Validator:   wire.CheckQueue,
+			},
+			&cli.BoolFlag{
+				Name:        "persistent",
+				Usage:       "PROGRAM is no filter, but speaks the handlers' protocol",
+				Destination: &cfg.Persistent,
+			},
 		),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if err := command.NoArguments(cmd); err != nil {
-				return err
+			cfg.Program = cmd.Args().Slice()
+			switch {
+			case cfg.Queue == "" && len(cfg.Program) > 0:
+				return command.Usagef("the program %s needs a queue: add --queue NAME before --", cfg.Program[0])
+			case cfg.Queue == wire.DefaultQueue:
+				return command.Usagef("the queue %s has a handler already: choose another name", cfg.Queue)
+			case cfg.Queue != "" && len(cfg.Program) == 0:
+				return command.Usagef("the queue %s needs a program: write -- PROGRAM ARG ... at the end", cfg.Queue)
 			}
 			if len(broker.URLs) > 0 {
 				if err := broker.Check(); err != nil {
@@ -63,17 +86,22 @@ EXAMPLES:
 			}
 			cfg.URLs = broker.URLs
 			cfg.Output = cmd.Root().ErrWriter
-			return stack.Run(ctx, cfg, func() { printNext(cmd, cfg.FirstPort) })
+			return stack.Run(ctx, cfg, func() { printNext(cmd, cfg.FirstPort, cmp.Or(cfg.Queue, wire.DefaultQueue)) })
 		},
 	}
 }
 
 // printNext prints the commands to try next.
-func printNext(cmd *cli.Command, port int) {
+func printNext(cmd *cli.Command, port int, queue string) {
 	api, socket := fmt.Sprintf("http://localhost:%d", port), fmt.Sprintf("ws://localhost:%d%s", port+2, wire.ListenPath)
 	sendFlags, listenFlags := "", ""
 	if api != defaultAPI {
 		sendFlags, listenFlags = " --url "+api, " --url "+socket
+	}
+	path := wire.QueuePath
+	if queue != wire.DefaultQueue {
+		sendFlags += " --queue " + queue
+		path = wire.QueuePrefix + queue
 	}
 	fmt.Fprintf(cmd.Root().ErrWriter, `
 revq is up. In other terminals, type:
@@ -89,5 +117,5 @@ or open http://localhost:%d/ in a browser.
 
 Ctrl-C stops everything.
 
-`, listenFlags, sendFlags, port+1, wire.QueuePath, port+2)
+`, listenFlags, sendFlags, port+1, path, port+2)
 }

@@ -46,6 +46,13 @@ type Config struct {
 	// Workers is the number of workers. Default 2.
 	Workers int
 
+	// Queue is a named queue, which is declared and has as many workers of its
+	// own; "" for none. Program, with its arguments, handles its tasks: as a
+	// filter, or Persistent.
+	Queue      string
+	Program    []string
+	Persistent bool
+
 	// Env are variables for the daemons, as NAME=VALUE. They override those of
 	// this program.
 	Env []string
@@ -118,14 +125,8 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 		return err
 	}
 	defer broker.stop()
-	setup := rabbit.DefaultConfig("revq up")
-	setup.URLs = broker.urls
-	setupCtx, cancel := context.WithTimeout(ctx, setupTime)
-	_, err = rabbit.Setup(setupCtx, setup)
-	cancel()
-	var differences rabbit.Differences
-	if err != nil && (!errors.As(err, &differences) || !differences.Sizes()) {
-		return fmt.Errorf("set up the broker: %w", err)
+	if err := s.setup(ctx, broker.urls); err != nil {
+		return err
 	}
 
 	running, fail := context.WithCancelCause(ctx)
@@ -134,8 +135,8 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 		fail(nil)
 		kept.Wait()
 	}()
-	ready := make(chan struct{}, cfg.Workers+2)
 	services := s.services(broker.urls)
+	ready := make(chan struct{}, len(services))
 	for _, d := range services {
 		kept.Go(func() {
 			if err := s.keep(running, d, ready); err != nil {
@@ -166,12 +167,38 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	return context.Cause(running)
 }
 
+// setup declares what is missing at the broker. Other sizes than the default
+// ones do not matter.
+func (s *Stack) setup(ctx context.Context, urls []string) error {
+	ctx, cancel := context.WithTimeout(ctx, setupTime)
+	defer cancel()
+	cfg := rabbit.DefaultConfig("revq up")
+	cfg.URLs = urls
+	for _, queue := range []string{cfg.Topology.Queue, s.cfg.Queue} {
+		if queue == "" {
+			continue
+		}
+		cfg.Topology.Queue = queue
+		_, err := rabbit.Setup(ctx, cfg)
+		var differences rabbit.Differences
+		if err != nil && (!errors.As(err, &differences) || !differences.Sizes()) {
+			return fmt.Errorf("set up the broker: %w", err)
+		}
+	}
+	return nil
+}
+
 // check returns an error if a program is missing or a port is taken, and
 // otherwise the path of the RabbitMQ server, if one is to be started.
 func (c *Config) check() (server string, err error) {
 	for _, binary := range []string{apiBinary, socketBinary, workerBinary} {
 		if _, err := find(binary); err != nil {
 			return "", err
+		}
+	}
+	if len(c.Program) > 0 {
+		if _, err := exec.LookPath(c.Program[0]); err != nil {
+			return "", fmt.Errorf("the program of the queue %s cannot be run: %w", c.Queue, err)
 		}
 	}
 	for i := 1; i <= c.APISites+c.SocketSites; i++ {
@@ -238,6 +265,16 @@ func (s *Stack) services(urls []string) []service {
 	for i := range s.cfg.Workers {
 		all = append(all, service{fmt.Sprint("worker-", i+1), workerBinary, nil, urls})
 	}
+	if s.cfg.Queue != "" {
+		mode := "filter"
+		if s.cfg.Persistent {
+			mode = "persistent"
+		}
+		args := slices.Concat([]string{"--queue", s.cfg.Queue, "--handler", mode, "--"}, s.cfg.Program)
+		for i := range s.cfg.Workers {
+			all = append(all, service{fmt.Sprint(s.cfg.Queue, "-", i+1), workerBinary, args, urls})
+		}
+	}
 	return all
 }
 
@@ -279,7 +316,7 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	defer notify.close()
 	log := s.out.prefixed(d.name)
 	defer log.end()
-	cmd := exec.Command(path, append(d.args, "--admin", filepath.Join(s.dir, d.name+".admin"))...)
+	cmd := exec.Command(path, append([]string{"--admin", filepath.Join(s.dir, d.name+".admin")}, d.args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// The URL holds a password: others may read command lines.
 	cmd.Env = environment(slices.Concat(s.cfg.Env, []string{"REVQ_AMQP_URL=" + strings.Join(d.urls, ","), "NOTIFY_SOCKET=" + notify.path})...)
