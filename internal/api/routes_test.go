@@ -264,7 +264,7 @@ func TestReadyzTellsWhyNot(t *testing.T) {
 	}
 }
 
-func TestUnconfirmedIs503AndNamesTheTask(t *testing.T) {
+func TestNotConfirmedIs503AndNamesTheTask(t *testing.T) {
 	t.Parallel()
 	b := &broker{publish: func(task.Task) <-chan error { return decided(errDown) }}
 	s := setup(t, b)

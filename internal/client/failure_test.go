@@ -189,7 +189,7 @@ func TestSendFailures(t *testing.T) {
 func TestSendUncertain(t *testing.T) {
 	t.Parallel()
 	const lost, refuse = "", `{"status":400,"detail":"no"}`
-	unconfirmed, full := `{"status":503,"detail":"not confirmed","id":"x"}`, `{"status":503,"detail":"full"}`
+	notConfirmed, full := `{"status":503,"detail":"not confirmed","id":"x"}`, `{"status":503,"detail":"full"}`
 	for name, tt := range map[string]struct {
 		answers          []string // of the attempts, the last one of all that follow
 		accepted         bool
@@ -197,9 +197,9 @@ func TestSendUncertain(t *testing.T) {
 	}{
 		"refused":                            {[]string{refuse}, false, false, true},
 		"full":                               {[]string{full}, false, false, false},
-		"not confirmed":                      {[]string{unconfirmed}, false, true, false},
-		"not confirmed, then full":           {[]string{unconfirmed, full}, false, true, false},
-		"full, then not confirmed":           {[]string{full, unconfirmed}, false, true, false},
+		"not confirmed":                      {[]string{notConfirmed}, false, true, false},
+		"not confirmed, then full":           {[]string{notConfirmed, full}, false, true, false},
+		"full, then not confirmed":           {[]string{full, notConfirmed}, false, true, false},
 		"lost, then full":                    {[]string{lost, full}, false, true, false},
 		"full, then lost":                    {[]string{full, lost}, false, true, false},
 		"lost, then refused":                 {[]string{lost, refuse}, false, true, false},

@@ -94,7 +94,7 @@ type Message struct {
 // Run listens until ctx ends, a function returns an error, or the server
 // refuses (ErrRefused), and returns why. It returns nil if ID is set and the last
 // message about the task has come. When the connection is lost or cannot be
-// made, it tries again, after waits that grow and are jittered.
+// made, it retries, after waits that grow and are jittered.
 func (l *Listener) Run(ctx context.Context) error {
 	if len(l.URLs) == 0 {
 		return fmt.Errorf("%w: there is none", ErrBadURL)

@@ -191,7 +191,7 @@ func TestSendAccepted(t *testing.T) {
 	}
 }
 
-// What may pass is tried again, always with the same id.
+// What may pass is retried, always with the same id.
 func TestSendRetries(t *testing.T) {
 	t.Parallel()
 	const text = "abc"
@@ -219,7 +219,7 @@ func TestSendRetries(t *testing.T) {
 				t.Errorf("%d others: answers %v, want %v", others, tr.statuses, want)
 			}
 			if waited := tr.times[1].Sub(tr.times[0]); waited < time.Second {
-				t.Errorf("tried again after %v; Retry-After asked for a second", waited)
+				t.Errorf("retried after %v; Retry-After asked for a second", waited)
 			}
 		}
 	})
@@ -369,7 +369,7 @@ func TestSendRefused(t *testing.T) {
 	}
 }
 
-// Of a batch only what failed for a reason that may pass is tried again, and
+// Of a batch only what failed for a reason that may pass is retried, and
 // what was accepted is not.
 func TestSendPartialBatch(t *testing.T) {
 	t.Parallel()

@@ -16,7 +16,7 @@ func TestFlags(t *testing.T) {
 		count int
 		bytes int64
 		pause time.Duration
-		least time.Duration
+		wait  time.Duration
 	}
 	defaults := values{7, 8, 9 * time.Second, 10 * time.Second}
 	for _, tt := range []struct {
@@ -27,7 +27,7 @@ func TestFlags(t *testing.T) {
 		said string
 	}{
 		{name: "defaults", want: defaults},
-		{name: "flags", args: []string{"--max-count", "1", "--bytes=2", "--pause", "3s", "--least=4s"}, want: values{1, 2, 3 * time.Second, 4 * time.Second}},
+		{name: "flags", args: []string{"--max-count", "1", "--bytes=2", "--pause", "3s", "--wait=4s"}, want: values{1, 2, 3 * time.Second, 4 * time.Second}},
 		{name: "variables", env: map[string]string{"REVQ_MAX_COUNT": "10", "REVQ_BYTES": "3000000000", "REVQ_PAUSE": "1h", "REVQ_LEAST": "99h"},
 			want: values{10, 3_000_000_000, time.Hour, 99 * time.Hour}},
 		{name: "a flag wins", args: []string{"--max-count", "5"}, env: map[string]string{"REVQ_MAX_COUNT": "wrong"}, want: values{5, 8, 9 * time.Second, 10 * time.Second}},
@@ -38,7 +38,7 @@ func TestFlags(t *testing.T) {
 		{name: "too large", args: []string{"--bytes", "3000000001"}, said: "--bytes must be 2 to 3000000000, not 3000000001"},
 		{name: "too short", args: []string{"--pause", "1ms"}, said: "--pause must be 100ms to 1h0m0s, not 1ms"},
 		{name: "too long", args: []string{"--pause", "61m"}, said: "--pause must be 100ms to 1h0m0s, not 1h1m0s"},
-		{name: "no upper bound", args: []string{"--least", "0s"}, said: "--least must be 1s or more, not 0s"},
+		{name: "no upper bound", args: []string{"--wait", "0s"}, said: "--wait must be 1s or more, not 0s"},
 		{name: "a variable", env: map[string]string{"REVQ_MAX_COUNT": "0"}, said: "$REVQ_MAX_COUNT must be 1 to 10, not 0"},
 		{name: "a variable of a time", env: map[string]string{"REVQ_LEAST": "-1s"}, said: "$REVQ_LEAST must be 1s or more, not -1s"},
 		{name: "no number", args: []string{"--max-count", "1e3"}, said: `--max-count: "1e3" is not a whole number`},
@@ -56,7 +56,7 @@ func TestFlags(t *testing.T) {
 					setting.Count("max-count", "items", "", &got.count, 1, 10),
 					setting.Count("bytes", "bytes", "", &got.bytes, 2, 3_000_000_000),
 					setting.Time("pause", "", &got.pause, 100*time.Millisecond, time.Hour),
-					setting.Time("least", "", &got.least, time.Second, 0),
+					setting.Time("wait", "", &got.wait, time.Second, 0),
 				}),
 				Action: func(context.Context, *cli.Command) error { return nil },
 			}

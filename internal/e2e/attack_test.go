@@ -93,7 +93,7 @@ func (a *attackers) join(n, addresses int, sites []string, do attack) {
 				}
 				select {
 				case <-a.over.Done():
-				case <-time.After(time.Second): // before it tries again
+				case <-time.After(time.Second): // before it retries
 				}
 			}
 		})

@@ -299,9 +299,9 @@ func (c *clusterTrial) cut(h *rabbittest.Host, links ...rabbittest.Link) (heal f
 
 // A rhythm records the longest time between two events.
 type rhythm struct {
-	mu   sync.Mutex
-	last time.Time
-	most time.Duration
+	mu    sync.Mutex
+	last  time.Time
+	pause time.Duration
 }
 
 func (r *rhythm) beat() {
@@ -309,7 +309,7 @@ func (r *rhythm) beat() {
 	defer r.mu.Unlock()
 	now := time.Now()
 	if !r.last.IsZero() {
-		r.most = max(r.most, now.Sub(r.last))
+		r.pause = max(r.pause, now.Sub(r.last))
 	}
 	r.last = now
 }
@@ -317,14 +317,14 @@ func (r *rhythm) beat() {
 func (r *rhythm) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.most = 0
+	r.pause = 0
 }
 
 // longest returns the longest time without an event since reset.
 func (r *rhythm) longest() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return max(r.most, time.Since(r.last))
+	return max(r.pause, time.Since(r.last))
 }
 
 // since reports whether there was an event after then.

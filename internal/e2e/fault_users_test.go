@@ -97,12 +97,12 @@ func (p *posters) accept(id string, what posting) {
 
 // send sends one task or a few.
 func (p *posters) send(ctx context.Context, sender *client.Sender, name string, number int) {
-	most := 12
+	limit := 12
 	if sender.Queue != wire.DefaultQueue {
-		most = 3
+		limit = 3
 		sender.Delay = time.Duration(rand.N(2)) * time.Second
 	}
-	tasks := make([]task.Task, 1+rand.N(most))
+	tasks := make([]task.Task, 1+rand.N(limit))
 	for i := range tasks {
 		id := fmt.Sprintf("%s-%d-%d", name, number, i)
 		tasks[i] = task.Task{ID: id, Text: textOf(sender.Queue, id)}

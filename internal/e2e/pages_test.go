@@ -139,7 +139,7 @@ func (s *trickSite) await(t *testing.T, posts, listens, preflights int) {
 		expect("GET", listens, "socket")
 	}
 	expect("GET", listens, "events")
-	wanted := maps.Clone(open) // Chromium tries again, once, after a 421
+	wanted := maps.Clone(open) // Chromium retries, once, after a 421
 	for late := time.After(await.Patience); len(open) > 0; {
 		select {
 		case a := <-s.answers:

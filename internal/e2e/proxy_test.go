@@ -306,7 +306,7 @@ func TestProxies(t *testing.T) {
 					}
 					break
 				}
-				if most := perSecond + int(perSecond*time.Since(began).Seconds()) + 1; res.StatusCode != http.StatusAccepted || sent > most {
+				if limit := perSecond + int(perSecond*time.Since(began).Seconds()) + 1; res.StatusCode != http.StatusAccepted || sent > limit {
 					t.Fatalf("request %d of a client that may send %d a second: %s", sent, perSecond, res.Status)
 				}
 			}

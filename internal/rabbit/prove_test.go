@@ -200,13 +200,13 @@ func TestHistoryGoesToAnotherNode(t *testing.T) {
 func TestAPublisherLeavesANodeThatConfirmsNothing(t *testing.T) {
 	n := rabbittest.StartNode(t) // a suspended process is nothing for the others
 	r := setupOn(t, n).declared()
-	r.cfg.Name = "unconfirmed"
+	r.cfg.Name = "ignored"
 	r.cfg.URLs = []string{r.url, r.url} // the same node answers as another one
 	r.cfg.PublishConnections = 1
 	r.cfg.ConfirmTimeout = time.Minute
 	p := r.publisher()
 	publishResults(t, p, 0, 1)
-	r.silence("unconfirmed publisher")
+	r.silence("ignored publisher")
 	began := time.Now()
 	answer := p.PublishResult(task.Result{ID: "lost", Text: "x"})
 	if err := receive(t, "the answer", answer); !errors.Is(err, ErrLost) {

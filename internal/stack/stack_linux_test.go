@@ -130,7 +130,7 @@ func (p *program) awaitProcess(name string) {
 }
 
 // end has the program end by sig, and waits for the end of it and of all that
-// it started. It fails the test if that takes longer than most, or if a
+// it started. It fails the test if that takes longer than limit, or if a
 // process, a file or an open port is left.
 func (p *program) end(sig syscall.Signal, limit time.Duration) error {
 	p.t.Helper()

@@ -134,7 +134,7 @@ const MaxDelay = 7 * 24 * time.Hour
 const MaxExpires = 366 * 24 * time.Hour
 
 // ParseDelay reads a time from a client: seconds, such as 90 or 0.5, or a
-// number and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to most.
+// number and a unit, such as 90s, 15m, 2h or 1h30m. It is from 0 to limit.
 func ParseDelay(text string, limit time.Duration) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil {

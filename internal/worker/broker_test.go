@@ -53,7 +53,7 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// A task that no attempt can handle is tried again after a wait, in which other
+// A task that no attempt can handle is retried after a wait, in which other
 // tasks are handled, and then becomes a dead letter.
 func TestFailures(t *testing.T) {
 	t.Parallel()

@@ -22,7 +22,7 @@ func (s shout) Handle(ctx context.Context, t task.Task) (string, error) {
 	switch {
 	case ctx.Err() != nil: // the worker stops: the task returns to the queue
 		return "", ctx.Err()
-	case !s.open(): // the task is tried again, and this attempt is not counted
+	case !s.open(): // the task is retried, and this attempt is not counted
 		return "", &worker.Error{Outcome: worker.Later, Err: errClosed}
 	case strings.ToUpper(t.Text) == t.Text: // no attempt can succeed: a dead letter
 		return "", &worker.Error{Outcome: worker.Never, Err: errNoLetters}

@@ -12,9 +12,9 @@ type Outcome int
 // The outcomes. Done and Stopped are never those of an Error.
 const (
 	Done          Outcome = iota
-	Failed                // counts as an attempt; the task is tried again after a wait
+	Failed                // counts as an attempt; the task is retried after a wait
 	Never                 // no attempt can succeed: the task becomes a dead letter
-	Later                 // not the task's fault: the task is tried again, and the attempt is not counted
+	Later                 // not the task's fault: the task is retried, and the attempt is not counted
 	Misconfigured         // the handler cannot be started or reached: like Later, and tasks wait until it can
 	Stopped               // the attempt was cut short: the task returns to the queue, and the attempt is not counted
 )

@@ -169,7 +169,7 @@ func (b *bootTest) inventory(t *testing.T) string {
 }
 
 // isAccounts reports whether a file is one of those of users and groups: making
-// and removing a group writes them anew.
+// and removing a group writes them again.
 func isAccounts(file string) bool {
 	return strings.HasPrefix(file, "/etc/group") || strings.HasPrefix(file, "/etc/gshadow") || file == "/etc/.pwd.lock"
 }

@@ -483,10 +483,10 @@ func (h *Host) Leader(ctx context.Context, queue string) (*Host, error) {
 }
 
 // tail returns the end of a file.
-func tail(path string, most int) string {
+func tail(path string, limit int) string {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
-	return string(content[max(0, len(content)-most):])
+	return string(content[max(0, len(content)-limit):])
 }
