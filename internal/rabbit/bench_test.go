@@ -126,3 +126,32 @@ func BenchmarkConsume(b *testing.B) {
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
 	})
 }
+
+// BenchmarkQueues is what each of 100 idle named queues takes at the broker.
+func BenchmarkQueues(b *testing.B) {
+	r := setup(b).declared()
+	// What is garbage is no cost of a queue.
+	look := func() (bytes, processes float64) {
+		b.Helper()
+		said, err := r.node.Eval(b.Context(), "[garbage_collect(P) || P <- processes()], {erlang:memory(total), erlang:system_info(process_count)}")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := fmt.Sscanf(said, "{%g,%g}", &bytes, &processes); err != nil {
+			b.Fatalf("%s: %v", said, err)
+		}
+		return bytes, processes
+	}
+	const queues = 100
+	bytes, processes := look()
+	for i := range queues {
+		r.cfg.Topology.Queue = fmt.Sprint("bench", i)
+		if _, err := Setup(b.Context(), r.cfg); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(b.Elapsed().Seconds()/queues, "s/queue")
+	after, more := look()
+	b.ReportMetric((after-bytes)/queues, "B/queue")
+	b.ReportMetric((more-processes)/queues, "processes/queue")
+}
