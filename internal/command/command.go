@@ -12,12 +12,12 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
-	"runtime/debug"
 	"sync"
 	"syscall"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/revq/revq/internal/journal"
 	"github.com/revq/revq/internal/visible"
 )
 
@@ -27,21 +27,6 @@ const (
 	StatusFailed = 1 // the command failed
 	StatusUsage  = 2 // a wrong flag, variable or argument: a retry does not help
 )
-
-// version is set by the linker, with -X, if the build system knows the version
-// and Go does not.
-var version string
-
-// Version returns the version of this build.
-func Version() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
-}
 
 // UsageError marks err as a mistake in flags, variables or arguments.
 func UsageError(err error) error { return &usageError{err} }
@@ -85,14 +70,14 @@ func Run(ctx context.Context, cmd *cli.Command, args []string) int {
 		return StatusOK
 	}
 	if f.text != "" {
-		fmt.Fprintln(cmd.ErrWriter, f)
+		journal.Error(cmd.ErrWriter, f.Error())
 	}
 	return f.Status
 }
 
 // Try is Run, but returns the failure instead of writing it; nil for success.
 func Try(ctx context.Context, cmd *cli.Command, args []string) *Failure {
-	cmd.Version = Version()
+	cmd.Version = Build()
 	cmd.ConfigureShellCompletionCommand = repairCompletion
 	r := runner{in: cmd.Name}
 	r.prepare(cmd)

@@ -112,11 +112,25 @@ func TestVersion(t *testing.T) {
 	if Version() == "" {
 		t.Error("there is no version")
 	}
+	for given, want := range map[string]string{
+		"1.2.3":                              "1.2.3",
+		"v0.0.0-20261126235951-0123456789ab": "v0.0.0-20261126235951-0123456789ab (commit 0123456789ab, 2026-11-26T23:59:51Z)",
+		"v1.2.4-0.20261126235951-0123456789ab+dirty": "v1.2.4-0.20261126235951-0123456789ab+dirty (commit 0123456789ab with changes, 2026-11-26T23:59:51Z)",
+		"v0.0.0-20261399235951-0123456789ab":         "v0.0.0-20261399235951-0123456789ab",
+	} {
+		revision, when, changed := commitOf(given)
+		if got := described(given, revision, when, changed); got != want {
+			t.Errorf("%s is described as %q, want %q", given, got, want)
+		}
+	}
+	if got := described("v1.2.3", "0123456789abcdef", "2026-11-26T23:59:51Z", false); got != "v1.2.3 (commit 0123456789ab, 2026-11-26T23:59:51Z)" {
+		t.Errorf("a tagged version is described as %q", got)
+	}
 	version = "1.2.3"
 	t.Cleanup(func() { version = "" })
 	var stdout bytes.Buffer
 	status := Run(t.Context(), &cli.Command{Name: "prog", Writer: &stdout, ErrWriter: &stdout}, []string{"prog", "--version"})
-	if status != StatusOK || strings.TrimSpace(stdout.String()) != "prog version 1.2.3" {
+	if status != StatusOK || !strings.HasPrefix(stdout.String(), "prog version 1.2.3") {
 		t.Errorf("--version: %d, %q", status, stdout.String())
 	}
 }

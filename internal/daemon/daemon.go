@@ -22,6 +22,7 @@ import (
 
 	"github.com/revq/revq/internal/admin"
 	"github.com/revq/revq/internal/command"
+	"github.com/revq/revq/internal/journal"
 	"github.com/revq/revq/internal/liveness"
 	"github.com/revq/revq/internal/setting"
 )
@@ -154,7 +155,7 @@ func run(p Program, args []string) int {
 	if failure == nil {
 		return command.StatusOK
 	}
-	fmt.Fprintln(os.Stderr, failure)
+	journal.Error(os.Stderr, failure.Error())
 	if err := newManager().sendLast(failed(failure)); err != nil && d.Log != nil {
 		d.Log.Warn("could not tell the service manager why this ends", "error", err)
 	}

@@ -1,12 +1,12 @@
 package daemon
 
 import (
-	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
-	"syscall"
 
+	"github.com/revq/revq/internal/journal"
 	"github.com/revq/revq/internal/setting"
 	"github.com/revq/revq/internal/visible"
 )
@@ -25,36 +25,21 @@ func (c *logConfig) settings() []setting.Setting {
 	)
 }
 
-// logger returns a logger to w. It adds no time if w is the journal, which adds
-// its own.
+// logger returns a logger to w.
 func (c *logConfig) logger(w *os.File) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.level)); err != nil {
 		panic(err) // cannot happen: the setting accepts no other level
 	}
-	options := &slog.HandlerOptions{Level: level}
-	if isJournal(w) {
-		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
+	format := func(w io.Writer, options *slog.HandlerOptions) slog.Handler { return slog.NewTextHandler(w, options) }
+	if strings.EqualFold(c.format, "json") {
+		format = func(w io.Writer, options *slog.HandlerOptions) slog.Handler {
+			return slog.NewJSONHandler(visible.JSONWriter(w), options)
 		}
 	}
-	if strings.EqualFold(c.format, "json") {
-		return slog.New(slog.NewJSONHandler(visible.JSONWriter(w), options))
+	options := slog.HandlerOptions{Level: level}
+	if journal.Is(w) {
+		return slog.New(journal.Handler(w, options, format))
 	}
-	return slog.New(slog.NewTextHandler(w, options))
-}
-
-// isJournal reports whether f is connected to the journal. It is not enough
-// that JOURNAL_STREAM is set: a program in a terminal may inherit it from the
-// desktop.
-func isJournal(f *os.File) bool {
-	info, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	return ok && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
+	return slog.New(format(w, &options))
 }

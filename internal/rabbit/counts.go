@@ -220,11 +220,15 @@ func (l *link) lookAt(tasks string) ([]Depth, error) {
 			for _, q := range waitQueues() {
 				queues = append(queues, q.name)
 			}
-			known := l.session.Load().depths(queues)
+			s := l.session.Load()
+			known, at := s.depths(queues), time.Now()
+			if s == nil || s.ctx.Err() != nil {
+				at = time.Time{} // there is no answer yet: whoever asks next looks again
+			}
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			close(d.looking)
-			d.looking, d.at, d.known = nil, time.Now(), known
+			d.looking, d.at, d.known = nil, at, known
 		}()
 	}
 	looking := d.looking

@@ -109,12 +109,21 @@ func (l *link) setState(err error) {
 func (l *link) run(ctx context.Context, use func(*session) error) {
 	defer l.loop.Idle()
 	wait := l.cfg.RetryMin
+	said := make(map[string]string) // by URL, why there is no session: it is logged when it changes
 	for try := 0; ctx.Err() == nil; try++ {
 		urls := l.cfg.urls()
 		url := urls[(l.first+try)%len(urls)]
 		began := time.Now()
 		l.loop.Busy()
-		err := l.once(ctx, url, use)
+		err := l.once(ctx, url, func(s *session) error {
+			level := slog.LevelDebug
+			if len(said) > 0 {
+				level = slog.LevelInfo
+			}
+			l.log.Log(ctx, level, "connected to the broker", "broker", host(url))
+			clear(said)
+			return use(s)
+		})
 		l.setState(err)
 		if ctx.Err() != nil {
 			return
@@ -125,7 +134,12 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 			wait = l.cfg.RetryMin
 		}
 		pause := wait/2 + rand.N(wait/2+1)
-		l.log.Warn("no session with the broker; will connect again",
+		level := slog.LevelWarn
+		if said[url] == err.Error() {
+			level = slog.LevelDebug
+		}
+		said[url] = err.Error()
+		l.log.Log(ctx, level, "no session with the broker; will connect again",
 			"broker", host(url), "error", err, "wait", pause.Round(time.Millisecond))
 		select {
 		case <-time.After(pause):
@@ -149,7 +163,6 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 	defer s.loop.Busy()
 	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology, l.uses) })
 	if err == nil {
-		l.log.Info("connected to the broker", "broker", host(url))
 		err = use(s)
 	}
 	// The cause of the session's end says more than an error that followed

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,9 +23,10 @@ const (
 	// the broker for up to a second itself.
 	patience = 1500 * time.Millisecond
 
-	// startPatience is how long a daemon may take to connect to the broker, and
-	// startEvery how often it is asked meanwhile.
-	startPatience = time.Second
+	// startPatience is the age up to which a daemon may lack answers, since it
+	// is still connecting to the broker; startEvery is how often it is asked
+	// again meanwhile, within patience.
+	startPatience = 3 * time.Second
 	startEvery    = 100 * time.Millisecond
 
 	// sitePatience is how long a site may take to say that it is alive, which
@@ -57,7 +59,7 @@ func ask(ctx context.Context, socket string) Daemon {
 	defer cancel()
 	var err error
 	d.Status, err = admin.Read(asking, socket)
-	for err == nil && starts(d.Status) && sleep(asking, startEvery) {
+	for err == nil && starts(d.Status, time.Now()) && sleep(asking, startEvery) {
 		d.Status, err = admin.Read(asking, socket)
 	}
 	switch {
@@ -85,9 +87,10 @@ func ask(ctx context.Context, socket string) Daemon {
 }
 
 // starts reports whether a daemon has begun so recently that it is no news that it
-// has no broker yet: looking at a site may have started it.
-func starts(s admin.Status) bool {
-	return s.State == admin.Waiting && time.Since(s.Started) < startPatience
+// has no answers yet: looking at a site may have started it.
+func starts(s admin.Status, now time.Time) bool {
+	away := slices.ContainsFunc(s.Broker, func(c admin.Connection) bool { return !c.Connected })
+	return now.Sub(s.Started) < startPatience && (s.State == admin.Waiting || s.Silent || away)
 }
 
 // sleep reports whether ctx lasts for d.

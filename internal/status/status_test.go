@@ -121,3 +121,27 @@ func TestJudge(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that has just begun is asked again while it lacks answers, and no
+// longer than that.
+func TestStarts(t *testing.T) {
+	now := time.Now()
+	connected, away := []admin.Connection{{Role: "reader", Connected: true}}, []admin.Connection{{Role: "reader", Connected: true}, {Role: "publisher"}}
+	for _, tc := range []struct {
+		what string
+		age  time.Duration
+		s    admin.Status
+		want bool
+	}{
+		{"it waits", time.Second, admin.Status{State: admin.Waiting, Broker: connected}, true},
+		{"one connection is not there yet", time.Second, admin.Status{State: admin.Ready, Broker: away}, true},
+		{"the broker has not answered yet", time.Second, admin.Status{State: admin.Ready, Broker: connected, Silent: true}, true},
+		{"it has all answers", time.Second, admin.Status{State: admin.Ready, Broker: connected}, false},
+		{"it is old enough to have answers", 4 * time.Second, admin.Status{State: admin.Waiting, Broker: away, Silent: true}, false},
+	} {
+		tc.s.Started = now.Add(-tc.age)
+		if got := starts(tc.s, now); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.what, got, tc.want)
+		}
+	}
+}

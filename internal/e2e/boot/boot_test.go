@@ -4,6 +4,7 @@ package boot
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -78,6 +79,8 @@ func TestBoot(t *testing.T) {
 		{"the status says how a daemon stands", b.status},
 		{"root and the group revq-admin see how all daemons do, and nobody else", b.look},
 		{"what was stopped stays stopped when somebody looks", b.lookOnly},
+		{"the metrics of all daemons are at one address", b.metrics},
+		{"a start is a few lines in the journal, with their levels", b.journal},
 		{"the API restarts 20 times and no request fails", b.restartAPI},
 		{"the socket server restarts and nothing is missed", b.restartSocket},
 		{"an upgrade drops nothing", b.upgrade},
@@ -362,9 +365,70 @@ func (b *bootTest) lookOnly(t *testing.T) {
 		}
 	}
 	b.Run(t, "systemctl", "start", "revq-api@2")
-	// The verdict does not matter: the API may still be connecting to the broker.
-	if out, err := b.Try(t, "revq", "status"); !strings.Contains(out, "/run/revq/api@2.admin") || strings.Contains(out, "worker@4") {
+	if out, err := b.Try(t, "revq", "status"); !strings.Contains(out, "/run/revq/api@2.admin") || strings.Contains(out, "worker@4") || !strings.HasPrefix(out, "well: ") {
 		t.Errorf("after a new start of the API: %v\n%s", err, out)
+	}
+}
+
+// metrics scrapes the address of revq-metrics, whose first request starts it.
+func (b *bootTest) metrics(t *testing.T) {
+	b.Run(t, "systemctl", "start", "revq-metrics.socket")
+	page := b.Run(t, "curl", "--silent", "--show-error", "--fail", "--max-time", "20", "http://127.0.0.1:8090/metrics")
+	for _, want := range []string{
+		`revq_up{daemon="api@1"} 1`, `revq_up{daemon="api@2"} 1`, `revq_up{daemon="socket@3"} 1`, `revq_up{daemon="worker@1"} 1`, `revq_up{daemon="worker@2"} 1`,
+		`revq_api_texts_total{daemon="api@1",result="accepted"} `, `revq_socket_listeners{daemon="socket@3",format="text"} `, `revq_worker_slots{daemon="worker@2",`,
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%.4000s", page)
+	}
+	if state := b.Property(t, "revq-metrics.service", "ActiveState"); state != "active" {
+		t.Errorf("revq-metrics.service is %s", state)
+	}
+	b.Run(t, "systemctl", "stop", "revq-metrics.socket", "revq-metrics.service")
+}
+
+// An entry is one of the journal.
+type entry struct {
+	Priority string `json:"PRIORITY"`
+	Message  string `json:"MESSAGE"`
+}
+
+// said returns what the processes of a unit have written to the journal since
+// its last start.
+func (b *bootTest) said(t *testing.T, unit string) (entries []entry) {
+	t.Helper()
+	out := b.Run(t, "journalctl", "--no-pager", "--output=json", "_SYSTEMD_INVOCATION_ID="+b.Property(t, unit, "InvocationID"))
+	for line := range strings.Lines(out) {
+		var e entry
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		entries = append(entries, e)
+	}
+	return entries
+}
+
+func (b *bootTest) journal(t *testing.T) {
+	for _, unit := range daemons {
+		b.Run(t, "systemctl", "restart", unit)
+		await.True(t, unit+" is ready", func() bool {
+			return slices.ContainsFunc(b.said(t, unit), func(e entry) bool { return e == entry{"6", "level=INFO msg=ready"} })
+		})
+		entries := b.said(t, unit)
+		t.Logf("%s: %q", unit, entries)
+		if len(entries) > 3 {
+			t.Errorf("the start of %s is %d lines, want 3 at most", unit, len(entries))
+		}
+		for _, e := range entries {
+			level := map[string]string{"level=INFO": "6", "level=WARN": "4"}
+			if name, _, _ := strings.Cut(e.Message, " "); e.Priority != level[name] {
+				t.Errorf("%s: %q has the priority %s", unit, e.Message, e.Priority)
+			}
+		}
 	}
 }
 
@@ -518,8 +582,14 @@ func (b *bootTest) wrongWorker(t *testing.T) {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
 	}
-	if log := b.Run(t, "journalctl", "--no-pager", "--output=cat", "--unit="+unit); !strings.Contains(log, "must be 1 to ") {
-		t.Errorf("the journal does not say what to change:\n%s", log)
+	wrong := func(e entry) bool { return e.Priority == "3" && strings.Contains(e.Message, "must be 1 to ") }
+	if said := b.said(t, unit); !slices.ContainsFunc(said, wrong) {
+		t.Errorf("the journal does not say as an error what to change: %q", said)
+	}
+	out, err := b.Try(t, "revq", "status")
+	t.Log(firstLine(out))
+	if err == nil || !strings.HasPrefix(out, "trouble: the unit "+unit+" has failed (exit-code): ") || !strings.Contains(out, "\nnext: journalctl -u '"+unit+"' -n 20") {
+		t.Errorf("revq status: %v\n%s", err, out)
 	}
 	b.Shell(t, "rm /etc/revq/revq-worker@9.env; systemctl start "+unit+"; systemctl stop "+unit)
 }
