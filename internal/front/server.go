@@ -67,6 +67,18 @@ func New(app App) *Server {
 	return s
 }
 
+// Routes returns the methods of each path, without OPTIONS.
+func (s *Server) Routes() map[string][]string {
+	all := make(map[string][]string)
+	for _, to := range s.routes.prefixes {
+		all[to.Path] = to.Methods
+	}
+	for path, to := range s.routes.byPath {
+		all[path] = to.Methods
+	}
+	return all
+}
+
 // Serve answers requests on ln until Shutdown, then returns nil. Call it once
 // for each listening socket. It takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error {
