@@ -437,7 +437,7 @@ func TestAttacks(t *testing.T) {
 		{"handshakes that never end", senders, 1000, sockets, drip(listenHead+"X-Slow: ", "x"), 0},
 		{"heads that never end, and listeners that read nothing", senders, 1000, s.apiSites, drip(slowHead, "x"), readers},
 	} {
-		p.besiege(t, lasts, kind)
+		t.Run(kind.name, func(t *testing.T) { p.besiege(t, lasts, kind) })
 	}
 }
 
@@ -465,6 +465,6 @@ func TestTLSAttacks(t *testing.T) {
 		{"TLS handshakes that never begin", senders, 1000, s.apiSites, drip("", ""), 0},
 		{"bytes that are not TLS", senders, 1000, s.apiSites, drip(strings.Repeat("x", 512), "x"), 0},
 	} {
-		p.besiege(t, lasts, kind)
+		t.Run(kind.name, func(t *testing.T) { p.besiege(t, lasts, kind) })
 	}
 }

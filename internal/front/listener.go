@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+	"golang.org/x/time/rate"
 
 	"github.com/revq/revq/internal/memory"
 	"github.com/revq/revq/internal/wire"
@@ -28,9 +29,9 @@ const (
 	// lingerTime is how long a refused client has to read the reason.
 	lingerTime = time.Second
 
-	// In lingerPause, at most lingerBytes are read of what it still sends, 1.6 MB
-	// in lingerTime.
-	lingerPause = 5 * time.Millisecond
+	// Of what refused clients still send, lingerRate bytes are read in a second,
+	// lingerBytes at once.
+	lingerRate  = 16 << 20
 	lingerBytes = 8 << 10
 
 	// maxRefusing is how many connections beyond a limit are answered at once;
@@ -291,17 +292,21 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// discard reads until the client closes, or end. It reads slowly: a client that
-// floods the server must not cost more once it has been refused.
+// discard reads until the client closes, or end. All connections together are
+// read at a bounded speed: clients that flood the server must not cost more once
+// they have been refused.
 func (c *conn) discard(end time.Time) {
 	b := make([]byte, lingerBytes)
-	for time.Now().Before(end) {
-		if _, err := c.Conn.Read(b); err != nil {
+	for now := time.Now(); now.Before(end); now = time.Now() {
+		n, err := c.Conn.Read(b)
+		if err != nil {
 			return
 		}
-		time.Sleep(lingerPause)
+		time.Sleep(min(discarding.ReserveN(now, n).DelayFrom(now), end.Sub(now)))
 	}
 }
+
+var discarding = rate.NewLimiter(lingerRate, lingerRate/4)
 
 // leave frees c's place.
 func (c *conn) leave() {
