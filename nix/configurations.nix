@@ -147,6 +147,16 @@
       };
     };
 
+    # Only those who have a token are let in.
+    tokens = {
+      services.revq = {
+        enable = true;
+        rabbitmq.enable = true;
+        openFirewall = true;
+        tokensFile = "/var/lib/revq/tokens";
+      };
+    };
+
     # One user for everything, as at a hosted broker.
     hosted = {
       services.revq = {
@@ -250,6 +260,10 @@
       "a certificate without its key" = {
         config = revq { tls.certFile = "/run/cert.pem"; };
         error = "needs both certFile and keyFile";
+      };
+      "tokens in the store" = {
+        config = revq { tokensFile = ./configurations.nix; };
+        error = "services.revq.tokensFile would put the file into the Nix store";
       };
       "a queue without a program" = {
         config = revq { queues.shout = { }; };

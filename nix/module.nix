@@ -198,7 +198,10 @@ let
         ++ lib.optionals (hasTLS && (role == "api" || role == "socket")) [
           "tls-cert:${cfg.tls.certFile}"
           "tls-key:${cfg.tls.keyFile}"
-        ];
+        ]
+        ++ lib.optional (
+          cfg.tokensFile != null && (role == "api" || role == "socket")
+        ) "tokens:${cfg.tokensFile}";
         IPAddressAllow = cfg.brokerAddresses;
         # An upgrade restarts it at once, rather than to stop it first: connections wait in the socket meanwhile.
         X-StopIfChanged = "false";
@@ -454,7 +457,7 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether to open the ports of all sites in the firewall. revq does not authenticate clients.";
+      description = "Whether to open the ports of all sites in the firewall. Without `tokensFile`, revq does not authenticate clients.";
     };
 
     tls = {
@@ -475,6 +478,17 @@ in
         example = "/var/lib/acme/example.org/key.pem";
         description = "File on the host with the private key, in PEM. Only root needs to be able to read it.";
       };
+    };
+
+    tokensFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/var/lib/revq/tokens";
+      description = ''
+        File on the host with the hashes of tokens, as `revq token new` prints them. With it, the API and the socket server
+        let in only those who have a token. systemd reads it when a service starts: after a change, run
+        `systemctl try-restart 'revq-api@*' 'revq-socket@*'`.
+      '';
     };
 
     settings = settings "all daemons" flags.common;
@@ -740,6 +754,11 @@ in
               cfg.tls.keyFile == null
               || lib.isString cfg.tls.keyFile && !lib.hasPrefix builtins.storeDir cfg.tls.keyFile;
             message = "services.revq.tls.keyFile would put the private key into the Nix store, which everyone can read: give the place where the file is on the host, in quotes.";
+          }
+          {
+            assertion =
+              cfg.tokensFile == null || lib.isString cfg.tokensFile && !lib.hasPrefix builtins.storeDir cfg.tokensFile;
+            message = "services.revq.tokensFile would put the file into the Nix store, which everyone can read: give the place where the file is on the host, in quotes.";
           }
           {
             assertion = cfg.metrics.prometheus.enable -> cfg.metrics.enable && config.services.prometheus.enable;
