@@ -84,6 +84,7 @@ func (c *certificate) serve(ln net.Listener) net.Listener {
 		return ln
 	}
 	return tls.NewListener(ln, &tls.Config{
+		MinVersion:     tls.VersionTLS12, // whatever GODEBUG says; older ones are broken (RFC 8996)
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil },
 		NextProtos:     []string{"http/1.1"},
 	})

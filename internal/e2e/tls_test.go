@@ -3,12 +3,23 @@
 package e2e
 
 import (
+	"crypto"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
@@ -55,4 +66,107 @@ func TestTLS(t *testing.T) {
 	daemontest.Certify(t, other)
 	// The certificate in use does not change.
 	s.revq(t, "listen", "--ca", filepath.Join(other, "tls-cert"), "--url", "wss://"+s.socketSite, "--after", "-1", "--count", "4")
+}
+
+// tlsAPI starts an API whose certificate is in dir.
+func (s *system) tlsAPI(t *testing.T, dir string) {
+	t.Helper()
+	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--tls-cert", filepath.Join(dir, "tls-cert"), "--tls-key", filepath.Join(dir, "tls-key"))
+	s.api.WaitReady(t)
+}
+
+// Only TLS 1.2 and 1.3 are spoken.
+func TestTLSVersions(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, rabbittest.Shared(t))
+	dir := t.TempDir()
+	daemontest.Certify(t, dir)
+	s.tlsAPI(t, dir)
+	for version, spoken := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		d := tls.Dialer{Config: &tls.Config{MinVersion: version, MaxVersion: version, InsecureSkipVerify: true}} // the version is what matters
+		conn, err := d.DialContext(await.Context(t), "tcp", s.apiSites[0])
+		if (err == nil) != spoken {
+			t.Errorf("%s: %v", tls.VersionName(version), err)
+		}
+		if err == nil {
+			conn.Close()
+		} else if !strings.Contains(err.Error(), "protocol version") {
+			t.Errorf("%s: %v", tls.VersionName(version), err)
+		}
+	}
+}
+
+// While the certificate is renewed again and again, no request fails, and new
+// connections get the new one.
+func TestCertificateReloadUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, rabbittest.Shared(t))
+	dir := t.TempDir()
+	daemontest.Certify(t, dir)
+	s.tlsAPI(t, dir)
+	var serial atomic.Value // of the certificate that was last seen
+	client := &http.Client{Timeout: await.Patience, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		InsecureSkipVerify: true, // each certificate signs itself
+		VerifyConnection: func(c tls.ConnectionState) error {
+			serial.Store(string(c.PeerCertificates[0].Raw))
+			return nil
+		},
+	}}}
+	over := make(chan struct{})
+	var posting sync.WaitGroup
+	var posted atomic.Int64
+	for range 4 {
+		posting.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				res, err := client.Post("https://"+s.apiSites[0]+wire.QueuePath, "text/plain", strings.NewReader("abc"))
+				if err != nil {
+					t.Errorf("a request failed: %v", err)
+					return
+				}
+				res.Body.Close()
+				if res.StatusCode != http.StatusAccepted {
+					t.Errorf("a request was answered %d", res.StatusCode)
+					return
+				}
+				posted.Add(1)
+			}
+		})
+	}
+	for range 10 {
+		cert := recertify(t, dir)
+		n := strings.Count(s.api.Log(), "reloaded")
+		s.api.Signal(t, syscall.SIGHUP)
+		await.True(t, "the certificate was read", func() bool { return strings.Count(s.api.Log(), "reloaded") > n })
+		await.True(t, "a new connection gets it", func() bool { return serial.Load() == string(cert) })
+	}
+	close(over)
+	posting.Wait()
+	t.Logf("%d requests while the certificate was renewed 10 times", posted.Load())
+}
+
+// recertify replaces the certificate in dir by one of its own, with the same
+// key, and returns it.
+func recertify(t *testing.T, dir string) []byte {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls-cert"), filepath.Join(dir, "tls-key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := *pair.Leaf
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	key := pair.PrivateKey.(crypto.Signer)
+	cert, err := x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})
+	if err := os.WriteFile(filepath.Join(dir, "tls-cert"), block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return cert
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -347,6 +348,47 @@ func (g *guarded) checkSecrets(t *testing.T) {
 					t.Errorf("the %s of a daemon holds a secret", where)
 				}
 			}
+		}
+	}
+}
+
+// A daemon that other machines can reach and that has no tokens says so once,
+// also with sockets from a service manager.
+func TestWithoutTokens(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, rabbittest.Shared(t))
+	file := filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(file, []byte(strings.Repeat("0", 64)+" send *\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	everywhere, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer everywhere.Close()
+	here, _ := daemontest.Listen(t)
+	const warning = "everyone who reaches the port is let in"
+	for _, name := range []string{"revq-api", "revq-socket"} {
+		for _, tc := range []struct {
+			what    string
+			sockets []daemontest.Socket
+			args    []string
+			want    int
+		}{
+			{"a socket of this machine", []daemontest.Socket{here}, nil, 0},
+			{"a socket for all", []daemontest.Socket{here, everywhere.(*net.TCPListener)}, nil, 1},
+			{"an address for all", nil, []string{"--listen", "0.0.0.0:0"}, 1},
+			{"an address of this machine", nil, []string{"--listen", "127.0.0.1:0"}, 0},
+			{"a socket for all, and tokens", []daemontest.Socket{everywhere.(*net.TCPListener)}, []string{"--tokens", file}, 0},
+		} {
+			d := s.startDaemon(t, name, tc.sockets, tc.args...)
+			d.WaitReady(t)
+			d.Signal(t, syscall.SIGHUP)
+			d.WaitLog(t, "reload")
+			if n := strings.Count(d.Log(), warning); n != tc.want {
+				t.Errorf("%s with %s says %d times that everyone is let in, want %d", name, tc.what, n, tc.want)
+			}
+			d.Terminate(t)
 		}
 	}
 }
