@@ -28,9 +28,14 @@ type route struct {
 	methods []string // with OPTIONS, in order
 }
 
+// newRoutes panics if a route has no handler or no methods: then the program
+// does not start.
 func newRoutes(app *App) routes {
 	r := routes{byPath: make(map[string]*route), elsewhere: "there is nothing here: " + app.Elsewhere}
 	for _, of := range append(slices.Clone(app.Routes), healthRoutes(app.Ready)...) {
+		if of.Handle == nil || len(of.Methods) == 0 {
+			panic("front: the route " + of.Path + " needs a handler and methods")
+		}
 		methods := append(slices.Clone(of.Methods), fasthttp.MethodOptions)
 		slices.Sort(methods)
 		to := &route{of, methods}

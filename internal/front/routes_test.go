@@ -7,13 +7,33 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+func handled(*fasthttp.RequestCtx) *Problem { return nil }
+
+// A server with a route that nobody handles cannot be made.
+func TestRoutesAreComplete(t *testing.T) {
+	t.Parallel()
+	for name, route := range map[string]Route{
+		"without a handler": {Path: "/x", Methods: []string{"GET"}},
+		"without methods":   {Path: "/x", Handle: handled},
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("there is a server with a route %s", name)
+				}
+			}()
+			newRoutes(&App{Routes: []Route{route}})
+		}()
+	}
+}
+
 func TestPrefixRoutes(t *testing.T) {
 	t.Parallel()
 	get, post := []string{"GET"}, []string{"POST"}
 	r := newRoutes(&App{Routes: []Route{
-		{Path: "/queue_reverse_text", Methods: post},
-		{Path: "/queue/", Methods: post},
-		{Path: "/results/", Methods: get},
+		{Path: "/queue_reverse_text", Methods: post, Handle: handled},
+		{Path: "/queue/", Methods: post, Handle: handled},
+		{Path: "/results/", Methods: get, Handle: handled},
 	}})
 	for _, tc := range []struct {
 		line, path, rest string // of the route found; path "" for none
