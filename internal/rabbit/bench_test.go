@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -154,4 +155,59 @@ func BenchmarkQueues(b *testing.B) {
 	after, more := look()
 	b.ReportMetric((after-bytes)/queues, "B/queue")
 	b.ReportMetric((more-processes)/queues, "processes/queue")
+}
+
+// BenchmarkReader measures what a socket server waits for: until a new reader is
+// live, with an empty stream, a full one and one that was re-created; until a
+// listener that resumes has its first result from the broker; and until it is
+// told that there is a gap.
+func BenchmarkReader(b *testing.B) {
+	const full = 10_000
+	fill := func(b *testing.B, r *rig) {
+		p := r.publisher()
+		for i := 0; i < full; i += 1000 { // so many may be in flight
+			publishResults(b, p, i, i+1000)
+		}
+	}
+	start := func(b *testing.B, r *rig) {
+		for b.Loop() {
+			c := &counter{live: make(chan int, 1), came: make(chan string, full)}
+			stop := r.run(func(ctx context.Context) { NewReader(r.cfg, 2000, r.log).Run(ctx, c) })
+			receive(b, "end of the backlog", c.live)
+			b.StopTimer()
+			stop()
+			b.StartTimer()
+		}
+	}
+	b.Run("start/empty", func(b *testing.B) { start(b, setup(b).declared()) })
+	b.Run("start/full", func(b *testing.B) {
+		r := setup(b).declared()
+		fill(b, r)
+		start(b, r)
+	})
+	b.Run("start/re-created", func(b *testing.B) {
+		r := setup(b).declared()
+		fill(b, r)
+		r.recreateResults()
+		start(b, r)
+	})
+	first := errors.New("the first one has come")
+	resume := func(b *testing.B, r *rig, from int64) {
+		reader := NewReader(r.cfg, 0, r.log)
+		for b.Loop() {
+			if err := history(b.Context(), reader, from, 0, visitor{
+				Result: func(int64, task.Result) error { return first },
+				Mark:   func(int64, string) error { return nil },
+				End:    func() error { return first },
+			}); !errors.Is(err, first) && !errors.Is(err, errMissing) {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("resume", func(b *testing.B) {
+		r := setup(b).declared()
+		fill(b, r)
+		resume(b, r, 0)
+	})
+	b.Run("gap", func(b *testing.B) { resume(b, setup(b).declared(), 1_000_000) }) // greater than the end
 }

@@ -161,6 +161,17 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }
 
+// recreateResults deletes the stream of results and declares it again.
+func (r *rig) recreateResults() {
+	r.t.Helper()
+	if _, err := r.ch.QueueDelete(ResultsQueue, false, false, false); err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := Setup(r.t.Context(), r.cfg); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 func TestReaderTellsOfAGap(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -178,12 +189,7 @@ func TestReaderTellsOfAGap(t *testing.T) {
 			publishResults(t, p, 0, 100)
 			f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
 			inOrder(t, f.results, 0, 100, -1)
-			if _, err := r.ch.QueueDelete(ResultsQueue, false, false, false); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := Setup(t.Context(), r.cfg); err != nil {
-				t.Fatal(err)
-			}
+			r.recreateResults()
 			if tc.after > 0 {
 				// RabbitMQ 3.10 may break off with an internal error what
 				// publishes to a stream just after it was deleted and declared
