@@ -75,6 +75,7 @@ func TestBoot(t *testing.T) {
 		{"the first connection starts a service", b.onDemand},
 		{"a site is open to other hosts", b.otherHosts},
 		{"the sites speak TLS where the host has a certificate", b.tls},
+		{"only those who have a token are let in where the host has tokens", b.tokens},
 		{"workers are added and set one by one", b.moreWorkers},
 		{"the status says how a daemon stands", b.status},
 		{"root and the group revq-admin see how all daemons do, and nobody else", b.look},
@@ -289,6 +290,39 @@ func (b *bootTest) tls(t *testing.T) {
 		t.Errorf("without a certificate again: %v", err)
 	}
 	b.ear.check(t, []string{"after-tls"})
+}
+
+func (b *bootTest) tokens(t *testing.T) {
+	made := strings.Fields(b.Run(t, "revq", "token", "new", "--scope", "send,listen")) // and its line for the file
+	b.Write(t, "/srv/tokens/tokens", strings.Join(made[1:], " ")+"\n")
+	b.Write(t, "/srv/tokens/mine", made[0]+"\n")
+	// Two other sites get them: whoever listens at the usual ones has no token.
+	script, restart, found := strings.Cut(documented(t, "tokens"), "systemctl try-restart")
+	if !found {
+		t.Fatalf("the documented commands restart nothing: %s", restart)
+	}
+	b.Shell(t, "cd /srv/tokens\n"+script+"\nsystemctl start revq-api@7.socket revq-socket@6.socket")
+	p := &poster{host: b.Host, site: "127.0.0.1:8087"}
+	defer p.close()
+	if err := p.post("without-token", "abc"); err == nil || !strings.Contains(err.Error(), "401") {
+		t.Errorf("without a token: %v, want 401", err)
+	}
+	const send = "revq send --token-file /srv/tokens/mine --url http://127.0.0.1:8087 --socket-url ws://127.0.0.1:8086 --wait mnopqr"
+	if got := b.Shell(t, send); got != "rqponm" {
+		t.Errorf("revq send --wait printed %q, want rqponm", got)
+	}
+	for _, unit := range []string{"revq-api@7", "revq-socket@6"} {
+		limits := b.Shell(t, "cat /proc/$(systemctl show --value -p MainPID "+unit+")/limits")
+		if !regexp.MustCompile(`Max core file size +0 +0 `).MatchString(limits) {
+			t.Errorf("%s may write a core:\n%s", unit, limits)
+		}
+	}
+	for _, secret := range made[:2] {
+		if shown := b.shown(t, secret); shown != "0\n0" {
+			t.Errorf("a token or its hash is in the journal, in files, or in properties of units (lines in each):\n%s", shown)
+		}
+	}
+	b.Shell(t, "systemctl stop 'revq-api@7.*' 'revq-socket@6.*'; rm -r /etc/credstore/* /srv/tokens")
 }
 
 func (b *bootTest) moreWorkers(t *testing.T) {
@@ -809,6 +843,22 @@ func (b *bootTest) stop(t *testing.T) {
 	b.ear.check(t, ids) // the tasks that were returned to the queue
 }
 
+// shown returns how many lines of the journal, and of the properties of units,
+// hold a secret, and which other logs, files and processes do: what every user
+// can see.
+func (b *bootTest) shown(t *testing.T, secret string) string {
+	t.Helper()
+	b.Write(t, "/run/needle", secret+"\n")
+	return b.Shell(t, `set +e
+		journalctl --no-pager --output=export | grep -caFf /run/needle
+		grep -rlaFf /run/needle /var/log /tmp /var/tmp
+		systemctl show --all 'revq*' | grep -caFf /run/needle
+		for p in $(systemctl show --value -p MainPID 'revq-*.service'); do
+			[ $p = 0 ] || grep -laFf /run/needle /proc/$p/cmdline /proc/$p/environ
+		done
+		rm /run/needle`)
+}
+
 func (b *bootTest) secrets(t *testing.T) {
 	for _, role := range []string{"api", "worker", "socket", "setup"} {
 		url, err := os.ReadFile(b.Path("/etc/revq/" + role + ".amqp-url"))
@@ -819,16 +869,7 @@ func (b *bootTest) secrets(t *testing.T) {
 		if found == nil {
 			t.Fatalf("the URL of %s is not as expected", role)
 		}
-		b.Write(t, "/run/needle", string(found[1])+"\n")
-		// All logs, and what every user can see of units and processes.
-		out := b.Shell(t, `set +e
-			journalctl --no-pager --output=export | grep -caFf /run/needle
-			grep -rlaFf /run/needle /var/log /tmp /var/tmp
-			systemctl show --all 'revq*' | grep -caFf /run/needle
-			for p in $(systemctl show --value -p MainPID 'revq-*.service'); do
-				[ $p = 0 ] || grep -laFf /run/needle /proc/$p/cmdline /proc/$p/environ
-			done
-			rm /run/needle`)
+		out := b.shown(t, string(found[1]))
 		if out != "0\n0" {
 			t.Errorf("the password of %s is in the journal, in files, or in properties of units (lines in each):\n%s", role, out)
 		}
