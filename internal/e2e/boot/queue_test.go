@@ -469,6 +469,9 @@ done
 try "read the worker's URL" "cat /etc/revq/worker.amqp-url"
 try "list revq's settings" "ls /etc/revq"
 try "read the worker's credential" "cat /run/credentials/revq-worker@shout.service/amqp-url"
+try "read the API's credential" "cat /run/credentials/revq-api@1.service/amqp-url"
+try "look at the host's tokens" "ls /etc/credstore"
+try "read the worker's environment" "cat /proc/` + "$1" + `/environ"
 try "look into the worker" "ls /proc/` + "$1" + `/fd"
 try "read /etc/shadow" "cat /etc/shadow"
 try "look into homes" "ls /home /root"
@@ -485,6 +488,7 @@ func (q *queueTest) handlerSandbox(t *testing.T) {
 	worker := q.Property(t, "revq-worker@shout", "MainPID")
 	q.Write(t, "/usr/local/bin/probe", handlerProbe)
 	q.Run(t, "chmod", "755", "/usr/local/bin/probe")
+	q.Run(t, "install", "-d", "-m", "700", "/etc/credstore")
 	free := answers(q.Run(t, "/usr/local/bin/probe", worker))
 	mayDo := []string{"write in /tmp", "write in /var/tmp"}
 	for what, answer := range free {
@@ -504,7 +508,7 @@ func (q *queueTest) handlerSandbox(t *testing.T) {
 	}
 	t.Logf("root may do all of the %d things, a handler only: %s", len(free), strings.Join(mayDo, ", "))
 	q.unqueue(t, "probe")
-	q.Run(t, "rm", "/usr/local/bin/probe")
+	q.Run(t, "rm", "-d", "/usr/local/bin/probe", "/etc/credstore")
 }
 
 // lacks reports whether the host has no such program.
