@@ -37,16 +37,22 @@ const (
 	unitsPatience = time.Second
 )
 
-// Look asks the daemons with the admin sockets, and then their sites, and with
-// units also systemd. It takes no longer than the times above.
+// Look asks, with units, systemd, then the daemons with the admin sockets, and
+// then their sites. It takes no longer than the times above.
 func Look(ctx context.Context, sockets []string, units bool) Facts {
 	f := Facts{Daemons: make([]Daemon, len(sockets))}
+	if units {
+		f.Units = failedUnits(ctx)
+	}
 	var asking sync.WaitGroup
 	for i, socket := range sockets {
+		// To ask a daemon whose unit has failed would start it once more, and
+		// hide why it failed.
+		if hasFailed(f.Units, socket) {
+			f.Daemons[i] = Daemon{Socket: socket, Error: "its unit has failed"}
+			continue
+		}
 		asking.Go(func() { f.Daemons[i] = ask(ctx, socket) })
-	}
-	if units {
-		asking.Go(func() { f.Units = failedUnits(ctx) })
 	}
 	asking.Wait()
 	f.At = time.Now()
@@ -183,7 +189,7 @@ func unitsIn(shown string) (wrong []Unit) {
 		switch {
 		case of["ActiveState"] == "failed":
 			why = "has failed"
-		case of["SubState"] == "auto-restart":
+		case of["SubState"] == "auto-restart", of["SubState"] == "stop-post" && of["Result"] != "success": // the units wait there after a wrong setting
 			why = "ends again and again"
 		default:
 			continue
