@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -43,7 +44,7 @@ func TestSetupInACluster(t *testing.T) {
 	at := slices.IndexFunc(cfg.URLs, func(url string) bool { return host(url) == got.Without[0] })
 	added := cluster.Hosts[at]
 	cluster.Hosts[0].Tool("rabbitmq-streams", "add_replica", "-p", "test", ResultsQueue, "rabbit@"+added.Name)
-	rabbittest.Eventually(t, "a third replica", func() error {
+	await.Nil(t, "a third replica", func() error {
 		got, err = LookForReplicas(t.Context(), cfg)
 		if err == nil && len(got.Without) > 0 {
 			t.Logf("%v", got)

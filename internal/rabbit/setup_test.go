@@ -11,6 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
 )
@@ -95,7 +96,7 @@ func (r *rig) run(f func(context.Context)) (stop func()) {
 		select {
 		case <-done:
 		case <-time.After(patience):
-			r.t.Errorf("Run does not return; the goroutines:\n%s", rabbittest.Stacks())
+			r.t.Errorf("Run does not return; the goroutines:\n%s", await.Stacks())
 		}
 	})
 	r.t.Cleanup(stop)
@@ -211,11 +212,11 @@ func (r *rig) cut(name string) {
 
 func (r *rig) vhost() string { return r.url[strings.LastIndexByte(r.url, '/')+1:] }
 
-var eventually = rabbittest.Eventually
+var eventually = await.Nil
 
 func receive[T any](t testing.TB, what string, c <-chan T) T {
 	t.Helper()
-	return rabbittest.Receive(t, what, c)
+	return await.Value(t, what, c)
 }
 
 // noLeaks fails a test, not parallel to any other, that leaves a goroutine of
@@ -224,7 +225,7 @@ func noLeaks(t testing.TB) {
 	t.Helper()
 	t.Cleanup(func() {
 		eventually(t, "without goroutines", func() error {
-			for _, g := range strings.Split(rabbittest.Stacks(), "\n\n")[1:] {
+			for _, g := range strings.Split(await.Stacks(), "\n\n")[1:] {
 				if strings.Contains(g, "/internal/rabbit.(") || strings.Contains(g, "amqp091-go.") {
 					return fmt.Errorf("there is\n%s", g)
 				}

@@ -14,6 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/urfave/cli/v3"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/command"
 
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -468,7 +469,7 @@ func TestBrokerThatCannotDeadLetter(t *testing.T) {
 	r.out.Says(t, advice)
 
 	rabbittest.Restart(t, r.node)
-	rabbittest.Eventually(t, "set up", func() error {
+	await.Nil(t, "set up", func() error {
 		_, err := Setup(t.Context(), r.cfg)
 		return err
 	})

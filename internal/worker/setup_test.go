@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
@@ -147,12 +148,12 @@ func (r *rig) left(queue string) int {
 
 func (r *rig) eventually(what string, check func() error) {
 	r.t.Helper()
-	rabbittest.Eventually(r.t, what, check)
+	await.Nil(r.t, what, check)
 }
 
 func receive[T any](t testing.TB, what string, c <-chan T) T {
 	t.Helper()
-	return rabbittest.Receive(t, what, c)
+	return await.Value(t, what, c)
 }
 
 // handlerFunc makes a function a Handler.

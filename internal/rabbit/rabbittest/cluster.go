@@ -20,6 +20,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/proc"
 	"github.com/revq/revq/internal/rabbit/node"
 )
@@ -145,7 +146,7 @@ func (c *Cluster) Formed() {
 	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
 	for _, h := range c.Hosts {
-		Eventually(c.t, "a member", func() error {
+		await.Nil(c.t, "a member", func() error {
 			out, err := h.Eval(ctx, `length(case erlang:function_exported(rabbit_nodes, list_running, 0) of
 				true -> rabbit_nodes:list_running();
 				false -> rabbit_nodes:all_running()
@@ -416,8 +417,8 @@ func (h *Host) end(signal syscall.Signal) {
 	h.signal(signal)
 	select {
 	case <-p.Done():
-	case <-time.After(patience):
-		h.c.t.Errorf("%s did not end within %v", h.Name, patience)
+	case <-time.After(await.Patience):
+		h.c.t.Errorf("%s did not end within %v", h.Name, await.Patience)
 		p.Kill()
 		<-p.Done()
 	}

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -27,7 +28,7 @@ func TestCluster(t *testing.T) {
 	}
 	running := func(h *rabbittest.Host, want string) {
 		t.Helper()
-		rabbittest.Eventually(t, "members as "+h.Name+" sees them", func() error {
+		await.Nil(t, "members as "+h.Name+" sees them", func() error {
 			out, err := h.Eval(t.Context(), "length(nodes())")
 			if err == nil && out != want {
 				err = errors.New(out)
