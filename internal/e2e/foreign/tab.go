@@ -183,7 +183,7 @@ func (p *Tab) Size(width, height int) {
 // Prefer sets what the user prefers: a colour scheme.
 func (p *Tab) Prefer(scheme string) {
 	p.t.Helper()
-	p.do("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}})
+	p.do("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}}) //nolint:misspell // the name of a media feature
 }
 
 // Shoot keeps a screenshot in the directory of REVQ_SCREENSHOTS, if it is set.
