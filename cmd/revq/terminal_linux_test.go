@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,9 +14,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -109,6 +112,49 @@ func TestProgressInNarrowWindow(t *testing.T) {
 	}
 	if columns > narrow {
 		t.Error("no progress was shown")
+	}
+}
+
+// TestStatusWatches looks on while a daemon begins to answer. Each look replaces
+// the one before.
+func TestStatusWatches(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "api.admin")
+	screen, terminal := openTerminal(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "revq", "status", "--watch", "--admin", socket)
+	cmd.Stdout = terminal
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	terminal.Close()
+	lines := bufio.NewReader(screen)
+	verdict := func() string {
+		for {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				t.Fatalf("revq status ended: %v", err)
+			}
+			if _, verdict, ok := strings.Cut(line, "\x1b[H\x1b[2J"); ok {
+				return verdict
+			}
+		}
+	}
+	if first := verdict(); !strings.Contains(first, socket) {
+		t.Errorf("without a daemon it says %q", first)
+	}
+	daemontest.Start(t, daemontest.Config{
+		Path: daemontest.Binary(t, "revq-api"),
+		Args: []string{"--listen", "127.0.0.1:0", "--admin", socket, "--amqp-url", "amqp://127.0.0.1:1"},
+	})
+	for !strings.Contains(verdict(), "the broker") {
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("ended with %v, want status 1", err)
 	}
 }
 
