@@ -372,6 +372,52 @@ func TestGapsAtTheBroker(t *testing.T) {
 	})
 }
 
+// A stream that was re-created while the server was down is another one for those
+// who resume, whether it has fewer results than before or has grown past them.
+func TestReCreatedWhileTheServerWasDown(t *testing.T) {
+	t.Parallel()
+	for name, results := range map[string]int{"shorter": 1, "grown past it": 8} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := prepare(t, rabbittest.Shared(t))
+			publish := s.publisher(t)
+			publishAll := func(n int) {
+				for i := range n {
+					if err := <-publish(fmt.Sprint("text ", i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			start := func() {
+				s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+				s.socket.WaitReady(t)
+			}
+			start()
+			live := s.listen(t, "json")
+			const before = 4
+			publishAll(before)
+			var last wire.Message
+			for range before {
+				last = live.nextResult(t)
+			}
+			s.socket.Terminate(t)
+			if _, err := s.node.Ctl(await.Context(t), "delete_queue", "-p", s.vhost, rabbit.ResultsQueue); err != nil {
+				t.Fatal(err)
+			}
+			await.True(t, "the publisher has declared the stream again", func() bool { return <-publish("the first") == nil })
+			publishAll(results - 1)
+			start()
+			resumed := s.listenAfter(t, "json", wire.Mark{Offset: last.Offset, ID: last.ID}.String())
+			if gap := parse(t, resumed.next(t)); gap.Type != wire.TypeGap || !strings.Contains(gap.Text, "re-created") {
+				t.Errorf("resumed with %+v, want a gap: re-created", gap)
+			}
+			for range results {
+				resumed.nextResult(t)
+			}
+		})
+	}
+}
+
 // Who was greeted and is cut off before anything has come gets all that comes
 // meanwhile, whatever the state of the stream and of the broker at the
 // greeting.
