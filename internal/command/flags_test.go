@@ -28,7 +28,7 @@ func TestFlags(t *testing.T) {
 	}{
 		{name: "defaults", want: defaults},
 		{name: "flags", args: []string{"--max-count", "1", "--bytes=2", "--pause", "3s", "--wait=4s"}, want: values{1, 2, 3 * time.Second, 4 * time.Second}},
-		{name: "variables", env: map[string]string{"REVQ_MAX_COUNT": "10", "REVQ_BYTES": "3000000000", "REVQ_PAUSE": "1h", "REVQ_LEAST": "99h"},
+		{name: "variables", env: map[string]string{"REVQ_MAX_COUNT": "10", "REVQ_BYTES": "3000000000", "REVQ_PAUSE": "1h", "REVQ_WAIT": "99h"},
 			want: values{10, 3_000_000_000, time.Hour, 99 * time.Hour}},
 		{name: "a flag wins", args: []string{"--max-count", "5"}, env: map[string]string{"REVQ_MAX_COUNT": "wrong"}, want: values{5, 8, 9 * time.Second, 10 * time.Second}},
 
@@ -40,7 +40,7 @@ func TestFlags(t *testing.T) {
 		{name: "too long", args: []string{"--pause", "61m"}, said: "--pause must be 100ms to 1h0m0s, not 1h1m0s"},
 		{name: "no upper bound", args: []string{"--wait", "0s"}, said: "--wait must be 1s or more, not 0s"},
 		{name: "a variable", env: map[string]string{"REVQ_MAX_COUNT": "0"}, said: "$REVQ_MAX_COUNT must be 1 to 10, not 0"},
-		{name: "a variable of a time", env: map[string]string{"REVQ_LEAST": "-1s"}, said: "$REVQ_LEAST must be 1s or more, not -1s"},
+		{name: "a variable of a time", env: map[string]string{"REVQ_WAIT": "-1s"}, said: "$REVQ_WAIT must be 1s or more, not -1s"},
 		{name: "no number", args: []string{"--max-count", "1e3"}, said: `--max-count: "1e3" is not a whole number`},
 		{name: "no time", env: map[string]string{"REVQ_PAUSE": "10"}, said: `$REVQ_PAUSE: "10" is not a time: give a number and a unit, such as 500ms, 10s or 5m`},
 	} {

@@ -86,7 +86,7 @@ func Build(dir string) error {
 	var building sync.WaitGroup
 	for i, name := range programs {
 		building.Go(func() {
-			if out, err := exec.Command("go", append(args, module+name)...).CombinedOutput(); err != nil {
+			if out, err := exec.Command("go", slices.Concat(args, []string{module + name})...).CombinedOutput(); err != nil {
 				failed[i] = fmt.Errorf("build %s: %w\n%s", name, err, out)
 			}
 		})
