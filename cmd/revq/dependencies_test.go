@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// The table in internal/README.md gives the reason and licence of each direct
-// dependency in go.mod, and names nothing else.
+// The tables in internal/README.md give the reason and licence of each
+// dependency in go.mod, and name nothing else.
 func TestDependencies(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json", "../../go.mod").Output()
@@ -20,19 +20,14 @@ func TestDependencies(t *testing.T) {
 		t.Fatal(err)
 	}
 	var mod struct {
-		Require []struct {
-			Path     string
-			Indirect bool
-		}
+		Require []struct{ Path string }
 	}
 	if err := json.Unmarshal(out, &mod); err != nil {
 		t.Fatal(err)
 	}
-	direct := make(map[string]bool)
+	required := make(map[string]bool)
 	for _, require := range mod.Require {
-		if !require.Indirect {
-			direct[require.Path] = true
-		}
+		required[require.Path] = true
 	}
 	page, err := os.ReadFile("../../internal/README.md")
 	if err != nil {
@@ -44,14 +39,14 @@ func TestDependencies(t *testing.T) {
 	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| [^|]+ \\| [^|]+ \\|$").FindAllStringSubmatch(section, -1) {
 		explained[row[1]] = true
 	}
-	for _, path := range slices.Sorted(maps.Keys(direct)) {
+	for _, path := range slices.Sorted(maps.Keys(required)) {
 		if !explained[path] {
-			t.Errorf("%s is required without a reason: add it to the table in internal/README.md, section Dependencies", path)
+			t.Errorf("%s is required without a reason: add it to a table in internal/README.md, section Dependencies", path)
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(explained)) {
-		if !direct[path] {
-			t.Errorf("%s is in the table in internal/README.md but is no direct dependency: delete its row", path)
+		if !required[path] {
+			t.Errorf("%s is in a table in internal/README.md but is not required: delete its row", path)
 		}
 	}
 }
