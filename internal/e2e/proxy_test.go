@@ -24,6 +24,7 @@ import (
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/e2e/foreign"
+	livepage "github.com/revq/revq/internal/page"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/stack"
 	"github.com/revq/revq/internal/wire"
@@ -244,7 +245,7 @@ func TestProxies(t *testing.T) {
 	// has no limits.
 	const limits, perSecond = "--trusted-proxy=127.0.0.1 --unlimited-address=127.0.0.1 --address-requests=5 --address-listeners=1", 5
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, append(strings.Fields(limits)[:3], "--allow-host", publicName)...)
-	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, append(strings.Fields(limits), "--allow-host", publicName, "--ping-interval", "1s")...)
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets, append(strings.Fields(limits), "--allow-host", publicName, "--ping-interval", "1s", "--api-url", "/")...)
 	s.api.WaitReady(t)
 	s.socket.WaitReady(t)
 	s.startWorker(t, "--pause", "0s")
@@ -287,6 +288,15 @@ func TestProxies(t *testing.T) {
 				t.Errorf("websocket that resumes: %v", err)
 			}
 			awaitEvent(t, bufio.NewScanner(p.events(t, mark).Body), language+"-2")
+
+			if res := p.request(t, http.MethodGet, livepage.Path, ""); res.StatusCode != http.StatusOK || !strings.Contains(res.Header.Get("Content-Security-Policy"), "connect-src 'self'") {
+				t.Errorf("the live page: %s, policy %q", res.Status, res.Header.Get("Content-Security-Policy"))
+			}
+			for path, status := range map[string]int{wire.ResultPath + "unknown-id": http.StatusNotFound, wire.TicketPath: http.StatusMethodNotAllowed} {
+				if res := p.request(t, http.MethodGet, path, "", noOrigin...); res.StatusCode != status || res.Header.Get("Content-Type") != wire.ProblemType {
+					t.Errorf("%s: %s of type %q, want %d of revq", path, res.Status, res.Header.Get("Content-Type"), status)
+				}
+			}
 
 			if res := p.request(t, http.MethodPost, wire.QueuePath, "text=x", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"); res.StatusCode != http.StatusForbidden {
 				t.Errorf("a foreign page gets %s", res.Status)
