@@ -81,6 +81,7 @@ func TestBoot(t *testing.T) {
 		{"root and the group revq-admin see how all daemons do, and nobody else", b.look},
 		{"what was stopped stays stopped when somebody looks", b.lookOnly},
 		{"the metrics of all daemons are at one address", b.metrics},
+		{"a new operator sees what is wrong with Prometheus and revq status", b.monitor},
 		{"a start is a few lines in the journal, with their levels", b.journal},
 		{"the API restarts 20 times and no request fails", b.restartAPI},
 		{"the socket server restarts and nothing is missed", b.restartSocket},
