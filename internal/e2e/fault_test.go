@@ -371,19 +371,20 @@ func (r *trial) summary(seed uint64, took time.Duration) string {
 	for i, f := range faults {
 		byKind = append(byKind, fmt.Sprintf("%d %s", r.counts[i], f.name))
 	}
-	lost, twice, gaps, connections := 0, 0, 0, 0
+	lost, twice, late, gaps, connections := 0, 0, 0, 0, 0
 	for _, f := range r.listeners {
 		f.mu.Lock()
 		twice += len(f.twice)
+		late += f.late
 		gaps += len(f.gaps)
 		connections += f.connections
 		f.mu.Unlock()
 		lost += len(f.missing(r.posters.accepted))
 	}
 	p := r.posters
-	return fmt.Sprintf("seed %d: %d tasks accepted, %d lost, %d twice, %d gaps told at %d listeners (%d connections); %d faults: %s; "+
+	return fmt.Sprintf("seed %d: %d tasks accepted, %d lost, %d twice, %d more beyond the backlog, %d gaps told at %d listeners (%d connections); %d faults: %s; "+
 		"%d requests refused, %d broken off, longest %v; %d accepted without a broker; %d given up; %d dead letters requeued; %v",
-		seed, len(p.accepted), lost, twice, gaps, len(r.listeners), connections, r.inflicted(), strings.Join(byKind, ", "),
+		seed, len(p.accepted), lost, twice, late, gaps, len(r.listeners), connections, r.inflicted(), strings.Join(byKind, ", "),
 		p.refused, p.broken, p.longest.Round(time.Millisecond), len(p.impossible), r.givenUp, len(r.requeued), took.Round(time.Second))
 }
 

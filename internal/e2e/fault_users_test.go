@@ -19,6 +19,7 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/client"
+	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/task"
@@ -191,7 +192,9 @@ type follower struct {
 	heard       rhythm                  // of the results
 	got         map[string]wire.Message // by id
 	failed      map[string]int          // how often each task was given up
+	number      map[string]int          // which of its results each was, by id
 	twice, gaps []string
+	late        int // results that came twice beyond what a server knows that was restarted
 	connections int
 	events      []string
 	err         error // for which the listener has ended
@@ -200,7 +203,7 @@ type follower struct {
 // follow starts listener i, and waits until it has been greeted.
 func (r *trial) follow(i int, queues ...string) *follower {
 	f := &follower{
-		name: fmt.Sprintf("listener %d", i), queues: queues, got: make(map[string]wire.Message), failed: make(map[string]int),
+		name: fmt.Sprintf("listener %d", i), queues: queues, got: make(map[string]wire.Message), failed: make(map[string]int), number: make(map[string]int),
 	}
 	var urls []string
 	for n := range r.sockets {
@@ -274,11 +277,16 @@ func (f *follower) receive(m wire.Message) {
 		return
 	}
 	if before, ok := f.got[m.ID]; ok {
+		if len(f.got)-f.number[m.ID] > feed.DefaultConfig().Backlog { // see internal/socket/README.md, Repetitions
+			f.late++
+			return
+		}
 		f.twice = append(f.twice, fmt.Sprintf("%s at %d and %d", m.ID, before.Offset, m.Offset))
 		f.event("%s again at %d, after %d", m.ID, m.Offset, before.Offset)
 		return
 	}
 	f.got[m.ID] = m
+	f.number[m.ID] = len(f.got)
 	f.heard.beat()
 }
 
