@@ -111,8 +111,8 @@ func (w *Worker) Ready() error { return w.gate.err() }
 // those that this worker has beside them, until it gives them up.
 func (w *Worker) TookBack(consumerTimeout time.Duration) {
 	limit := consumerTimeout / 2
-	if before := time.Duration(w.limit.Swap(int64(limit))); before == limit || consumerTimeout >= w.cfg.ConsumerTimeout {
-		return
+	if consumerTimeout >= w.cfg.ConsumerTimeout || w.limit.Swap(int64(limit)) == int64(limit) {
+		return // as it was told, or learned before
 	}
 	w.log.Error("the broker takes tasks back sooner than this worker was told; from now on attempts end within half of that time: raise consumer_timeout at the broker, or lower --consumer-timeout and what it bounds here",
 		"consumer_timeout", consumerTimeout, "told", w.cfg.ConsumerTimeout, "limit", limit)
