@@ -264,7 +264,11 @@ func (p *guest) post(t *testing.T, i int, id, text string) (refused []string) {
 			err = fmt.Errorf("%d %s", res.StatusCode, body)
 		}
 		refused = append(refused, err.Error())
-		time.Sleep(time.Second) // as Retry-After says
+		select {
+		case <-time.After(time.Second): // as Retry-After says
+		case <-t.Context().Done():
+			return refused
+		}
 	}
 	t.Fatalf("the client that behaves is not served: %.2000q", refused)
 	return nil
