@@ -404,7 +404,7 @@ func (s *system) size(t *testing.T) (senders, readers int, lasts time.Duration, 
 	}
 	t.Parallel()
 	// Fewer places than there are attackers, for an address and for all.
-	return 150, 50, time.Second, []string{strangers, "--address-connections=50", "--max-connections=60"},
+	return 150, 50, 2 * time.Second, []string{strangers, "--address-connections=50", "--max-connections=60"},
 		[]string{strangers, kept, "--max-handshakes=60", "--address-listeners=20", "--write-timeout=1s", "--ping-interval=1s"}
 }
 
