@@ -35,7 +35,9 @@ With --queue, there is also a queue of that name, and as many workers that have
 PROGRAM handle its tasks.
 
 The daemons take their settings from the environment. REVQ_PAUSE=0s, for
-example, makes the workers not pause. revq settings lists all settings.
+example, makes the workers not pause. revq settings lists all settings. Only the
+command line says which program handles tasks: REVQ_QUEUE, REVQ_EXEC and
+REVQ_HANDLER are ignored.
 
 EXAMPLES:
    revq up

@@ -5,7 +5,6 @@
 package stack
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +19,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/revq/revq/internal/command"
 	"github.com/revq/revq/internal/page"
@@ -54,7 +51,7 @@ type Config struct {
 	Persistent bool
 
 	// Env are variables for the daemons, as NAME=VALUE. They override those of
-	// this program.
+	// this program, of which some are not passed on: see environment.
 	Env []string
 
 	// Ready, if it is not nil, is called each time that a daemon becomes ready,
@@ -119,6 +116,9 @@ func Run(ctx context.Context, cfg Config, up func()) (err error) {
 	}
 	defer func() { err = errors.Join(err, group.Close()) }()
 	s := &Stack{cfg: cfg, dir: dir, group: group, out: &output{w: cfg.Output}}
+	if ignored := ignoredHandler(); ignored != "" {
+		s.out.say("ignoring %s: give a program with --queue NAME -- PROGRAM, and --persistent if it is no filter", ignored)
+	}
 
 	broker, err := s.startBroker(ctx, server)
 	if err != nil {
@@ -354,6 +354,22 @@ func (s *Stack) runOnce(ctx context.Context, path string, d service, ready chan<
 	}
 }
 
+// handlerVariables say what program handles a worker's tasks. They are not
+// passed on: there are two kinds of workers, and neither could start with what
+// is meant for the other.
+var handlerVariables = []string{"REVQ_EXEC", "REVQ_HANDLER"}
+
+// ignoredHandler names the handlerVariables that are set; "" for none.
+func ignoredHandler() string {
+	var set []string
+	for _, name := range handlerVariables {
+		if os.Getenv(name) != "" {
+			set = append(set, name)
+		}
+	}
+	return strings.Join(set, " and ")
+}
+
 // environment returns this program's variables and some more, without those
 // that would contradict how the daemons are started.
 func environment(add ...string) []string {
@@ -361,9 +377,11 @@ func environment(add ...string) []string {
 	for _, v := range os.Environ() {
 		name, _, _ := strings.Cut(v, "=")
 		switch name {
-		case "REVQ_SITES", "REVQ_LISTEN", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "JOURNAL_STREAM":
+		case "REVQ_SITES", "REVQ_LISTEN", "REVQ_QUEUE", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "JOURNAL_STREAM":
 		default:
-			env = append(env, v)
+			if !slices.Contains(handlerVariables, name) {
+				env = append(env, v)
+			}
 		}
 	}
 	return append(env, add...)
@@ -382,61 +400,6 @@ func find(binary string) (string, error) {
 		return "", fmt.Errorf("%s is neither beside this program nor in PATH: build all of revq with `go build -o bin/ ./cmd/...` and run bin/revq", binary)
 	}
 	return path, nil
-}
-
-// A notify is the service manager's end of sd_notify.
-type notify struct {
-	path  string
-	conn  *net.UnixConn
-	ready chan struct{} // gets one value when the daemon is ready for the first time
-
-	mu     sync.Mutex
-	status string // the newest status
-}
-
-func listenNotify(path string) (*notify, error) {
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return nil, fmt.Errorf("listen for the daemon's readiness: %w", err)
-	}
-	n := &notify{path: path, conn: conn, ready: make(chan struct{}, 1)}
-	go n.receive()
-	return n, nil
-}
-
-// receive reads what the daemon sends until close. It must not wait for
-// anything else, since the socket's queue is short.
-func (n *notify) receive() {
-	message := make([]byte, 4<<10)
-	for ready := false; ; {
-		length, err := n.conn.Read(message)
-		if err != nil {
-			return // closed
-		}
-		for line := range strings.SplitSeq(string(message[:length]), "\n") {
-			if line == daemon.SdNotifyReady && !ready { // the others end reloads
-				ready = true
-				n.ready <- struct{}{}
-			}
-			if status, ok := strings.CutPrefix(line, "STATUS="); ok {
-				n.mu.Lock()
-				n.status = status
-				n.mu.Unlock()
-			}
-		}
-	}
-}
-
-// lastStatus returns the daemon's newest status.
-func (n *notify) lastStatus() string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return cmp.Or(n.status, "none")
-}
-
-func (n *notify) close() {
-	n.conn.Close()
-	os.Remove(n.path)
 }
 
 // A broker is the RabbitMQ that the stack uses.
