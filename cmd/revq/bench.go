@@ -177,12 +177,15 @@ counts results at a listener.
 
 EXAMPLES:
    revq bench --up worker
+   revq bench --up worker --exec ./classify.py --persistent --concurrency 16
    revq bench --up worker --workers 4 --tasks 500000`,
 		Flags: []cli.Flag{
 			b.tasks("queue `N` tasks"),
 			b.workers("run `N` workers"),
 			b.concurrency("`N` tasks at once in each worker"),
 			b.textBytes("`BYTES` in a text"),
+			&cli.StringFlag{Name: "exec", Usage: "have `PROGRAM` handle the tasks, not the built-in handler", Destination: &b.Exec},
+			&cli.BoolFlag{Name: "persistent", Usage: "PROGRAM is no filter, but speaks the handlers' protocol", Destination: &b.Persistent},
 		},
 		Action: b.action(b.Worker),
 	}

@@ -45,8 +45,10 @@ type Config struct {
 
 	// Workers of a private broker.
 	Workers     int
-	Concurrency int   // tasks at once, of each
-	Tasks       int64 // that are queued for them
+	Concurrency int    // tasks at once, of each
+	Tasks       int64  // that are queued for them
+	Exec        string // the program that handles them; "" for the built-in handler
+	Persistent  bool   // it is no filter
 
 	// Grow.
 	MaxDepth int64 // of the queue

@@ -155,5 +155,9 @@ func laterOf(a, b time.Time) time.Time {
 }
 
 func (b *Bench) workerEnv() []string {
-	return []string{fmt.Sprintf("REVQ_CONCURRENCY=%d", b.Concurrency)}
+	env := []string{fmt.Sprintf("REVQ_CONCURRENCY=%d", b.Concurrency), "REVQ_EXEC=" + b.Exec}
+	if b.Persistent {
+		env = append(env, "REVQ_HANDLER=persistent")
+	}
+	return env
 }
