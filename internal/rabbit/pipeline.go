@@ -27,10 +27,19 @@ const stuckTimeout = 30 * time.Second
 // suspectAfter is how long a broker with several nodes may confirm nothing while
 // messages are in flight. Then the link goes to another node: this one may hang,
 // be cut off, or have lost what it passed on to a leader that died (measured on
-// 3.10.8: the messages were never confirmed). If another session fares no
-// better, the time doubles, up to stuckTimeout: the broker is slow as a whole,
-// and a new session only adds to its work.
+// 3.10.8: the messages were never confirmed).
 const suspectAfter = 2 * time.Second
+
+// suspectTries is how many sessions in a row are given up after that time. A
+// queue or stream needs a few seconds to get another leader, and a session may
+// begin before that. After them the time doubles, up to stuckTimeout: the broker
+// is slow as a whole, and a new session only adds to its work.
+const suspectTries = 3
+
+// suspicionAfter returns how long the next session may confirm nothing.
+func suspicionAfter(suspects int) time.Duration {
+	return min(suspectAfter<<max(0, min(suspects, 16)-suspectTries+1), stuckTimeout)
+}
 
 // lagsAfter is how long a connection may confirm nothing while messages are in
 // flight before others are preferred for new messages.

@@ -51,7 +51,7 @@ type lane struct {
 	pipe   atomic.Pointer[pipeline] // nil while there is no session
 	shared *shared
 
-	suspect time.Duration // of the next pipeline; see suspectAfter
+	suspects int // sessions in a row that were given up as suspect and confirmed nothing
 }
 
 // NewPublisher returns a Publisher. It is connected while Run runs.
@@ -100,9 +100,9 @@ func (l *lane) run(ctx context.Context) {
 		defer l.pipe.Store(nil)
 		err := pipe.run(ctx)
 		if errors.Is(err, errSuspect) && !pipe.useful {
-			l.suspect = min(2*pipe.suspect, stuckTimeout)
+			l.suspects++
 		} else {
-			l.suspect = suspectAfter
+			l.suspects = 0
 		}
 		return err
 	})
@@ -114,7 +114,7 @@ func (l *lane) suspicion() time.Duration {
 	if len(l.link.cfg.urls()) == 1 {
 		return 0 // there is no other one
 	}
-	return max(l.suspect, suspectAfter)
+	return suspicionAfter(l.suspects)
 }
 
 // current returns the pipeline of the session, or the reason why there is none.
