@@ -25,12 +25,16 @@ type Consumer struct {
 
 	link     *link
 	prefetch int
+	vigil    *vigil
 }
 
 // NewConsumer returns a Consumer that takes tasks from the Topology's Queue and
 // holds up to prefetch of them at once.
 func NewConsumer(cfg Config, prefetch int, log *slog.Logger) *Consumer {
-	return &Consumer{link: newLink(cfg, "consumer", []string{TasksQueueOf(cfg.Topology.Queue)}, log), prefetch: prefetch}
+	return &Consumer{
+		link: newLink(cfg, "consumer", []string{TasksQueueOf(cfg.Topology.Queue)}, log), prefetch: prefetch,
+		vigil: &vigil{cfg: cfg, after: starveAfter, within: starveWithin},
+	}
 }
 
 // Ready returns nil while tasks are being consumed, otherwise the reason.
@@ -99,6 +103,7 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 		next := make(chan *Delivery)
 		noMore := sync.OnceFunc(func() { close(next) })
 		defer noMore()
+		heard := c.vigil.heard.Load()
 		err := c.consume(ctx, s, func(ctx context.Context, d *Delivery) {
 			select {
 			case next <- d:
@@ -114,6 +119,7 @@ func (c *Consumer) Run(ctx context.Context, handle func(context.Context, *Delive
 			noMore()
 			handlers.Wait()
 		})
+		c.vigil.ended(s, heard)
 		if timeout, ok := consumerTimeout(context.Cause(s.ctx)); ok && c.TookBack != nil {
 			c.TookBack(timeout)
 		}
@@ -158,6 +164,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	defer func() { cancel(context.Cause(s.ctx)) }()
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 
+	c.vigil.begin(ctx, s, func() bool { return !loans.isFull() })
 	for {
 		s.loop.Idle()
 		select {
@@ -166,6 +173,7 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			if !ok {
 				return s.why(nil)
 			}
+			c.vigil.heard.Add(1)
 			begin(handleCtx, loans.begin(d))
 		case <-s.ctx.Done():
 			return nil

@@ -26,9 +26,10 @@ const ackInterval = 10 * time.Millisecond
 // the queue. Loans that are done after one that is not are acknowledged one by
 // one.
 type loans struct {
-	ch      *amqp.Channel
-	queue   string // whose tasks they are
-	maxDone int    // acknowledgements to gather
+	ch       *amqp.Channel
+	queue    string // whose tasks they are
+	prefetch int    // maximum number of open ones
+	maxDone  int    // acknowledgements to gather
 
 	gaveUp func() // called when the task of a loan may have become a dead letter
 
@@ -40,7 +41,7 @@ type loans struct {
 }
 
 func newLoans(ch *amqp.Channel, queue string, prefetch int) *loans {
-	return &loans{ch: ch, queue: queue, maxDone: max(1, prefetch/2), gaveUp: func() {}}
+	return &loans{ch: ch, queue: queue, prefetch: prefetch, maxDone: max(1, prefetch/2), gaveUp: func() {}}
 }
 
 // begin adds d, the newest delivery.
@@ -54,6 +55,13 @@ func (l *loans) begin(d amqp.Delivery) *Delivery {
 	defer l.mu.Unlock()
 	loan.place = l.open.PushBack(loan)
 	return loan
+}
+
+// isFull reports whether the broker sends no more tasks before it gets an answer.
+func (l *loans) isFull() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open.Len() >= l.prefetch
 }
 
 // end removes the loan of d and calls send, which tells the broker.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -23,15 +24,17 @@ const (
 	// needs up to a millisecond to read each.
 	proveRarely = time.Minute
 
+	// proveInCluster is the same for a broker with several nodes, most of which
+	// may be lost without a word to the clients of another one. A mark of any
+	// reader serves all of them. With storeWithin, a reader is not ready less
+	// than 5 s after the last moment at which something could come.
+	proveInCluster = 2 * time.Second
+
 	// proveWithin is how long a message may take to the reader once the broker
 	// has confirmed it, or another node has sent it. Measured: 1 to 3 ms; if
 	// that is too strict for a broker under heavy load, the reader only
 	// connects again.
-	proveWithin = 2500 * time.Millisecond
-
-	// proveSteps is in how many steps proveWithin passes. A process that was
-	// suspended meanwhile has all the others left to receive the message.
-	proveSteps = 10
+	proveWithin = 2 * time.Second
 
 	// proveBytes is how many bytes show that a message is arriving, which may
 	// take long if it is long. Heartbeats alone are a few dozen bytes while a
@@ -41,14 +44,25 @@ const (
 	// storeWithin is how long the nodes together may take to confirm a mark.
 	// Beyond that the reader is not ready: no results can come. With
 	// proveAfter, that is less than 5 s after the last one.
-	storeWithin = 3 * time.Second
+	storeWithin = 2500 * time.Millisecond
 
 	// storeStagger is after how much of it one more node is asked.
 	storeStagger = 500 * time.Millisecond
+
+	// answerWithin is how long a node may take to answer a question that needs
+	// neither another node nor a disk. Measured: less than 1 ms.
+	answerWithin = 2 * time.Second
+
+	// waitSteps is in how many steps these times pass. A process that was
+	// suspended meanwhile has all the others left to receive the message.
+	waitSteps = 10
 )
 
 // errSilent means that the broker no longer sends what is in the stream.
 var errSilent = errors.New("the broker does not send what is in the stream: its consumer has died, or the node was cut off from the others")
+
+// errNoAnswer means that a node is connected and does not answer.
+var errNoAnswer = errors.New("the node does not answer: it hangs or was cut off")
 
 // errNotStored means that no node confirms a mark.
 var errNotStored = errors.New("the broker stores nothing in the stream at present: most of its nodes are down or cut off")
@@ -97,6 +111,7 @@ func (p *proof) watch(s *session) {
 		if p.heard.Load() != before {
 			continue
 		}
+		go s.mustAnswer()
 		err := p.guard(s)
 		switch {
 		case errors.Is(err, errSilent):
@@ -126,13 +141,14 @@ func (p *proof) guard(s *session) error {
 	defer other.close()
 	defer drop(deliveries)
 	for {
-		if !p.reaches(s, func() bool { return p.heard.Load() > before }) {
+		if !s.reaches(p.within, func() bool { return p.heard.Load() > before }) {
 			return errSilent
 		}
 		p.settle(s)
 		if err := p.compare(s, other, deliveries, news); err != nil || s.ctx.Err() != nil || p.news.Load() != news {
 			return err
 		}
+		go s.mustAnswer()
 		before = p.heard.Load()
 		ctx, cancel := context.WithTimeout(s.ctx, storeWithin)
 		err := other.putMark(ctx)
@@ -143,11 +159,14 @@ func (p *proof) guard(s *session) error {
 	}
 }
 
-// compare checks for p.rarely that the reader gets what the other consumer gets.
-// It returns earlier when there are news, the session ends, or the other one
-// does.
+// compare checks that the reader gets what the other consumer gets. It returns
+// when the other one has got nothing for p.rarely or a little less, so that the
+// mark of one reader comes before those of the others; also when there are news,
+// the session ends, or the other one does.
 func (p *proof) compare(s, other *session, deliveries <-chan amqp.Delivery, news int64) error {
-	end := time.After(p.rarely)
+	wait := func() time.Duration { return p.rarely - rand.N(p.rarely/4+1) }
+	end := time.NewTimer(wait())
+	defer end.Stop()
 	for p.news.Load() == news {
 		select {
 		case d, ok := <-deliveries:
@@ -158,13 +177,14 @@ func (p *proof) compare(s, other *session, deliveries <-chan amqp.Delivery, news
 			if err != nil {
 				return err
 			}
-			if !p.reaches(s, func() bool { return p.newest.Load() >= offset }) {
+			if !s.reaches(p.within, func() bool { return p.newest.Load() >= offset }) {
 				return errSilent
 			}
 			if err := d.Ack(false); err != nil {
 				return err
 			}
-		case <-end:
+			end.Reset(wait())
+		case <-end.C:
 			return nil
 		case <-s.ctx.Done():
 			return nil
@@ -173,19 +193,38 @@ func (p *proof) compare(s, other *session, deliveries <-chan amqp.Delivery, news
 	return nil
 }
 
-// reaches waits until done, or until a long message is arriving, for p.within.
-// It returns false if neither happens.
-func (p *proof) reaches(s *session, done func() bool) bool {
+// reaches waits until done, or until a long message is arriving, for within. It
+// returns false if neither happens.
+func (s *session) reaches(within time.Duration, done func() bool) bool {
 	bytes := s.pace.received.Load()
-	for range proveSteps {
+	for range waitSteps {
 		if done() || s.pace.received.Load()-bytes > proveBytes {
 			return true
 		}
-		if !sleep(s.ctx, p.within/proveSteps) {
+		if !sleep(s.ctx, within/waitSteps) {
 			return true // the session has ended for another reason
 		}
 	}
 	return done()
+}
+
+// mustAnswer ends the session if its node does not answer and there are others.
+func (s *session) mustAnswer() {
+	if s.many && !s.answers() {
+		s.end(errNoAnswer)
+	}
+}
+
+// answers reports whether the node answers within answerWithin. Its heartbeats
+// are too slow for that.
+func (s *session) answers() bool {
+	var answered atomic.Bool
+	go func() {
+		// An error is an answer, too, and ends the session if it is more.
+		_ = s.onChannel(func(*amqp.Channel) error { return nil })
+		answered.Store(true)
+	}()
+	return s.reaches(answerWithin, answered.Load)
 }
 
 // sleep returns false if ctx ends first.
@@ -199,18 +238,38 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 }
 
 // station returns a session and a consumer at the end of the stream, by which a
-// mark was stored. It is at another node than s, if one can do that. It asks one
-// node after the other, and does not wait long for any of them.
+// mark was stored. It is at another node than s, if one can do that.
 func (p *proof) station(s *session) (*session, <-chan amqp.Delivery, error) {
-	ctx, cancel := context.WithTimeoutCause(s.ctx, storeWithin, fmt.Errorf("not within %v", storeWithin))
-	urls := slices.Clone(p.cfg.urls())
-	if at := slices.Index(urls, s.url); at >= 0 {
-		urls = slices.Concat(urls[at+1:], urls[:at+1])
-	}
-	type answer struct {
+	type station struct {
 		other      *session
 		deliveries <-chan amqp.Delivery
-		err        error
+	}
+	at, err := elsewhere(s.ctx, around(p.cfg.urls(), s.url), storeWithin, func(ctx context.Context, url string) (station, error) {
+		other, deliveries, err := p.stationAt(ctx, url)
+		return station{other, deliveries}, err
+	}, func(at station) {
+		drop(at.deliveries)
+		at.other.close()
+	})
+	return at.other, at.deliveries, err
+}
+
+// around returns all URLs, beginning after url, which comes last.
+func around(urls []string, url string) []string {
+	at := slices.Index(urls, url) + 1
+	return slices.Concat(urls[at:], urls[:at])
+}
+
+// elsewhere asks one node after the other until one of them answers, and does
+// not wait long for any of them. It asks each twice: a queue or stream may get a
+// leader meanwhile, and what was sent to the previous one may be lost. It calls
+// discard with answers that come too late.
+func elsewhere[T any](ctx context.Context, urls []string, within time.Duration, ask func(ctx context.Context, url string) (T, error), discard func(T)) (found T, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("not within %v", within))
+	urls = slices.Concat(urls, urls)
+	type answer struct {
+		found T
+		err   error
 	}
 	answers := make(chan answer)
 	asked, open := 0, 0
@@ -219,8 +278,7 @@ func (p *proof) station(s *session) (*session, <-chan amqp.Delivery, error) {
 		go func() {
 			for range open {
 				if a := <-answers; a.err == nil {
-					drop(a.deliveries)
-					a.other.close()
+					discard(a.found)
 				}
 			}
 		}()
@@ -232,23 +290,23 @@ func (p *proof) station(s *session) (*session, <-chan amqp.Delivery, error) {
 			asked++
 			open++
 			go func() {
-				other, deliveries, err := p.stationAt(ctx, url)
-				answers <- answer{other, deliveries, err}
+				found, err := ask(ctx, url)
+				answers <- answer{found, err}
 			}()
 		}
 		select {
 		case a := <-answers:
 			open--
 			if a.err == nil {
-				return a.other, a.deliveries, nil
+				return a.found, nil
 			}
 			errs = append(errs, a.err)
 			if open == 0 && asked == len(urls) {
-				return nil, nil, errors.Join(errs...)
+				return found, errors.Join(errs...)
 			}
 		case <-time.After(storeStagger):
 		case <-ctx.Done():
-			return nil, nil, errors.Join(append(errs, context.Cause(ctx))...)
+			return found, errors.Join(append(errs, context.Cause(ctx))...)
 		}
 	}
 }

@@ -77,6 +77,9 @@ func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 		pause: historyPause,
 	}
 	proof := &proof{cfg: cfg, after: proveAfter, rarely: proveRarely, within: proveWithin}
+	if len(cfg.urls()) > 1 {
+		proof.rarely = proveInCluster
+	}
 	proof.report = func(s *session, err error) {
 		if l.session.Load() == s {
 			l.setState(err)
