@@ -27,6 +27,7 @@ var (
 	clusterRounds = flag.Int("cluster.rounds", 1, "how often TestClusterFaults goes through all faults in the long form")
 	clusterOnly   = flag.String("cluster.only", "", "only those faults of TestClusterFaults that have this in their name")
 	clusterRoot   = flag.String("cluster.root", "", "root of a file system with another release of RabbitMQ, as debootstrap makes it")
+	clusterConfig = flag.String("cluster.config", clusterSettings, "the nodes' advanced.config, without the full stop")
 	clusterHold   = flag.Duration("cluster.hold", 0, "how long a fault lasts; 0: 10 s, and 60 s in the long form")
 )
 
@@ -37,6 +38,10 @@ const (
 
 	// clusterSettings are what internal/rabbit/README.md recommends.
 	clusterSettings = `[{kernel, [{net_ticktime, 8}]}, {aten, [{poll_interval, 1000}]}, {rabbit, [{cluster_partition_handling, pause_minority}]}]`
+
+	// clusterWarm is how long everything works before the first fault: each
+	// connection has been used by then.
+	clusterWarm = 3 * time.Second
 
 	// clusterLimit is the time limit for everything to work again once a fault
 	// is over.
@@ -149,7 +154,7 @@ type clusterTrial struct {
 func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 	t.Helper()
 	cluster := rabbittest.StartCluster(t, rabbittest.ClusterConfig{
-		Hosts: 3, Root: *clusterRoot, Advanced: clusterSettings,
+		Hosts: 3, Root: *clusterRoot, Advanced: *clusterConfig,
 	})
 	r := &trial{
 		system: &system{url: cluster.URL(), binary: daemontest.Binary}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
@@ -161,6 +166,7 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 		t.Fatal(err)
 	}
 	r.startClients(3)
+	<-time.After(clusterWarm)
 	return &clusterTrial{r, cluster}
 }
 
