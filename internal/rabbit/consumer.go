@@ -165,6 +165,9 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 
 	c.vigil.begin(ctx, s, func() bool { return !loans.isFull() })
+	leave := make(chan struct{})
+	go c.link.homesick(s, func() { close(leave) })
+	var idle <-chan time.Time // looks for a moment without tasks, to leave the node
 	for {
 		s.loop.Idle()
 		select {
@@ -177,6 +180,22 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			begin(handleCtx, loans.begin(d))
 		case <-s.ctx.Done():
 			return nil
+		case <-leave:
+			leave, idle = nil, time.Tick(leaveInterval)
+		case <-idle:
+			s.loop.Busy()
+			if !loans.isEmpty() {
+				continue
+			}
+			if err := s.cancel(tag); err != nil {
+				return err
+			}
+			for d := range deliveries { // few, if any
+				if err := loans.begin(d).Requeue(); err != nil {
+					return fmt.Errorf("return a task: %w", err)
+				}
+			}
+			return errHome
 		case <-ctx.Done():
 			s.loop.Busy()
 			// This comes first: if the channel is closed soon afterwards, the
@@ -184,11 +203,8 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			if err := loans.flush(); err != nil {
 				return fmt.Errorf("acknowledge: %w", err)
 			}
-			hung := time.AfterFunc(closeTimeout, func() { s.raw.Close() })
-			err := s.ch.Cancel(tag, false)
-			hung.Stop()
-			if err != nil {
-				return fmt.Errorf("stop consuming: %w", err)
+			if err := s.cancel(tag); err != nil {
+				return err
 			}
 			cancel(context.Cause(ctx))
 			// Tasks that the broker sent before the cancellation reached it are
@@ -204,6 +220,20 @@ func (c *Consumer) consume(ctx context.Context, s *session, begin func(context.C
 			return nil
 		}
 	}
+}
+
+// leaveInterval is how often a consumer that is to leave its node looks whether
+// it has no task at the moment.
+const leaveInterval = 100 * time.Millisecond
+
+// cancel ends a consumer. Its deliveries end with the last one that was sent.
+func (s *session) cancel(tag string) error {
+	hung := time.AfterFunc(closeTimeout, func() { s.raw.Close() })
+	defer hung.Stop()
+	if err := s.ch.Cancel(tag, false); err != nil {
+		return fmt.Errorf("stop consuming: %w", err)
+	}
+	return nil
 }
 
 // deadQueueInterval is the minimum time between two checks for the queue of

@@ -64,6 +64,13 @@ func (l *loans) isFull() bool {
 	return l.open.Len() >= l.prefetch
 }
 
+// isEmpty reports whether the broker has been told of all tasks.
+func (l *loans) isEmpty() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open.Len() == 0
+}
+
 // end removes the loan of d and calls send, which tells the broker.
 func (l *loans) end(d *Delivery, send func() error) error {
 	l.mu.Lock()

@@ -79,18 +79,6 @@ type route struct{ exchange, key, id string }
 
 func (p *publication) route() route { return route{p.exchange, p.key, p.message.MessageId} }
 
-// shared is the state that the pipelines of one publisher share.
-type shared struct {
-	// blocked is how many of the pipelines the broker has blocked. An alarm
-	// concerns the whole cluster, so if it blocks one, all are taken to be
-	// blocked.
-	blocked atomic.Int32
-
-	// published is when a message was last published, in nanoseconds since
-	// 1970.
-	published atomic.Int64
-}
-
 // settle answers the publication once. The pipeline's lock must be held.
 func (p *publication) settle(err error) {
 	if !p.settled {
@@ -131,7 +119,8 @@ type pipeline struct {
 	wake    chan struct{}          // waiting is not empty
 	access  atomic.Pointer[access] // to the WaitExchange
 	dead    atomic.Pointer[access] // to the queue of dead letters
-	lags    atomic.Bool            // others are preferred for new messages
+	lags    atomic.Bool            // others are preferred for new messages; it is counted in shared.lagging
+	leaves  atomic.Bool            // the session ends when nothing is in flight
 	suspect time.Duration          // how long nothing may be confirmed; 0: up to stuckTimeout
 
 	mu      sync.Mutex
@@ -242,6 +231,7 @@ func (p *pipeline) abandon(reason error) {
 	}
 	p.waiting, p.sent = nil, nil
 	p.block(false)
+	p.lag(false)
 }
 
 // write hands the waiting publications to the connection.
@@ -360,7 +350,7 @@ func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 	}
 	p.useful = p.useful || !pub.probe
 	p.silence = 0
-	p.lags.Store(false)
+	p.lag(false)
 	switch {
 	case len(returned) > 0 && returned[pub.route()] > 0:
 		if returned[pub.route()]--; returned[pub.route()] == 0 {
@@ -398,6 +388,17 @@ func (p *pipeline) setBlocked(b amqp.Blocking) {
 	p.review()
 }
 
+// lag records whether others are preferred for new messages. The lock must be
+// held.
+func (p *pipeline) lag(lags bool) {
+	switch before := p.lags.Swap(lags); {
+	case lags && !before:
+		p.shared.count(p.s.url, 1)
+	case !lags && before:
+		p.shared.count(p.s.url, -1)
+	}
+}
+
 // block records whether the broker has blocked the connection. The lock must be
 // held.
 func (p *pipeline) block(blocked bool) {
@@ -418,13 +419,16 @@ func (p *pipeline) expire(now time.Time) error {
 	defer p.mu.Unlock()
 	p.settleAll(func(pub *publication) bool { return now.After(pub.deadline) }, ErrTimeout)
 	p.review()
+	if p.leaves.Load() && len(p.sent)+len(p.waiting) == 0 {
+		return errHome
+	}
 	if len(p.sent) == 0 || p.shared.blocked.Load() > 0 {
 		p.silence = 0
-		p.lags.Store(false)
+		p.lag(false)
 		return nil
 	}
 	p.silence += expiryInterval
-	p.lags.Store(p.silence >= lagsAfter)
+	p.lag(p.silence >= lagsAfter)
 	switch {
 	case p.suspect > 0 && p.silence >= p.suspect:
 		return errSuspect

@@ -184,7 +184,7 @@ func TestASessionThatConfirmsNothingIsGivenUp(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	waiting := func(suspect time.Duration) *pipeline {
-		return &pipeline{sent: []*publication{{deadline: now, answer: make(chan error, 1)}}, shared: &shared{}, suspect: suspect}
+		return &pipeline{s: &session{}, sent: []*publication{{deadline: now, answer: make(chan error, 1)}}, shared: &shared{}, suspect: suspect}
 	}
 	p := waiting(0)
 	if err := p.expire(now.Add(stuckTimeout)); err != nil {

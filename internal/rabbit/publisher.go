@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,6 +73,7 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 		}
 		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log), shared: &p.shared}
 		p.lanes[i].link.first = p.lanes[0].link.first + i // on different nodes
+		p.lanes[i].link.step = 1 - i&1*2
 	}
 	return p
 }
@@ -98,6 +100,7 @@ func (l *lane) run(ctx context.Context) {
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
+		go l.link.homesick(s, func() { pipe.leaves.Store(true) })
 		err := pipe.run(ctx)
 		if errors.Is(err, errSuspect) && !pipe.useful {
 			l.suspects++
@@ -134,10 +137,10 @@ func (p *Publisher) Ready() error {
 }
 
 // any calls do with one pipeline after the other, beginning with the lane turn,
-// until it succeeds; those that lag come last. If none does, any returns the
-// first error. When the broker
-// has blocked one of the connections, all are taken to be blocked: the broker
-// tells each connection only when that publishes.
+// until it succeeds; those beside one that lags, at the same node, come later,
+// and those that lag come last. If none does, any returns the first error. When
+// the broker has blocked one of the connections, all are taken to be blocked:
+// the broker tells each connection only when that publishes.
 func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
 	if p.shared.blocked.Load() > 0 {
 		return ErrBlocked
@@ -152,16 +155,19 @@ func (p *Publisher) any(turn uint32, do func(*pipeline) error) (first error) {
 		return err == nil
 	}
 	n := uint32(len(p.lanes))
-	var lagging []*pipeline
+	var beside, lagging []*pipeline
 	for i := range n {
 		pipe, err := p.lanes[(turn+i)%n].current()
-		if err == nil && pipe.lags.Load() {
+		switch {
+		case err == nil && pipe.lags.Load():
 			lagging = append(lagging, pipe)
-		} else if try(pipe, err) {
+		case err == nil && p.shared.lagsAt(pipe.s.url):
+			beside = append(beside, pipe)
+		case try(pipe, err):
 			return nil
 		}
 	}
-	for _, pipe := range lagging {
+	for _, pipe := range slices.Concat(beside, lagging) {
 		if try(pipe, nil) {
 			return nil
 		}

@@ -133,6 +133,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	}
 	defer c.close()
 	go r.proof.watch(s)
+	go r.link.homesick(s, func() { s.end(errHome) })
 	phase := meeting
 	if r.last.offset < 0 {
 		r.doubts = len(r.cfg.urls()) - 1

@@ -62,8 +62,13 @@ type link struct {
 
 	// first is the number of the node to begin with, modulo the number of
 	// nodes. It is random, so that the connections of all daemons spread over
-	// a cluster.
+	// a cluster. The node is the link's own; see home.
 	first int
+	home  home
+
+	// step leads to the next node, forward or back. It differs between links,
+	// so that those that lose their node do not all go to the same one.
+	step int
 
 	session atomic.Pointer[session] // nil while there is none
 	ended   atomic.Int64            // sessions
@@ -78,7 +83,8 @@ type link struct {
 func newLink(cfg Config, role string, uses []string, log *slog.Logger) *link {
 	return &link{
 		cfg: cfg, role: role, uses: uses, log: log.With("connection", role),
-		loop: liveness.New("the "+role+"'s loop", loopLimit), first: rand.IntN(1 << 16), err: ErrNotConnected,
+		loop: liveness.New("the "+role+"'s loop", loopLimit), first: rand.IntN(1 << 16),
+		home: home{after: homeAfter}, step: 1 - 2*rand.IntN(2), err: ErrNotConnected,
 	}
 }
 
@@ -110,9 +116,10 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 	defer l.loop.Idle()
 	wait := l.cfg.RetryMin
 	said := make(map[string]string) // by URL, why there is no session: it is logged when it changes
-	for try := 0; ctx.Err() == nil; try++ {
+	for at := l.first; ctx.Err() == nil; at += l.step {
 		urls := l.cfg.urls()
-		url := urls[(l.first+try)%len(urls)]
+		at = (at + len(urls)) % len(urls)
+		url := urls[at]
 		began := time.Now()
 		l.loop.Busy()
 		err := l.once(ctx, url, func(s *session) error {
@@ -124,10 +131,16 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 			clear(said)
 			return use(s)
 		})
-		l.setState(err)
 		if ctx.Err() != nil {
+			l.setState(err)
 			return
 		}
+		if l.home.ended(err, time.Since(began)) {
+			at = l.first - l.step
+			l.log.Debug("moves back to its own node", "broker", host(url))
+			continue
+		}
+		l.setState(err)
 		// Only a session that lasted shows that the trouble is over. If the
 		// broker ends each session right away, the waits must still grow.
 		if time.Since(began) > l.cfg.RetryMax {
@@ -176,7 +189,9 @@ func (l *link) once(ctx context.Context, url string, use func(*session) error) e
 		err = errEnded
 	}
 	err = advise(err)
-	l.setState(err) // before the session is closed, which may take a while
+	if !errors.Is(err, errHome) {
+		l.setState(err) // before the session is closed, which may take a while
+	}
 	return err
 }
 
