@@ -193,7 +193,7 @@ func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, sil
 	c.note("  it ends")
 	heal()
 	began := time.Now()
-	c.cluster.Formed()
+	c.steady()
 	for i := 0; i < len(c.rhythms()); {
 		if time.Since(began) > clusterLimit {
 			c.t.Errorf("not everything worked again within %v", clusterLimit)
@@ -215,6 +215,17 @@ func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, sil
 		silent = max(silent, f.heard.longest())
 	}
 	return refused, silent, ready
+}
+
+// steady waits until the nodes have seen each other for a while. When a
+// partition ends, RabbitMQ restarts some of them a moment later.
+func (c *clusterTrial) steady() {
+	c.t.Helper()
+	for range 3 {
+		c.cluster.Formed()
+		<-time.After(time.Second)
+	}
+	c.cluster.Formed()
 }
 
 func (c *clusterTrial) rhythms() (all []*rhythm) {
@@ -280,10 +291,11 @@ func (c *clusterTrial) heardWithin(d time.Duration) bool {
 func (c *clusterTrial) leader(queue string) *rabbittest.Host {
 	c.t.Helper()
 	ctx := await.Context(c.t)
-	h, err := c.cluster.Hosts[0].Leader(ctx, queue)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	var h *rabbittest.Host
+	await.Nil(c.t, "a leader of "+queue, func() (err error) {
+		h, err = c.cluster.Hosts[0].Leader(ctx, queue)
+		return err
+	})
 	c.note("  on %s", h.Name)
 	return h
 }
