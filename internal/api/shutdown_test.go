@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -69,6 +72,70 @@ func TestShutdownAnswersRequestsInFlight(t *testing.T) {
 	}
 	if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Serve after Shutdown left the listener open: %v", err)
+	}
+}
+
+// A lateListener's connections read a second time only when the server has
+// asked for their descriptors, like one whose goroutine gets no CPU.
+type lateListener struct {
+	net.Listener
+	asked chan struct{}
+	ended <-chan struct{} // with the test
+}
+
+func (l lateListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &lateConn{TCPConn: c.(*net.TCPConn), from: l}, nil
+}
+
+type lateConn struct {
+	*net.TCPConn
+	from  lateListener
+	reads int // only the goroutine that reads uses it
+	once  sync.Once
+}
+
+func (c *lateConn) Read(b []byte) (int, error) {
+	if c.reads++; c.reads == 2 {
+		select {
+		case <-c.from.asked:
+		case <-c.from.ended:
+		}
+	}
+	return c.TCPConn.Read(b)
+}
+
+func (c *lateConn) SyscallConn() (syscall.RawConn, error) {
+	c.once.Do(func() { close(c.from.asked) })
+	return c.TCPConn.SyscallConn()
+}
+
+// A request that has arrived is answered, however late the server reads it.
+func TestShutdownAnswersWhatHasArrived(t *testing.T) {
+	t.Parallel()
+	s := setup(t, &broker{})
+	s.lastCall = time.Millisecond
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(lateListener{ln, make(chan struct{}), t.Context().Done()}) }()
+	w := (&site{Server: s.Server, addr: ln.Addr().String()}).dial(t)
+	w.send(t, get)
+	w.reply(t)
+	w.send(t, get)
+	if err := s.Shutdown(await.Context(t)); err != nil {
+		t.Fatalf("Shutdown: %v", err)
+	}
+	if r := w.reply(t); r.body != "ok" || !r.Close {
+		t.Errorf("%q, close %t; want an answer that closes", r.body, r.Close)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("Serve: %v", err)
 	}
 }
 

@@ -1,7 +1,6 @@
 package front
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -30,7 +28,7 @@ type Server struct {
 
 	draining atomic.Bool // set once, under mu
 	mu       sync.Mutex
-	open     []net.Listener
+	open     []*listener
 }
 
 // New returns a server of app. It serves nothing until Serve.
@@ -82,43 +80,20 @@ func (s *Server) Routes() map[string][]string {
 // Serve answers requests on ln until Shutdown, then returns nil. Call it once
 // for each listening socket. It takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error {
-	ln = &listener{
+	guarded := &listener{
 		Listener: ln, log: s.app.Log, maxConnections: int64(s.app.MaxConnections),
 		maxHeader: s.app.MaxHeader, total: &s.connections, bodies: s.bodies, clients: s.clients, open: make(map[*conn]struct{}),
 	}
 	s.mu.Lock()
 	draining := s.draining.Load()
 	if !draining {
-		s.open = append(s.open, ln)
+		s.open = append(s.open, guarded)
 	}
 	s.mu.Unlock()
 	if draining {
-		return ln.Close()
+		return guarded.Close()
 	}
-	return s.http.Serve(ln)
-}
-
-// Shutdown stops accepting connections, answers running requests, and closes
-// idle connections after lastCall. A client that has just read an answer may be
-// sending its next request: within lastCall, that request is answered and the
-// client is told to close, instead of being cut off. Shutdown returns ctx's
-// error if some connections are still busy when ctx ends.
-func (s *Server) Shutdown(ctx context.Context, lastCall time.Duration) error {
-	s.mu.Lock()
-	s.draining.Store(true)
-	for _, ln := range s.open {
-		if err := ln.Close(); err != nil {
-			s.app.Log.Warn("closing a listening socket", "address", ln.Addr().String(), "error", err)
-		}
-	}
-	s.open = nil
-	s.mu.Unlock()
-
-	select {
-	case <-time.After(lastCall):
-	case <-ctx.Done():
-	}
-	return s.http.ShutdownWithContext(ctx)
+	return s.http.Serve(guarded)
 }
 
 // Connections returns how many are open, without those that were detached.
