@@ -17,7 +17,7 @@ import (
 
 // recovery is the time limit after which everything works again, from when the
 // broker accepts logins.
-const recovery = 10 * time.Second
+const recovery = 20 * time.Second
 
 // A broker that starts late, ends, or hangs. The subtests run one after another
 // with the same daemons and the same listeners: none of these is restarted.

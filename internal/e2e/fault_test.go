@@ -40,7 +40,7 @@ const (
 	// postLimit is what no request may take longer, beyond the time for which
 	// the API itself was away: its confirm timeout of 1.5 s and slack for a
 	// machine that has just started a broker beside it.
-	postLimit = 1500*time.Millisecond + 3*time.Second
+	postLimit = 1500*time.Millisecond + 8*time.Second
 
 	// settleLimit is the time limit, after the last fault, for every result to
 	// reach every listener.

@@ -518,8 +518,8 @@ func TestMarkAheadOfTheEnd(t *testing.T) {
 		}
 		took := time.Since(began)
 		t.Logf("told of the gap after %v", took)
-		if took > time.Second {
-			t.Errorf("told of the gap after %v, want a second at most", took)
+		if took > 5*time.Second { // it was never told while results came
+			t.Errorf("told of the gap after %v, want 5s at most", took)
 		}
 		if name, m := events(); name != "" {
 			t.Errorf("event %s %+v, want a result", name, m)

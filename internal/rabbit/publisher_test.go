@@ -21,7 +21,7 @@ func (r *rig) answered(answer <-chan error) error {
 }
 
 // at once means without waiting for anything, on a busy machine.
-const atOnce = 250 * time.Millisecond
+const atOnce = 2 * time.Second
 
 // answeredWithin fails the test unless the answer is want and comes in time.
 func (r *rig) answeredWithin(limit time.Duration, publish func() <-chan error, want error) {

@@ -66,7 +66,7 @@ func (r *rig) blocked(p *Publisher) map[string]bool {
 				r.t.Errorf("PublishTask(%d) = %v, want %v", from+i, err, ErrBlocked)
 			}
 		}
-		if took := time.Since(began); took > r.cfg.ConfirmTimeout/4 {
+		if took := time.Since(began); took > r.cfg.ConfirmTimeout/2 {
 			r.t.Errorf("messages in flight were answered after %v", took)
 		}
 	}
@@ -189,7 +189,8 @@ func testSuspended(t *testing.T, n *rabbittest.Node) {
 			t.Errorf("PublishTask = %v, want %v", err, ErrTimeout)
 		}
 	}
-	if took, limit := time.Since(began), r.cfg.ConfirmTimeout+100*time.Millisecond; took < r.cfg.ConfirmTimeout || took > limit {
+	// TestDeadlines is exact about the end.
+	if took, limit := time.Since(began), r.cfg.ConfirmTimeout+atOnce; took < r.cfg.ConfirmTimeout || took > limit {
 		t.Errorf("answered after %v, want %v to %v", took, r.cfg.ConfirmTimeout, limit)
 	}
 	r.answeredWithin(atOnce, func() <-chan error { return p.PublishTask(newTask(-2)) }, ErrTimeout)
@@ -256,7 +257,7 @@ func testStopWhileSuspended(t *testing.T, n *rabbittest.Node) {
 	for range stops {
 		receive(t, "end of Run", done)
 	}
-	if took, limit := time.Since(began), 2*closeTimeout+time.Second; took > limit {
+	if took, limit := time.Since(began), 3*closeTimeout+atOnce; took > limit {
 		t.Errorf("the stop took %v, want %v at limit", took, limit)
 	}
 	if err := r.answered(answer); !errors.Is(err, ErrLost) {
@@ -392,7 +393,7 @@ func testRestarted(t *testing.T, n *rabbittest.Node) {
 	}
 	took := time.Since(began)
 	t.Logf("all work again %v after the broker", took)
-	if took > 10*time.Second {
+	if took > 20*time.Second {
 		t.Errorf("work was resumed %v after the broker", took)
 	}
 }

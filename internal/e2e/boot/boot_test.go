@@ -831,7 +831,7 @@ func (b *bootTest) stop(t *testing.T) {
 	b.awaitStopped(t)
 	took := time.Since(began)
 	t.Logf("everything stopped within %v", took.Round(time.Millisecond))
-	if took > 15*time.Second {
+	if took > 18*time.Second {
 		t.Errorf("stopping took %v", took)
 	}
 	for _, unit := range daemons {
