@@ -307,7 +307,18 @@ func (c *clusterTrial) kill(h *rabbittest.Host) (heal func()) {
 
 func (c *clusterTrial) suspend(h *rabbittest.Host) (heal func()) {
 	h.Suspend()
-	return h.Resume
+	return func() {
+		h.Resume()
+		// What internal/rabbit/README.md says: RabbitMQ may leave it alone.
+		for began := time.Now(); !c.cluster.IsFormed(); <-time.After(time.Second) {
+			if time.Since(began) > 5*time.Second {
+				c.note("  %s does not join the others; it is restarted", h.Name)
+				h.Stop()
+				h.Start()
+				return
+			}
+		}
+	}
 }
 
 func (c *clusterTrial) cut(h *rabbittest.Host, links ...rabbittest.Link) (heal func()) {

@@ -145,18 +145,30 @@ func (c *Cluster) Formed() {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
+	await.Nil(c.t, "a member", func() error { return c.formed(ctx) })
+}
+
+// IsFormed reports whether each node sees all others.
+func (c *Cluster) IsFormed() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	defer cancel()
+	return c.formed(ctx) == nil
+}
+
+func (c *Cluster) formed(ctx context.Context) error {
 	for _, h := range c.Hosts {
-		await.Nil(c.t, "a member", func() error {
-			out, err := h.Eval(ctx, `length(case erlang:function_exported(rabbit_nodes, list_running, 0) of
-				true -> rabbit_nodes:list_running();
-				false -> rabbit_nodes:all_running()
-			end)`)
-			if err == nil && out != strconv.Itoa(len(c.Hosts)) {
-				err = fmt.Errorf("%s sees %s nodes that run", h.Name, out)
-			}
+		out, err := h.Eval(ctx, `length(case erlang:function_exported(rabbit_nodes, list_running, 0) of
+			true -> rabbit_nodes:list_running();
+			false -> rabbit_nodes:all_running()
+		end)`)
+		if err == nil && out != strconv.Itoa(len(c.Hosts)) {
+			err = fmt.Errorf("%s sees %s nodes that run", h.Name, out)
+		}
+		if err != nil {
 			return err
-		})
+		}
 	}
+	return nil
 }
 
 // connect makes the hosts and their networks.
