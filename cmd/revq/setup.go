@@ -31,8 +31,10 @@ An exchange or a queue that exists is not changed. If it differs from what the
 flags ask for, revq prints how to keep or to change it, and ends with status 1.
 With --queue it looks only at that queue.
 
-In a cluster, give the URLs of all nodes: revq says if fewer nodes keep the
-queues than --replicas asks for, and how to add them.
+In a cluster, give the URLs of all nodes: revq declares nothing while fewer of
+them answer than --replicas asks for, and says if fewer keep the queues, and how
+to add them.
+With one URL it cannot see that.
 
 EXAMPLES:
    revq setup
@@ -69,6 +71,9 @@ EXAMPLES:
 				note(stderr, "everything exists already, as the flags ask for")
 			default:
 				note(stderr, "the broker has all that revq needs")
+			}
+			if len(broker.URLs) == 1 && cmd.IsSet("replicas") && broker.Topology.Replicas > 1 {
+				note(stderr, "only one node was asked: give the URLs of all nodes to learn whether %d of them keep the queues", broker.Topology.Replicas)
 			}
 			if len(broker.URLs) > 1 {
 				replicas, err := rabbit.LookForReplicas(ctx, broker)

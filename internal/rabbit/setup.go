@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -19,7 +20,8 @@ import (
 // Setup declares all objects at the broker, binds them, and returns those that
 // did not exist before, also with an error. It changes no existing object. The error is
 // [Differences] if an object has other arguments, and [ErrForbidden] if the
-// user lacks a permission. If the Topology's Queue is not the default one, only
+// user lacks a permission. It declares nothing, and the error is [ErrAway], if
+// something is missing and fewer nodes answer than are to keep it. If the Topology's Queue is not the default one, only
 // the arguments of that queue are compared: the sizes of other objects are not
 // what the caller asked about.
 func Setup(ctx context.Context, cfg Config) (created []string, err error) {
@@ -28,14 +30,52 @@ func Setup(ctx context.Context, cfg Config) (created []string, err error) {
 		return nil, err
 	}
 	defer s.close()
+	var missing []object
 	err = s.bounded(ctx, func() error {
-		created, err = s.setup(cfg.Topology)
+		missing, err = s.missing(cfg.Topology, everyObject)
 		return err
 	})
+	if err == nil && len(missing) > 0 {
+		err = enough(ctx, cfg)
+	}
+	if err == nil {
+		err = s.bounded(ctx, func() error {
+			created, err = s.setup(cfg.Topology, missing)
+			return err
+		})
+	}
 	if isRefused(err) {
 		err = fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
 	return created, advise(err)
+}
+
+// ErrAway means that too few nodes of a cluster answer.
+var ErrAway = errors.New("too few nodes answer")
+
+// enough returns an error if fewer nodes answer than are to keep each queue: a
+// queue has no more replicas than there were nodes when it was declared.
+func enough(ctx context.Context, cfg Config) error {
+	urls := cfg.urls()
+	errs := make([]error, len(urls))
+	var asking sync.WaitGroup
+	for i, url := range urls {
+		asking.Go(func() {
+			s, err := open(ctx, cfg, url, "setup")
+			if err == nil {
+				s.close()
+				return
+			}
+			errs[i] = fmt.Errorf("connect to %s: %w", host(url), err)
+		})
+	}
+	asking.Wait()
+	away := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if n := len(urls) - len(away); n < min(int(cfg.Topology.Replicas), len(urls)) {
+		return fmt.Errorf("%w to declare what is missing: %d of %d, and --%s asks for %d: start the others, or ask for fewer: %w",
+			ErrAway, n, len(urls), replicasFlag, cfg.Topology.Replicas, errors.Join(away...))
+	}
+	return nil
 }
 
 // ErrForbidden means that the user lacks a permission.
@@ -139,12 +179,8 @@ func hasReplica(ctx context.Context, cfg Config, url string) (bool, error) {
 	return err == nil, err
 }
 
-// setup declares and binds all objects.
-func (s *session) setup(t Topology) (created []string, err error) {
-	missing, err := s.missing(t, everyObject)
-	if err != nil {
-		return nil, err
-	}
+// setup declares and binds all objects, some of which are missing.
+func (s *session) setup(t Topology, missing []object) (created []string, err error) {
 	isMissing := make(map[string]bool)
 	for _, o := range missing {
 		isMissing[o.name] = true

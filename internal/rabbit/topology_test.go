@@ -310,6 +310,27 @@ func TestSetupWithoutBroker(t *testing.T) {
 	}
 }
 
+// Setup declares nothing while fewer nodes answer than are to keep the queues,
+// and looks at what exists all the same.
+func TestSetupWaitsForTheNodes(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	cfg := r.cfg
+	cfg.URLs = append(cfg.URLs, "amqp://guest:guest@127.0.0.1:1/") // nobody is there
+	created, err := Setup(t.Context(), cfg)
+	if !errors.Is(err, ErrAway) || !strings.Contains(err.Error(), "1 of 2, and --replicas asks for 3") || !strings.Contains(err.Error(), "127.0.0.1:1") || len(created) > 0 {
+		t.Errorf("Setup = %v, %v", created, err)
+	}
+	cfg.Topology.Replicas = 1
+	if created, err := Setup(t.Context(), cfg); err != nil || len(created) == 0 {
+		t.Errorf("Setup with fewer replicas = %v, %v", created, err)
+	}
+	cfg.Topology.Replicas = 3
+	if created, err := Setup(t.Context(), cfg); err != nil || len(created) > 0 {
+		t.Errorf("Setup of what exists = %v, %v", created, err)
+	}
+}
+
 // Queues that were declared before there were replicas to ask for are as asked
 // for.
 func TestSetupAcceptsQueuesWithoutReplicas(t *testing.T) {
