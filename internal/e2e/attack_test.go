@@ -4,21 +4,19 @@ package e2e
 
 import (
 	"bufio"
-	"context"
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
-	"maps"
-	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,188 +26,12 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-var attackLong = flag.Bool("attack.long", false, "TestAttacks with 5,000 slow senders and 1,000 stalled readers, as for the table in internal/front/ATTACKS.md")
+var (
+	attackLong = flag.Bool("attack.long", false, "TestAttacks with 5,000 slow senders and 1,000 stalled readers, as for the table in internal/front/ATTACKS.md")
+	attackCPUs = flag.String("attack.cpus", "", "the `PROCESSORS` of the attackers, as taskset has them; with taskset before the test, the daemons have others")
+)
 
-// attackers come from addresses of 127.1.0.0/16, which have the limits of
-// strangers.
-type attackers struct {
-	over    context.Context
-	end     context.CancelFunc
-	running sync.WaitGroup
-	came    atomic.Int64 // how many have connected by now
-
-	mu  sync.Mutex
-	got map[string]int // what the attackers got, and how many times
-}
-
-func newAttackers(t *testing.T) *attackers {
-	a := &attackers{got: make(map[string]int)}
-	a.over, a.end = context.WithCancel(t.Context())
-	return a
-}
-
-// disperse ends the attack.
-func (a *attackers) disperse() {
-	a.end()
-	a.running.Wait()
-}
-
-func (a *attackers) note(what string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.got[what]++
-}
-
-// String says what the attackers got.
-func (a *attackers) String() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var all []string
-	for _, what := range slices.Sorted(maps.Keys(a.got)) {
-		all = append(all, fmt.Sprintf("%s × %d", what, a.got[what]))
-	}
-	return strings.Join(all, ", ")
-}
-
-// An attack is what an attacker does with a connection. It returns when the
-// connection is of no use any more; the attacker opens another one then.
-type attack func(a *attackers, conn net.Conn)
-
-// join adds n attackers, from a number of addresses.
-func (a *attackers) join(n, addresses int, sites []string, do attack) {
-	for i := range n {
-		a.running.Go(func() {
-			from := i % addresses
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(from/200), byte(1+from%200))}, Timeout: await.Patience}
-			for first := true; a.over.Err() == nil; first = false {
-				if conn, err := d.DialContext(a.over, "tcp", sites[i%len(sites)]); err == nil {
-					if first {
-						a.came.Add(1)
-					}
-					hangUp := context.AfterFunc(a.over, func() { conn.Close() })
-					do(a, conn)
-					hangUp()
-					conn.Close()
-				}
-				select {
-				case <-a.over.Done():
-				case <-time.After(time.Second): // before it retries
-				}
-			}
-		})
-	}
-}
-
-// hear reads what the server sends, and notes the status or how the connection
-// ended.
-func (a *attackers) hear(conn net.Conn) {
-	defer conn.Close()
-	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	switch {
-	case a.over.Err() != nil:
-		a.note("kept to the end")
-	case err != nil:
-		a.note("closed")
-	default:
-		a.note(res.Status[:3])
-	}
-}
-
-// drip sends head at once, and then unit each second.
-func drip(head, unit string) attack {
-	return func(a *attackers, conn net.Conn) {
-		a.running.Go(func() { a.hear(conn) })
-		for _, err := io.WriteString(conn, head); err == nil && a.over.Err() == nil; _, err = io.WriteString(conn, unit) {
-			select {
-			case <-a.over.Done():
-			case <-time.After(time.Second):
-			}
-		}
-	}
-}
-
-// flood sends head, and then unit as fast as it is taken, and reads nothing
-// after the first answer.
-func flood(head, unit string) attack {
-	many := strings.Repeat(unit, 1+(32<<10)/len(unit))
-	return func(a *attackers, conn net.Conn) {
-		if _, err := io.WriteString(conn, head); err != nil {
-			return
-		}
-		status := make([]byte, len("HTTP/1.1 200"))
-		a.running.Go(func() {
-			if _, err := io.ReadFull(conn, status); err == nil {
-				a.note(string(status[9:]))
-			}
-		})
-		for a.over.Err() == nil {
-			if _, err := io.WriteString(conn, many); err != nil && a.over.Err() == nil {
-				a.note("closed")
-				return
-			}
-		}
-		a.note("kept to the end")
-	}
-}
-
-// stall sends a request, and reads nothing after the status of the answer.
-func stall(request string) attack {
-	return func(a *attackers, conn net.Conn) {
-		_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
-		if _, err := io.WriteString(conn, request); err != nil {
-			return
-		}
-		status := make([]byte, len("HTTP/1.1 200"))
-		_, err := io.ReadFull(conn, status)
-		switch {
-		case a.over.Err() != nil:
-			a.note("kept to the end")
-			return
-		case err != nil:
-			a.note("closed")
-			return
-		}
-		a.note(string(status[9:]))
-		if status[9] < '4' {
-			<-a.over.Done()
-		}
-	}
-}
-
-// renew sends a request over one connection after the other, without a pause.
-func renew(request string) attack {
-	return func(a *attackers, first net.Conn) {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: first.LocalAddr().(*net.TCPAddr).IP}, Timeout: await.Patience}
-		for a.over.Err() == nil {
-			conn, err := d.DialContext(a.over, "tcp", first.RemoteAddr().String())
-			if err != nil {
-				return
-			}
-			_ = conn.SetDeadline(time.Now().Add(await.Patience))
-			if _, err := io.WriteString(conn, request); err == nil {
-				a.hear(conn)
-			}
-			conn.Close()
-		}
-	}
-}
-
-// What attackers send.
 const (
-	postHead     = "POST " + wire.QueuePath + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
-	slowHead     = postHead + "X-Slow: "
-	slowBody     = postHead + "Content-Length: 60000\r\n\r\n"
-	slowChunks   = postHead + "Transfer-Encoding: chunked\r\n\r\n"
-	listenHead   = "GET " + wire.ListenPath + " HTTP/1.1\r\nHost: localhost\r\n"
-	upgrade      = listenHead + "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-	eventStream  = listenHead + "Accept: text/event-stream\r\n\r\n"
-	poll         = "GET /results/nobody-knows?wait=30s HTTP/1.1\r\nHost: localhost\r\n\r\n"
-	empty        = "\x81\x80\x00\x00\x00\x00" // a text frame without a text
-	pingFrame    = "\x89\x80\x00\x00\x00\x00"
-	clientHello  = "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" // the first bytes of one
-	healthProbe  = "GET " + wire.HealthPath + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
-	shortText    = postHead + "Content-Length: 1\r\n\r\nx"
-	headerLine   = "X-Much: " + "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n"
 	goodText     = 4 << 10 // characters of a text of the client that behaves
 	goodInterval = 5 * time.Millisecond
 )
@@ -219,13 +41,16 @@ type served struct {
 	times   []time.Duration // from the first POST to 202, sorted
 	refused []string        // why a text was not taken at once
 	lost    int             // accepted texts whose results did not come
+	cpu     float64         // processors that the daemons used
 }
 
-func (s *served) at(part float64) time.Duration {
+// at returns the time, in milliseconds, within which a part of the texts was
+// accepted.
+func (s *served) at(part float64) float64 {
 	if len(s.times) == 0 {
 		return 0
 	}
-	return s.times[int(part*float64(len(s.times)-1))].Round(10 * time.Microsecond)
+	return s.times[int(part*float64(len(s.times)-1))].Seconds() * 1e3
 }
 
 // A guest is the client that behaves: it posts texts one after the other, every
@@ -281,7 +106,8 @@ func (p *guest) behave(t *testing.T, name string, d time.Duration) (got served) 
 	open := make(map[string]bool)
 	ticker := time.NewTicker(goodInterval)
 	defer ticker.Stop()
-	for i, end := 0, time.Now().Add(d); time.Now().Before(end); i++ {
+	start, cpu := time.Now(), p.cpuTime(t)
+	for i, end := 0, start.Add(d); time.Now().Before(end); i++ {
 		<-ticker.C
 		id := fmt.Sprintf("%s-%d", name, i)
 		began := time.Now()
@@ -289,6 +115,7 @@ func (p *guest) behave(t *testing.T, name string, d time.Duration) (got served) 
 		got.times = append(got.times, time.Since(began))
 		open[id] = true
 	}
+	got.cpu = float64(p.cpuTime(t)-cpu) / float64(time.Since(start))
 	slices.Sort(got.times)
 	for late := time.After(await.Patience); len(open) > 0; {
 		select {
@@ -325,13 +152,96 @@ func openFiles(t *testing.T, d *daemontest.Daemon) int {
 	return len(files)
 }
 
-// A siege is a kind of attack, and with how many attackers.
-type siege struct {
-	name         string
-	n, addresses int
-	sites        []string
-	do           attack
-	readers      int // that stall beside them
+// cpuTime returns for how long the daemons have used a processor.
+func (p *guest) cpuTime(t *testing.T) (sum time.Duration) {
+	t.Helper()
+	for _, d := range []*daemontest.Daemon{p.api, p.socket} {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.Pid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const tick = 10 * time.Millisecond // USER_HZ
+		var user, system int64
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // from the third one on
+		if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+			t.Fatal(err)
+		}
+		sum += time.Duration(user+system) * tick
+	}
+	return sum
+}
+
+// strangers is the process of attackers.
+type strangers struct {
+	hangUp io.Closer
+	said   chan string
+}
+
+// startAttackers starts a siege and returns when nearly all attackers have come.
+func startAttackers(t *testing.T, kind siege) *strangers {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := json.Marshal(kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	if *attackCPUs != "" {
+		cmd = exec.Command("taskset", "-c", *attackCPUs, self)
+	}
+	cmd.Env = append(os.Environ(), attackSpec+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &strangers{in, make(chan string)}
+	go func() {
+		defer close(s.said)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			select {
+			case s.said <- lines.Text():
+			case <-t.Context().Done():
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the attackers: %v", err)
+		}
+	})
+	s.next(t, "come")
+	return s
+}
+
+// next waits for the next line that the attackers say.
+func (s *strangers) next(t *testing.T, what string) string {
+	t.Helper()
+	select {
+	case line := <-s.said:
+		return line
+	case <-time.After(2 * await.Patience):
+		t.Fatalf("the attackers did not %s", what)
+		return ""
+	}
+}
+
+// disperse ends the attack and returns what the attackers got.
+func (s *strangers) disperse(t *testing.T) string {
+	t.Helper()
+	s.hangUp.Close()
+	return s.next(t, "say what they got")
 }
 
 // besiege has attackers come, and compares what the client that behaves sees
@@ -340,7 +250,7 @@ func (p *guest) besiege(t *testing.T, lasts time.Duration, kind siege) {
 	t.Helper()
 	memory := func() int64 { return residentBytes(t, p.api) + residentBytes(t, p.socket) }
 	files := func() int { return openFiles(t, p.api) + openFiles(t, p.socket) }
-	id := strings.ReplaceAll(kind.name, " ", "-")
+	id := strings.ReplaceAll(kind.Name, " ", "-")
 	usual := p.behave(t, id+"-usual", lasts/2)
 	before, filesBefore := memory(), files()
 
@@ -359,14 +269,10 @@ func (p *guest) besiege(t *testing.T, lasts time.Duration, kind siege) {
 			}
 		}
 	}()
-	a := newAttackers(t)
-	a.join(kind.n, kind.addresses, kind.sites, kind.do)
-	a.join(kind.readers, kind.addresses, []string{p.socketSite}, stall(upgrade))
-	await.True(t, "the attackers have come, and others are let in", func() bool {
-		return a.came.Load() >= int64(kind.n+kind.readers)*9/10 && p.probe()
-	})
+	strangers := startAttackers(t, kind)
+	await.True(t, "others are let in", p.probe)
 	got := p.behave(t, id, lasts)
-	a.disperse()
+	they := strangers.disperse(t)
 	close(enough)
 	<-watched
 
@@ -378,16 +284,16 @@ func (p *guest) besiege(t *testing.T, lasts time.Duration, kind siege) {
 			return after < before+48<<20
 		})
 	}
-	t.Logf("| %s | %d, %d | %v | %d, %d | %v, %v | %v, %v | %d | %d, %d, %d |", kind.name, kind.n+kind.readers, min(kind.n, kind.addresses), a,
-		2*len(usual.times), len(got.times), usual.at(0.5), got.at(0.5), usual.at(0.99), got.at(0.99), len(got.refused), before/1e6, highest/1e6, after/1e6)
+	t.Logf("| %s | %d, %d | %s | %d → %d | %.1f → %.1f | %.1f → %.1f | %.0f → %.0f | %d | %d → %d → %d |", kind.Name, kind.N+kind.Readers, min(kind.N, kind.Addresses), they,
+		2*len(usual.times), len(got.times), usual.at(0.5), got.at(0.5), usual.at(0.99), got.at(0.99), 100*usual.cpu, 100*got.cpu, len(got.refused), before/1e6, highest/1e6, after/1e6)
 	if lost := usual.lost + got.lost; lost > 0 {
-		t.Errorf("%s: %d accepted texts were lost", kind.name, lost)
+		t.Errorf("%s: %d accepted texts were lost", kind.Name, lost)
 	}
 	if len(usual.refused) > 0 || len(got.refused) > len(got.times)/10 {
-		t.Errorf("%s: %d of %d texts of the client that behaves were refused at first, as with %.300q; usually %d", kind.name, len(got.refused), len(got.times), got.refused, len(usual.refused))
+		t.Errorf("%s: %d of %d texts of the client that behaves were refused at first, as with %.300q; usually %d", kind.Name, len(got.refused), len(got.times), got.refused, len(usual.refused))
 	}
 	if usually, now := usual.at(0.5), got.at(0.5); *attackLong && now > 2*usually {
-		t.Errorf("%s: a text of the client that behaves takes %v, usually %v", kind.name, now, usually)
+		t.Errorf("%s: a text of the client that behaves takes %.1f ms, usually %.1f ms", kind.Name, now, usually)
 	}
 }
 
@@ -421,27 +327,27 @@ func TestAttacks(t *testing.T) {
 	p := s.newGuest(t, "http", nil)
 	sockets := []string{s.socketSite}
 	p.behave(t, "first", lasts)
-	t.Log("| attack | attackers, addresses | they got | accepted: usual, meanwhile | p50 | p99 | refused at first | memory, MB: before, highest, after |")
+	t.Log("| attack | attackers, addresses | they got | texts accepted | p50, ms | p99, ms | CPU, % | refused at first | memory, MB |")
 	for _, kind := range []siege{
-		{"heads that never end, of one address", senders, 1, s.apiSites, drip(slowHead, "x"), 0},
-		{"heads that never end", senders, 1000, s.apiSites, drip(slowHead, "x"), 0},
-		{"bodies that never end", senders, 1000, s.apiSites, drip(slowBody, "x"), 0},
-		{"chunked bodies that never end", senders, 1000, s.apiSites, drip(slowChunks, "1\r\nx\r\n"), 0},
-		{"connections that say nothing", senders, 1000, s.apiSites, drip("", ""), 0},
-		{"headers without end", senders / 10, 30, s.apiSites, flood(postHead, headerLine), 0},
-		{"pipelined requests whose answers are not read", readers / 10, 10, s.apiSites, flood(healthProbe, healthProbe), 0},
-		{"pipelined texts whose answers are not read", readers / 10, 10, s.apiSites, flood(shortText, shortText), 0},
-		{"a connection for each request", readers / 10, 10, s.apiSites, renew(shortText), 0},
-		{"listeners by websocket that read nothing", readers, 1000, sockets, stall(upgrade), 0},
-		{"event streams that are not read", readers, 1000, sockets, stall(eventStream), 0},
-		{"polls for results that nobody knows", readers, 1000, sockets, stall(poll), 0},
-		{"listeners of one address", readers, 1, sockets, stall(upgrade), 0},
-		{"listeners that send small frames", readers / 10, 10, sockets, flood(upgrade, empty), 0},
-		{"listeners that ping and read nothing", readers / 10, 10, sockets, flood(upgrade, pingFrame), 0},
-		{"handshakes that never end", senders, 1000, sockets, drip(listenHead+"X-Slow: ", "x"), 0},
-		{"heads that never end, and listeners that read nothing", senders, 1000, s.apiSites, drip(slowHead, "x"), readers},
+		{"heads that never end, of one address", senders, 1, s.apiSites, 0, nil},
+		{"heads that never end", senders, 1000, s.apiSites, 0, nil},
+		{"bodies that never end", senders, 1000, s.apiSites, 0, nil},
+		{"chunked bodies that never end", senders, 1000, s.apiSites, 0, nil},
+		{"connections that say nothing", senders, 1000, s.apiSites, 0, nil},
+		{"headers without end", senders / 10, 30, s.apiSites, 0, nil},
+		{"pipelined requests whose answers are not read", readers / 10, 10, s.apiSites, 0, nil},
+		{"pipelined texts whose answers are not read", readers / 10, 10, s.apiSites, 0, nil},
+		{"a connection for each request", readers / 10, 10, s.apiSites, 0, nil},
+		{"listeners by websocket that read nothing", readers, 1000, sockets, 0, nil},
+		{"event streams that are not read", readers, 1000, sockets, 0, nil},
+		{"polls for results that nobody knows", readers, 1000, sockets, 0, nil},
+		{"listeners of one address", readers, 1, sockets, 0, nil},
+		{"listeners that send small frames", readers / 10, 10, sockets, 0, nil},
+		{"listeners that ping and read nothing", readers / 10, 10, sockets, 0, nil},
+		{"handshakes that never end", senders, 1000, sockets, 0, nil},
+		{"heads that never end, and listeners that read nothing", senders, 1000, s.apiSites, readers, sockets},
 	} {
-		t.Run(kind.name, func(t *testing.T) { p.besiege(t, lasts, kind) })
+		t.Run(kind.Name, func(t *testing.T) { p.besiege(t, lasts, kind) })
 	}
 }
 
@@ -465,10 +371,10 @@ func TestTLSAttacks(t *testing.T) {
 	p := s.newGuest(t, "https", roots)
 	p.behave(t, "first", lasts)
 	for _, kind := range []siege{
-		{"TLS handshakes that never end", senders, 1000, s.apiSites, drip(clientHello, "x"), 0},
-		{"TLS handshakes that never begin", senders, 1000, s.apiSites, drip("", ""), 0},
-		{"bytes that are not TLS", senders, 1000, s.apiSites, drip(strings.Repeat("x", 512), "x"), 0},
+		{"TLS handshakes that never end", senders, 1000, s.apiSites, 0, nil},
+		{"TLS handshakes that never begin", senders, 1000, s.apiSites, 0, nil},
+		{"bytes that are not TLS", senders, 1000, s.apiSites, 0, nil},
 	} {
-		t.Run(kind.name, func(t *testing.T) { p.besiege(t, lasts, kind) })
+		t.Run(kind.Name, func(t *testing.T) { p.besiege(t, lasts, kind) })
 	}
 }

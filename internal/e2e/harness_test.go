@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 		workertest.FailingWorker()
 		return
 	}
+	if os.Getenv(attackSpec) != "" {
+		runAttackers()
+		return
+	}
 	rabbittest.Main(m)
 }
 
