@@ -3,14 +3,17 @@
 package e2e
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -21,6 +24,7 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/e2e/foreign"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -75,7 +79,8 @@ func (s *system) tlsAPI(t *testing.T, dir string) {
 	s.api.WaitReady(t)
 }
 
-// Only TLS 1.2 and 1.3 are spoken.
+// Only TLS 1.2 and 1.3 are spoken, and a client cannot renegotiate, which would
+// cost the server a handshake each time.
 func TestTLSVersions(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, rabbittest.Shared(t))
@@ -93,6 +98,20 @@ func TestTLSVersions(t *testing.T) {
 		} else if !strings.Contains(err.Error(), "protocol version") {
 			t.Errorf("%s: %v", tls.VersionName(version), err)
 		}
+	}
+
+	// Go's client cannot ask for it. The letter R makes this one do so.
+	ctx, cancel := context.WithTimeout(t.Context(), await.Patience)
+	defer cancel()
+	client := exec.CommandContext(ctx, foreign.Program(t, "openssl"), "s_client", "-tls1_2", "-connect", s.apiSites[0])
+	in, err := client.StdinPipe() // at the end of its input it would hang up
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.WriteString(in, "R\n")
+	out, _ := client.CombinedOutput() // it fails, as it says
+	if !strings.Contains(string(out), "RENEGOTIATING") || !strings.Contains(string(out), "alert unexpected message") {
+		t.Errorf("a client that renegotiates got:\n%s", out)
 	}
 }
 
