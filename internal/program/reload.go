@@ -2,6 +2,7 @@ package program
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/revq/revq/internal/daemon"
 	"github.com/revq/revq/internal/token"
@@ -23,12 +24,14 @@ func reload(d *daemon.Daemon, tokens *token.File, broker func() error) func() er
 			return tokensErr
 		}
 		err := broker()
-		if tokensErr != nil {
-			return err
-		}
-		if err != nil { // the other settings may come from places that cannot change
+		switch {
+		case err == nil:
+			return nil
+		case tokensErr != nil:
+			return fmt.Errorf("%w; %w", tokensErr, err)
+		default: // the other settings may come from places that cannot change
 			d.Log.Warn("only the tokens were read again", "error", err)
+			return nil
 		}
-		return nil
 	}
 }

@@ -293,39 +293,6 @@ func (b *bootTest) tls(t *testing.T) {
 	b.ear.check(t, []string{"after-tls"})
 }
 
-func (b *bootTest) tokens(t *testing.T) {
-	made := strings.Fields(b.Run(t, "revq", "token", "new", "--scope", "send,listen")) // and its line for the file
-	b.Write(t, "/srv/tokens/tokens", strings.Join(made[1:], " ")+"\n")
-	b.Write(t, "/srv/tokens/mine", made[0]+"\n")
-	// Two other sites get them: whoever listens at the usual ones has no token.
-	script, restart, found := strings.Cut(documented(t, "tokens"), "systemctl try-restart")
-	if !found {
-		t.Fatalf("the documented commands restart nothing: %s", restart)
-	}
-	b.Shell(t, "cd /srv/tokens\n"+script+"\nsystemctl start revq-api@7.socket revq-socket@6.socket")
-	p := &poster{host: b.Host, site: "127.0.0.1:8087"}
-	defer p.close()
-	if err := p.post("without-token", "abc"); err == nil || !strings.Contains(err.Error(), "401") {
-		t.Errorf("without a token: %v, want 401", err)
-	}
-	const send = "revq send --token-file /srv/tokens/mine --url http://127.0.0.1:8087 --socket-url ws://127.0.0.1:8086 --wait mnopqr"
-	if got := b.Shell(t, send); got != "rqponm" {
-		t.Errorf("revq send --wait printed %q, want rqponm", got)
-	}
-	for _, unit := range []string{"revq-api@7", "revq-socket@6"} {
-		limits := b.Shell(t, "cat /proc/$(systemctl show --value -p MainPID "+unit+")/limits")
-		if !regexp.MustCompile(`Max core file size +0 +0 `).MatchString(limits) {
-			t.Errorf("%s may write a core:\n%s", unit, limits)
-		}
-	}
-	for _, secret := range made[:2] {
-		if shown := b.shown(t, secret); shown != "0\n0" {
-			t.Errorf("a token or its hash is in the journal, in files, or in properties of units (lines in each):\n%s", shown)
-		}
-	}
-	b.Shell(t, "systemctl stop 'revq-api@7.*' 'revq-socket@6.*'; rm -r /etc/credstore/* /srv/tokens")
-}
-
 func (b *bootTest) moreWorkers(t *testing.T) {
 	b.Write(t, "/etc/revq/revq-worker.env", "REVQ_PAUSE=0s\n")
 	b.Write(t, "/etc/revq/revq-worker@3.env", "REVQ_PAUSE=200ms\nREVQ_MAX_PAUSE=5s\n")
