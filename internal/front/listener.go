@@ -3,6 +3,7 @@ package front
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -231,6 +232,10 @@ func (c *conn) Read(b []byte) (int, error) {
 		}
 	}
 	if n == 0 {
+		if !c.guard.between() && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) { // the latter with TLS
+			c.guard.wrong = faultEnd // fasthttp would not always answer
+			return 0, faultEnd
+		}
 		return 0, err
 	}
 	if n = c.guard.pass(b[:n]); n == 0 {

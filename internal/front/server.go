@@ -3,7 +3,6 @@ package front
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -235,8 +234,6 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) *Problem {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return NewProblem(fasthttp.StatusRequestTimeout,
 			fmt.Sprintf("the whole request must arrive within %v", s.app.ReadTimeout))
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return NewProblem(fasthttp.StatusBadRequest, "the connection ended before the request was complete")
 	}
 	return NewProblem(fasthttp.StatusBadRequest,
 		"this is not valid HTTP: check the request's path, the values of its headers, the chunks of its body, and the names in its trailer")
