@@ -415,6 +415,17 @@ func (q *queueTest) exec(t *testing.T) {
 	before := q.inventory(t)
 	q.Write(t, "/etc/revq/revq-worker@inside.env", "REVQ_QUEUE=inside\nREVQ_EXEC=/usr/local/bin/shout\n")
 	q.Run(t, "systemctl", "enable", "--now", "revq-setup@inside", "revq-worker@inside")
+	// A worker with another name is not taken along, nor left without its queue.
+	q.Write(t, "/etc/revq/revq-worker@other.env", "REVQ_QUEUE=\"inside\"\nREVQ_EXEC=/usr/local/bin/shout\n")
+	q.Run(t, "systemctl", "enable", "--now", "revq-worker@other")
+	out, err := q.Try(t, bootSource+"/systemd/install", "unqueue", "--discard-tasks", "inside")
+	if err == nil || !strings.Contains(out, "revq-worker@other takes tasks of the queue inside, too, as /etc/revq/revq-worker@other.env says") {
+		t.Errorf("unqueue with a second worker: %v, %q", err, out)
+	}
+	if got := q.result(t, q.post(t, "inside", "abc")); got != "ABC" {
+		t.Errorf("the result after the refusal is %q, want ABC", got)
+	}
+	q.Shell(t, "systemctl disable --now revq-worker@other; rm /etc/revq/revq-worker@other.env")
 	q.unqueue(t, "inside")
 	if after := q.inventory(t); after != before {
 		t.Errorf("something is left, or missing:\n%s", difference(before, after))
