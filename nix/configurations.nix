@@ -123,6 +123,24 @@
         };
       };
 
+    # One of three hosts, each with a RabbitMQ.
+    clustered = {
+      networking.hostName = "one";
+      services.revq = {
+        enable = true;
+        rabbitmq.enable = true;
+        rabbitmq.cluster = {
+          peers = {
+            one = "192.0.2.1";
+            two = "192.0.2.2";
+            three = "192.0.2.3";
+          };
+          cookieFile = "/run/secrets/erlang-cookie";
+          interface = "eth1";
+        };
+      };
+    };
+
     # Everything for operators on one host.
     watched = {
       services.prometheus.enable = true;
@@ -260,6 +278,29 @@
       "a certificate without its key" = {
         config = revq { tls.certFile = "/run/cert.pem"; };
         error = "needs both certFile and keyFile";
+      };
+      "a cluster without its secret" = {
+        config.services.revq = {
+          enable = true;
+          rabbitmq = {
+            enable = true;
+            cluster.name = "one";
+            cluster.peers.one = "192.0.2.1";
+          };
+        };
+        error = "cluster needs a cookieFile that is not in the Nix store";
+      };
+      "a cluster of others" = {
+        config.services.revq = {
+          enable = true;
+          rabbitmq = {
+            enable = true;
+            cluster.name = "four";
+            cluster.peers.one = "192.0.2.1";
+            cluster.cookieFile = "/run/secrets/erlang-cookie";
+          };
+        };
+        error = "cluster.peers does not have this host, four";
       };
       "tokens in the store" = {
         config = revq { tokensFile = ./configurations.nix; };

@@ -202,7 +202,7 @@ let
         ++ lib.optional (
           cfg.tokensFile != null && (role == "api" || role == "socket")
         ) "tokens:${cfg.tokensFile}";
-        IPAddressAllow = cfg.brokerAddresses;
+        IPAddressAllow = cfg.brokerAddresses ++ lib.optionals cfg.rabbitmq.enable (lib.attrValues cluster.peers);
         # An upgrade restarts it at once, rather than to stop it first: connections wait in the socket meanwhile.
         X-StopIfChanged = "false";
       };
@@ -408,11 +408,25 @@ let
       LockPersonality = true;
       SystemCallArchitectures = "native";
       IPAddressDeny = "any";
-      IPAddressAllow = "localhost";
+      IPAddressAllow = [ "localhost" ] ++ lib.optional isCluster own;
     };
   };
 
-  makeUsers = "${cfg.package}/libexec/revq/install broker --to";
+  # The nodes of a cluster: each has a name of its own for its host, since NixOS has the host's name mean 127.0.0.2 there.
+  inherit (cfg.rabbitmq) cluster;
+  isCluster = cluster.peers != { };
+  own = cluster.peers.${cluster.name} or "127.0.0.1";
+  nodeHost = name: "revq-${name}";
+  clusterPorts = [
+    4369 # epmd
+    5672
+    25672 # between nodes
+  ];
+
+  makeUsers =
+    "${cfg.package}/libexec/revq/install broker"
+    + lib.optionalString isCluster " --host ${lib.concatStringsSep "," (lib.attrValues cluster.peers)} --seed ${rabbitmq.dataDir}/.erlang.cookie"
+    + " --to";
 in
 {
   options.services.revq = {
@@ -703,6 +717,49 @@ in
         default = "2GiB";
         description = "Free space on RabbitMQ's disk below which it takes no more messages (clients get 503).";
       };
+
+      cluster = {
+        peers = mkOption {
+          type = types.attrsOf (noun "IPv4 address" (types.strMatching "[0-9]{1,3}([.][0-9]{1,3}){3}"));
+          default = { };
+          example = {
+            one = "192.0.2.1";
+            two = "192.0.2.2";
+            three = "192.0.2.3";
+          };
+          description = ''
+            The hosts whose RabbitMQs are one cluster, this one included, with their addresses on a private network: three,
+            or one alone without a cluster. They must be the same on each of them. The nodes are called `rabbit@revq-NAME`,
+            and {file}`/etc/hosts` has these names. A RabbitMQ that has run on this host as `rabbit@localhost` does not
+            join: its data is not used.
+          '';
+        };
+        name = mkOption {
+          type = types.str;
+          default = config.networking.hostName;
+          defaultText = lib.literalExpression "config.networking.hostName";
+          description = "The name of this host in `peers`.";
+        };
+        cookieFile = mkOption {
+          type = types.nullOr types.path;
+          default = null;
+          example = "/run/secrets/erlang-cookie";
+          description = ''
+            File on the host with the secret that the nodes have in common (Erlang's cookie), at least 32 random letters
+            and digits: whoever has it can do everything at the broker. The passwords of revq's users are made of it, too,
+            so that they are the same on all hosts. systemd reads the file when RabbitMQ starts; only root needs to be able to.
+          '';
+        };
+        interface = mkOption {
+          type = types.nullOr types.str;
+          default = null;
+          example = "eth1";
+          description = ''
+            Interface of the private network, on which the ports 4369, 5672 and 25672 are opened in the firewall. Without it
+            none is. What the nodes say to each other is not encrypted.
+          '';
+        };
+      };
     };
   };
 
@@ -767,6 +824,20 @@ in
           {
             assertion = cfg.metrics.grafana.enable -> config.services.grafana.enable;
             message = "services.revq.metrics.grafana.enable needs services.grafana.enable on this host.";
+          }
+          {
+            assertion = isCluster -> cluster.peers ? ${cluster.name};
+            message = "services.revq.rabbitmq.cluster.peers does not have this host, ${cluster.name}: add it, or set rabbitmq.cluster.name.";
+          }
+          {
+            assertion =
+              isCluster
+              -> lib.isString cluster.cookieFile && !lib.hasPrefix builtins.storeDir cluster.cookieFile;
+            message = "services.revq.rabbitmq.cluster needs a cookieFile that is not in the Nix store, which everyone can read: give the place where the file is on the host, in quotes.";
+          }
+          {
+            assertion = isCluster -> cfg.rabbitmq.enable;
+            message = "services.revq.rabbitmq.cluster is for RabbitMQ on this host: set rabbitmq.enable, too.";
           }
           {
             assertion = cfg.rabbitmq.enable -> urlFiles == { };
@@ -852,6 +923,44 @@ in
       ];
     })
 
+    (mkIf (cfg.rabbitmq.enable && isCluster) {
+      services.revq.rabbitmq.listenAddress = mkDefault own;
+      services.rabbitmq = {
+        configItems = {
+          "cluster_formation.peer_discovery_backend" = mkDefault "classic_config";
+          # From 4.3 on there is nothing to choose.
+          "cluster_partition_handling" = mkDefault "pause_minority";
+        }
+        // lib.listToAttrs (
+          lib.imap1 (
+            i: name:
+            lib.nameValuePair "cluster_formation.classic_config.nodes.${toString i}" "rabbit@${nodeHost name}"
+          ) (lib.attrNames cluster.peers)
+        );
+        # internal/rabbit/README.md says what these times do.
+        config = mkDefault "[{kernel, [{net_ticktime, 3}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 500}]}].";
+      };
+      networking.hosts = lib.mapAttrs' (name: address: lib.nameValuePair address [ (nodeHost name) ]) cluster.peers;
+      networking.firewall.interfaces = mkIf (cluster.interface != null) {
+        ${cluster.interface}.allowedTCPPorts = clusterPorts;
+      };
+      services.epmd.listenStream = "0.0.0.0:4369"; # the firewall bounds it
+      systemd.services.rabbitmq = {
+        after = [ "network-online.target" ]; # for its address
+        wants = [ "network-online.target" ];
+        environment = {
+          RABBITMQ_NODENAME = "rabbit@${nodeHost cluster.name}";
+          RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = "-kernel inet_dist_use_interface {${
+            lib.replaceStrings [ "." ] [ "," ] own
+          }}";
+        };
+        serviceConfig.LoadCredential = [ "erlang-cookie:${toString cluster.cookieFile}" ];
+        preStart = ''
+          install -m 400 "$CREDENTIALS_DIRECTORY/erlang-cookie" ${rabbitmq.dataDir}/.erlang.cookie
+        '';
+      };
+    })
+
     (mkIf cfg.rabbitmq.enable {
       services.rabbitmq = {
         enable = true;
@@ -909,7 +1018,8 @@ in
         }
       ];
 
-      systemd.services.rabbitmq-revq-rotate = mkMerge [
+      # In a cluster the passwords come from the cookie.
+      systemd.services.rabbitmq-revq-rotate = mkIf (!isCluster) (mkMerge [
         administration
         {
           description = "New secrets for revq's users at RabbitMQ";
@@ -928,7 +1038,7 @@ in
             systemctl try-restart 'revq-*@*.service'
           '';
         }
-      ];
+      ]);
     })
   ]);
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -36,12 +37,14 @@ const (
 	// while results that exist do not come.
 	maxReadySilent = 5 * time.Second
 
-	// clusterSettings are what internal/rabbit/README.md recommends.
-	clusterSettings = `[{kernel, [{net_ticktime, 8}]}, {aten, [{poll_interval, 1000}]}, {rabbit, [{cluster_partition_handling, pause_minority}]}]`
+	// clusterSettings and clusterPartitions are what internal/rabbit/README.md
+	// recommends for advanced.config and rabbitmq.conf.
+	clusterSettings   = `[{kernel, [{net_ticktime, 3}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 500}]}]`
+	clusterPartitions = "cluster_partition_handling = pause_minority"
 
-	// clusterWarm is how long everything works before the first fault: each
-	// connection has been used by then.
-	clusterWarm = 3 * time.Second
+	// clusterRest is how long everything works before a fault: each connection
+	// has been used by then, and is at its own node (see rabbit/home.go).
+	clusterRest = 20 * time.Second
 
 	// clusterLimit is the time limit for everything to work again once a fault
 	// is over.
@@ -145,6 +148,25 @@ func TestClusterFaults(t *testing.T) {
 	t.Logf("seed %d: %d accepted\n%s", seed, len(c.posters.accepted), table.String())
 }
 
+// Everyone is told the settings with which TestClusterFaults runs.
+func TestClusterSettings(t *testing.T) {
+	for page, want := range map[string][]string{
+		"../rabbit/README.md":     {clusterSettings + ".\n", clusterPartitions + "\n"},
+		"../../systemd/README.md": {clusterSettings + ".\n", clusterPartitions + "\n"},
+		"../../nix/module.nix":    {clusterSettings + ".\"", `"cluster_partition_handling" = mkDefault "pause_minority"`},
+	} {
+		content, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, setting := range want {
+			if !strings.Contains(string(content), setting) {
+				t.Errorf("%s does not have %s", page, setting)
+			}
+		}
+	}
+}
+
 // A clusterTrial is a trial on a cluster of three.
 type clusterTrial struct {
 	*trial
@@ -154,7 +176,7 @@ type clusterTrial struct {
 func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 	t.Helper()
 	cluster := rabbittest.StartCluster(t, rabbittest.ClusterConfig{
-		Hosts: 3, Root: *clusterRoot, Advanced: *clusterConfig,
+		Hosts: 3, Root: *clusterRoot, Lines: []string{clusterPartitions}, Advanced: *clusterConfig,
 	})
 	r := &trial{
 		system: &system{url: cluster.URL(), binary: daemontest.Binary}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
@@ -166,7 +188,6 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 		t.Fatal(err)
 	}
 	r.startClients(3)
-	<-time.After(clusterWarm)
 	return &clusterTrial{r, cluster}
 }
 
@@ -175,6 +196,7 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 // was ready while nothing came.
 func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, silent, ready time.Duration) {
 	c.t.Helper()
+	<-time.After(clusterRest)
 	for _, r := range c.rhythms() {
 		r.reset()
 	}

@@ -14,7 +14,7 @@ import (
 // with the next one. The time doubles, up to homeLimit, when a session there
 // ends before it has lasted for that long.
 const (
-	homeAfter = 30 * time.Second
+	homeAfter = 10 * time.Second
 	homeLimit = 16 * time.Minute
 )
 
