@@ -12,6 +12,7 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
+	"github.com/revq/revq/internal/wire"
 )
 
 // A full queue refuses more tasks, and keeps what it has.
@@ -64,7 +65,7 @@ func TestTooManyInFlight(t *testing.T) {
 	n := rabbittest.StartNode(t)
 	s := prepare(t, n)
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-in-flight", strconv.Itoa(places), "--confirm-timeout", "5s")
-	s.api.WaitReady(t)
+	s.awaitAPI(t)
 	resume := s.suspendBroker(t)
 	answers := make(chan answer, texts)
 	for i := range texts {
@@ -88,6 +89,14 @@ func TestTooManyInFlight(t *testing.T) {
 	})
 }
 
+// awaitAPI waits until the API is connected to the broker. One that has started
+// is ready all the same: it tells clients to try again.
+func (s *system) awaitAPI(t *testing.T) {
+	t.Helper()
+	s.api.WaitReady(t)
+	await.True(t, "the API is connected", func() bool { return get(t, s.apiSites[0], wire.ReadyPath).status == http.StatusOK })
+}
+
 // checkRefused returns an error unless a tells the client to retry later.
 func checkRefused(a answer, status int) error {
 	if err := checkProblem(a, status); err != nil {
@@ -106,7 +115,7 @@ func TestTooManyConnections(t *testing.T) {
 	const limit, more = 3, 10
 	s := prepare(t, rabbittest.StartNode(t))
 	s.api = s.startDaemon(t, "revq-api", s.apiSockets, "--max-connections", strconv.Itoa(limit), "--confirm-timeout", "20s")
-	s.api.WaitReady(t)
+	s.awaitAPI(t)
 	resume := s.suspendBroker(t)
 	answers := make(chan answer, limit+more)
 	for range limit + more {

@@ -13,7 +13,7 @@ import (
 
 // lists is a program that writes its variables and its open files, as a filter
 // and as a persistent program.
-const lists = `look() { env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= | tr '\n' ' '; ls /proc/$$/fd | tr '\n' ' '; }
+const lists = `look() { env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= | tr '\n' ' '; cd /proc/$$/fd; printf '%s ' *; }
 if [ "$1" = filter ]; then look; exit; fi
 echo '{"revq":1}'
 read -r hello
@@ -34,7 +34,7 @@ func TestEnvironment(t *testing.T) {
 		t.Setenv(name, value)
 	}
 	// Files that our own parent has left open reach every process.
-	bare, err := exec.Command("/bin/sh", "-c", "ls /proc/$$/fd | tr '\\n' ' '").Output()
+	bare, err := exec.Command("/bin/sh", "-c", "cd /proc/$$/fd; printf '%s ' *").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
