@@ -17,16 +17,16 @@ import (
 	"github.com/revq/revq/internal/task"
 )
 
-var outageTime = flag.Duration("outage", 15*time.Second, "how long TestHandlerOutage lasts; the promise is for 10m (give -timeout 15m)")
+var (
+	outageTime = flag.Duration("outage", 15*time.Second, "how long TestHandlerOutage lasts; the promise is for 10m (give -timeout 15m)")
 
-const (
-	// outagePause is the time between two tasks of a queue. A minute must suffice
-	// for all tasks of ten, also on a machine that is busy with other tests.
-	outagePause = time.Second
-
-	// afterOutage is the time limit, after the outage, for all tasks.
-	afterOutage = time.Minute
+	// A minute must suffice for all tasks of ten, also on a machine that is busy
+	// with other tests.
+	outageRate = flag.Float64("outage.rate", 2, "tasks a second in TestHandlerOutage")
 )
+
+// afterOutage is the time limit, after the outage, for all tasks.
+const afterOutage = time.Minute
 
 // What a handler needs is away, whether the handler knows what to say of that
 // (later) or just fails. No task is given up, and all are done soon after it.
@@ -52,7 +52,7 @@ printf %s "$text"`))
 	}
 	began := time.Now()
 	var ids []string
-	pace := time.NewTicker(outagePause)
+	pace := time.NewTicker(time.Duration(float64(len(statuses)) / *outageRate * float64(time.Second)))
 	defer pace.Stop()
 	for time.Since(began) < *outageTime {
 		for queue := range statuses {

@@ -31,9 +31,10 @@ const (
 	// pauseMin and pauseMax bound a pause. It doubles while the handler stays
 	// out of order. Half of it is random, so that many workers do not all
 	// query a database at once that has come back. Work resumes at most
-	// pauseMax after the handler works again.
+	// pauseMax after the handler works again. All tasks should be done within a
+	// minute after that: pauseMax and laterMax leave half of it for the work.
 	pauseMin = time.Second
-	pauseMax = 30 * time.Second
+	pauseMax = 15 * time.Second
 
 	// maxHold is how long a task may wait in a worker whose handler is out of
 	// order. Then it returns to the queue, where other workers may take it.

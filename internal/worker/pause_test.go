@@ -76,7 +76,7 @@ func TestPauserBounds(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	var p pauser
-	for i, limit := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
+	for i, limit := range []time.Duration{1, 2, 4, 8, 15, 15, 15, 15} {
 		limit *= time.Second
 		round, _, ok := p.admit(now)
 		if !ok {
