@@ -243,11 +243,15 @@ func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, sil
 // partition ends, RabbitMQ restarts some of them a moment later.
 func (c *clusterTrial) steady() {
 	c.t.Helper()
-	for range 3 {
-		c.cluster.Formed()
-		<-time.After(time.Second)
+	const often = 3
+	for began, seen := time.Now(), 0; seen < often; <-time.After(time.Second) {
+		if seen++; !c.cluster.IsFormed() {
+			seen = 0
+		}
+		if time.Since(began) > clusterLimit {
+			c.t.Fatalf("the nodes did not see each other for %v", clusterLimit)
+		}
 	}
-	c.cluster.Formed()
 }
 
 func (c *clusterTrial) rhythms() (all []*rhythm) {

@@ -140,7 +140,7 @@ func StartCluster(t testing.TB, cfg ClusterConfig) *Cluster {
 	return c
 }
 
-// Formed waits until each node sees all others.
+// Formed waits until each node sees all others and accepts a login.
 func (c *Cluster) Formed() {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
@@ -148,7 +148,8 @@ func (c *Cluster) Formed() {
 	await.Nil(c.t, "a member", func() error { return c.formed(ctx) })
 }
 
-// IsFormed reports whether each node sees all others.
+// IsFormed reports whether each node sees all others and accepts a login. After
+// a partition, a node may need half a minute for that.
 func (c *Cluster) IsFormed() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
@@ -163,6 +164,9 @@ func (c *Cluster) formed(ctx context.Context) error {
 		end)`)
 		if err == nil && out != strconv.Itoa(len(c.Hosts)) {
 			err = fmt.Errorf("%s sees %s nodes that run", h.Name, out)
+		}
+		if err == nil {
+			err = h.login()
 		}
 		if err != nil {
 			return err
@@ -360,13 +364,21 @@ func (h *Host) Start() {
 	h.await(ctx, "accepts a login")
 }
 
+// login returns an error if the node does not accept a login.
+func (h *Host) login() error {
+	conn, err := amqp.DialConfig(h.URL(), amqp.Config{Dial: amqp.DefaultDial(2 * time.Second)})
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
+
 // await waits until the node accepts a login.
 func (h *Host) await(ctx context.Context, what string) {
 	h.c.t.Helper()
 	for {
-		conn, err := amqp.DialConfig(h.URL(), amqp.Config{Dial: amqp.DefaultDial(2 * time.Second)})
+		err := h.login()
 		if err == nil {
-			conn.Close()
 			return
 		}
 		select {
