@@ -30,6 +30,11 @@ const stuckTimeout = 30 * time.Second
 // 3.10.8: the messages were never confirmed).
 const suspectAfter = 2 * time.Second
 
+// suspectStagger is how much longer the next connection of the same publisher
+// waits. A session that begins before a queue has another leader is no better
+// than the one before, so they do not all begin at once.
+const suspectStagger = 500 * time.Millisecond
+
 // suspectTries is how many sessions in a row are given up after that time. A
 // queue or stream needs a few seconds to get another leader, and a session may
 // begin before that. After them the time doubles, up to stuckTimeout: the broker

@@ -52,7 +52,8 @@ type lane struct {
 	pipe   atomic.Pointer[pipeline] // nil while there is no session
 	shared *shared
 
-	suspects int // sessions in a row that were given up as suspect and confirmed nothing
+	suspects int           // sessions in a row that were given up as suspect and confirmed nothing
+	patience time.Duration // added to the time after which a session is suspect
 }
 
 // NewPublisher returns a Publisher. It is connected while Run runs.
@@ -71,7 +72,7 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 		if len(p.lanes) > 1 {
 			role = fmt.Sprintf("publisher %d", i+1)
 		}
-		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log), shared: &p.shared}
+		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log), shared: &p.shared, patience: time.Duration(i%4) * suspectStagger}
 		p.lanes[i].link.first = p.lanes[0].link.first + i // on different nodes
 		p.lanes[i].link.step = 1 - i&1*2
 	}
@@ -117,7 +118,7 @@ func (l *lane) suspicion() time.Duration {
 	if len(l.link.cfg.urls()) == 1 {
 		return 0 // there is no other one
 	}
-	return suspicionAfter(l.suspects)
+	return suspicionAfter(l.suspects) + l.patience
 }
 
 // current returns the pipeline of the session, or the reason why there is none.
