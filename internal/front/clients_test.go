@@ -67,6 +67,10 @@ func FuzzForwardedFor(f *testing.F) {
 		if got := cs.forwardedFor(netip.MustParseAddr("10.0.0.1"), lines); got != netip.MustParseAddr("192.0.2.2") {
 			t.Errorf("the client is taken for %s", got)
 		}
+		// A proxy that is trusted is believed whatever it says.
+		if got := cs.forwardedFor(netip.MustParseAddr("10.0.0.1"), [][]byte{[]byte(invented)}); !got.IsValid() || got.Is4In6() || got.Zone() != "" {
+			t.Errorf("the proxy's client is taken for %s", got)
+		}
 	})
 }
 
