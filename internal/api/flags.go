@@ -82,7 +82,7 @@ func (c *Config) Settings() []setting.Setting {
 			With("Longer ones are answered 413. Workers have a limit of the same name, 1 MiB by default: raise it first."),
 		number("max-batch", "bytes", "maximum length of an NDJSON body, in `BYTES`", &c.MaxBatch, 64<<20),
 		setting.Count("max-body-bytes", "bytes", "maximum `BYTES` of all request bodies that are being received or handled, together", &c.MaxBodies, 1<<20, 0).
-			With("Requests beyond it are answered 503. Bodies of up to 16 KiB are not counted, and there is always room for one of the maximum size. When there is no room, a body that comes slower than 64 KiB a second is ended with 408. The unit's `MemoryMax` must allow for about four times as much."),
+			With("Requests beyond it are answered 503. Each counts as the memory that it takes, the next power of two. Bodies of up to 16 KiB are not counted, and there is always room for one of the maximum size. When there is no room, a body that comes slower than 64 KiB a second is ended with 408. The unit's `MemoryMax` must allow for about four times as much."),
 		number("max-in-flight", "tasks", "maximum number of `TASKS` in flight to the broker", &c.MaxInFlight, 1<<20).
 			With("More are answered 429."),
 		number("max-connections", "connections", "maximum number of `CONNECTIONS` to each listening address", &c.MaxConnections, 1<<20).

@@ -100,7 +100,9 @@ func TestStalledUploads(t *testing.T) {
 	if daemontest.Race() {
 		return
 	}
-	if limit := before + 4*bound; highest > limit {
+	// A quarter of the bound may be of bodies that have just been ended, each
+	// connection takes some 30 KiB, and Go's heap may be twice what is in use.
+	if limit := before + 2*(bound+bound/4+stalled*32<<10); highest > limit {
 		t.Errorf("%d uploads take %d MB, want %d at most", stalled, highest/1e6, limit/1e6)
 	}
 	hangUp()

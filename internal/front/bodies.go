@@ -2,6 +2,7 @@ package front
 
 import (
 	"fmt"
+	"math/bits"
 	"sync"
 	"time"
 
@@ -31,16 +32,21 @@ var faultSlow = &fault{fasthttp.StatusRequestTimeout, fmt.Sprintf(
 	"the body came too slowly while others had no room: send at least %d KiB a second", pieceBytes>>10)}
 
 // A bodies bounds the total size of all request bodies that are being received
-// or handled. It counts their announced sizes, since fasthttp allocates the
-// memory for a whole body or chunk when it begins. As long as there is room, it
-// refuses no body and ends no slow one.
+// or handled. It counts what fasthttp allocates for them: the memory for a whole
+// body or chunk when it begins. As long as there is room, it refuses no body and
+// ends no slow one.
 type bodies struct {
 	maxSum  int64
 	largest int64 // maximum size of a body; fasthttp refuses a larger one
 	crowded *fault
 
+	// maxLeaving bounds leaving. A body that was ended keeps its memory until
+	// its goroutine notices, and others have begun in its place by then.
+	maxLeaving int64
+
 	mu        sync.Mutex
 	sum       int64 // of all shares
+	leaving   int64 // of the shares that were ended
 	peak      int64 // of sum, since memory was last returned
 	receiving map[*conn]struct{}
 }
@@ -59,19 +65,28 @@ func newBodies(maxSum, largest int64) *bodies {
 	if maxSum == 0 {
 		return nil
 	}
-	maxSum = max(maxSum, largest)
+	maxSum = max(maxSum, allocated(largest))
 	return &bodies{
-		maxSum: maxSum, largest: largest, receiving: make(map[*conn]struct{}),
+		maxSum: maxSum, largest: largest, maxLeaving: max(maxSum/4, allocated(largest)), receiving: make(map[*conn]struct{}),
 		crowded: &fault{fasthttp.StatusServiceUnavailable, fmt.Sprintf(
 			"other requests use the %d bytes that all bodies may have together: retry in a second", maxSum)},
 	}
+}
+
+// allocated returns how many bytes fasthttp allocates for a body: up to 100 MiB,
+// a power of two.
+func allocated(size int64) int64 {
+	if size <= 0 || size > 100<<20 {
+		return size
+	}
+	return 1 << bits.Len64(uint64(size-1))
 }
 
 // announce records the size of a body that c begins to receive; for a body in
 // chunks, the size known by now. It returns a fault if there is no room, and
 // then the body is not read.
 func (b *bodies) announce(c *conn, total int64) *fault {
-	if total <= freeBody || total > b.largest {
+	if total = allocated(total); total <= freeBody || total > allocated(b.largest) {
 		total = 0
 	}
 	if total == 0 && !c.sharing {
@@ -85,7 +100,7 @@ func (b *bodies) announce(c *conn, total int64) *fault {
 		return faultSlow
 	}
 	now := time.Now()
-	if over := b.sum + total - s.bytes - b.maxSum; over > 0 && !b.makeRoom(c, over, now) {
+	if over := b.sum - b.leaving + total - s.bytes - b.maxSum; over > 0 && !b.makeRoom(c, over, now) {
 		return b.crowded
 	}
 	b.add(s, total-s.bytes)
@@ -113,8 +128,11 @@ func (b *bodies) makeRoom(c *conn, over int64, now time.Time) bool {
 		if slow == c || now.Sub(slow.share.since) <= pieceTime {
 			continue
 		}
+		if b.leaving+slow.share.bytes > b.maxLeaving {
+			return false
+		}
 		over -= slow.share.bytes
-		b.add(&slow.share, -slow.share.bytes)
+		b.leaving += slow.share.bytes
 		slow.share.evicted = true
 		delete(b.receiving, slow)
 		slow.SetReadDeadline(now) // ends its Read
@@ -151,6 +169,9 @@ func (b *bodies) complete(c *conn) {
 func (b *bodies) release(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if c.share.evicted {
+		b.leaving -= c.share.bytes
+	}
 	b.add(&c.share, -c.share.bytes)
 	delete(b.receiving, c)
 }

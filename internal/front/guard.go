@@ -96,7 +96,8 @@ type guard struct {
 	wrong   *fault // the first fault found; it is final
 
 	// announce, if it is not nil, is called with the length of a body before it
-	// is received; for a body in chunks, with the length known by now.
+	// is received; for a body in chunks, with the length known by now, and that
+	// of the line break after the last chunk.
 	announce func(total int64) *fault
 
 	phase   phase
@@ -426,5 +427,5 @@ func (g *guard) chunkSize(line []byte) *fault {
 	if g.total += g.left; g.total < 0 {
 		return faultChunk
 	}
-	return g.expect(g.total)
+	return g.expect(g.total + int64(len("\r\n")))
 }
