@@ -12,7 +12,6 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
-	"github.com/revq/revq/internal/wire"
 )
 
 // A full queue refuses more tasks, and keeps what it has.
@@ -89,12 +88,14 @@ func TestTooManyInFlight(t *testing.T) {
 	})
 }
 
-// awaitAPI waits until the API is connected to the broker. One that has started
-// is ready all the same: it tells clients to try again.
+// awaitAPI waits until the API's second site accepts texts. An API that has
+// started is ready all the same: it tells clients to try again.
 func (s *system) awaitAPI(t *testing.T) {
 	t.Helper()
 	s.api.WaitReady(t)
-	await.True(t, "the API is connected", func() bool { return get(t, s.apiSites[0], wire.ReadyPath).status == http.StatusOK })
+	await.True(t, "a text is accepted", func() bool {
+		return post(t, s.apiSites[1], "text/plain", "abcdef").status == http.StatusAccepted
+	})
 }
 
 // checkRefused returns an error unless a tells the client to retry later.
