@@ -335,21 +335,30 @@ func (c *clusterTrial) suspend(h *rabbittest.Host) (heal func()) {
 	h.Suspend()
 	return func() {
 		h.Resume()
-		// What internal/rabbit/README.md says: RabbitMQ may leave it alone.
-		for began := time.Now(); !c.cluster.IsFormed(); <-time.After(time.Second) {
-			if time.Since(began) > 5*time.Second {
-				c.note("  %s does not join the others; it is restarted", h.Name)
-				h.Stop()
-				h.Start()
-				return
-			}
-		}
+		c.rejoin(h)
 	}
 }
 
 func (c *clusterTrial) cut(h *rabbittest.Host, links ...rabbittest.Link) (heal func()) {
 	h.Cut(links...)
-	return func() { h.Heal(links...) }
+	return func() {
+		h.Heal(links...)
+		c.rejoin(h)
+	}
+}
+
+// rejoin restarts a node that does not join the others by itself, as
+// internal/rabbit/README.md says.
+func (c *clusterTrial) rejoin(h *rabbittest.Host) {
+	const patience = 15 * time.Second
+	for began := time.Now(); !c.cluster.IsFormed(); <-time.After(time.Second) {
+		if time.Since(began) > patience {
+			c.note("  %s does not join the others; it is restarted", h.Name)
+			h.Kill()
+			h.Start()
+			return
+		}
+	}
 }
 
 // A rhythm records the longest time between two events.
