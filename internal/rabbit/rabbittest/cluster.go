@@ -300,7 +300,7 @@ func (h *Host) seen(name string) string {
 func (h *Host) on(ctx context.Context, args ...string) *exec.Cmd {
 	enter := []string{"--target", strconv.Itoa(h.holder), "--net", "--uts", "--mount"}
 	if h.c.root != "" {
-		enter = append(enter, "--root="+h.c.root)
+		enter = append(enter, "chroot", h.c.root) // its mounts are those of the namespace
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.Env = []string{
