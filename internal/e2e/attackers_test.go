@@ -217,7 +217,7 @@ const (
 	listenHead  = "GET " + wire.ListenPath + " HTTP/1.1\r\nHost: localhost\r\n"
 	upgrade     = listenHead + "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 	eventStream = listenHead + "Accept: text/event-stream\r\n\r\n"
-	poll        = "GET /results/nobody-knows?wait=30s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	poll        = "GET /results/nobody-knows?wait=5s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	empty       = "\x81\x80\x00\x00\x00\x00" // a text frame without a text
 	pingFrame   = "\x89\x80\x00\x00\x00\x00"
 	clientHello = "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" // the first bytes of one
