@@ -3,6 +3,7 @@ package rabbit
 import (
 	"errors"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 )
@@ -133,4 +134,22 @@ func TestMovingBackAgainAndAgain(t *testing.T) {
 	if h.wait() != homeLimit {
 		t.Errorf("at most %v", h.wait())
 	}
+}
+
+// A node that takes connections and says nothing, as one that hangs, does not
+// hold a connection up for long while there is another one.
+func TestANodeThatSaysNothingIsPassedOver(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	r := setup(t).declared()
+	r.cfg.URLs = []string{"amqp://" + silent.Addr().String(), r.url}
+	r.cfg.DialTimeout = time.Hour
+	p := NewPublisher(r.cfg, r.log)
+	p.lanes[0].link.first = 0
+	r.run(p.Run)
+	r.ready(p.Ready)
 }

@@ -23,6 +23,11 @@ const (
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second
 
+	// quickDial bounds connecting to one of several nodes, until each of them
+	// has failed once. One that was cut off would hold a publisher up for the
+	// whole DialTimeout while others work.
+	quickDial = 1500 * time.Millisecond
+
 	// answerTimeout bounds the requests to the broker while a session is set
 	// up. Declaring a queue in a busy cluster takes seconds.
 	answerTimeout = 30 * time.Second
@@ -116,13 +121,19 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 	defer l.loop.Idle()
 	wait := l.cfg.RetryMin
 	said := make(map[string]string) // by URL, why there is no session: it is logged when it changes
+	failed := 0                     // sessions in a row
 	for at := l.first; ctx.Err() == nil; at += l.step {
 		urls := l.cfg.urls()
+		cfg := l.cfg
+		if len(urls) > 1 && failed < len(urls) {
+			cfg.DialTimeout = min(cfg.DialTimeout, quickDial)
+		}
 		at = (at + len(urls)) % len(urls)
 		url := urls[at]
 		began := time.Now()
 		l.loop.Busy()
-		err := l.once(ctx, url, func(s *session) error {
+		err := l.once(ctx, cfg, url, func(s *session) error {
+			failed = 0
 			level := slog.LevelDebug
 			if len(said) > 0 {
 				level = slog.LevelInfo
@@ -131,6 +142,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 			clear(said)
 			return use(s)
 		})
+		failed++
 		if ctx.Err() != nil {
 			l.setState(err)
 			return
@@ -162,9 +174,10 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 	}
 }
 
-// once runs a single session and returns why it ended.
-func (l *link) once(ctx context.Context, url string, use func(*session) error) error {
-	s, err := open(ctx, l.cfg, url, l.role)
+// once runs a single session and returns why it ended. cfg is the link's, but
+// for the DialTimeout.
+func (l *link) once(ctx context.Context, cfg Config, url string, use func(*session) error) error {
+	s, err := open(ctx, cfg, url, l.role)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", host(url), err)
 	}
