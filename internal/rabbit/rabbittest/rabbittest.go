@@ -180,9 +180,11 @@ func NewVhost(t testing.TB, n *Node) string {
 // uses such a queue, until it is restarted.
 func Settle(t testing.TB, n *Node) {
 	t.Helper()
-	// A process that starts answers when it has started. One that has ended
-	// meanwhile does not answer at all.
-	eval(t, n, `[catch sys:get_state(Pid, 20000) || Sup <- [whereis(rabbit_fifo_dlx_sup)], is_pid(Sup),
+	// A channel goes on declaring a queue when its client has gone, and answers
+	// when it has. A process that starts answers when it has started. One that
+	// has ended meanwhile does not answer at all.
+	eval(t, n, `[catch rabbit_channel:info(Pid, [pid]) || Pid <- rabbit_channel:list_local()],
+		[catch sys:get_state(Pid, 20000) || Sup <- [whereis(rabbit_fifo_dlx_sup)], is_pid(Sup),
 		{_, Pid, _, _} <- supervisor:which_children(Sup)], ok`)
 }
 
