@@ -61,7 +61,7 @@ type Delivery struct {
 func (d *Delivery) Task() (task.Task, error) { return d.task, d.invalid }
 
 // Attempt counts the deliveries of this task, from 1.
-func (d *Delivery) Attempt() int64 { return intHeader(d.d.Headers, deliveryCountHeader) + 1 }
+func (d *Delivery) Attempt() int64 { return countHeader(d.d.Headers, deliveryCountHeader) + 1 }
 
 // Ack tells the broker that the task is done. The acknowledgement is sent a
 // moment later, together with others. If the session ends before that, the

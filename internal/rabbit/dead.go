@@ -276,7 +276,7 @@ func decodeDead(d amqp.Delivery) DeadLetter {
 		letter.Reason, _ = inStream(d.Headers, "reason")
 	}
 	letter.Died, _ = death["time"].(time.Time)
-	letter.Count = deaths(d.Headers) + intHeader(death, "count")
+	letter.Count = deaths(d.Headers) + countHeader(death, "count")
 	return letter
 }
 
@@ -293,7 +293,7 @@ func inStream(headers amqp.Table, what string) (string, bool) {
 	return "", false
 }
 
-func deaths(headers amqp.Table) int64 { return max(0, intHeader(headers, deathsHeader)) }
+func deaths(headers amqp.Table) int64 { return countHeader(headers, deathsHeader) }
 
 // isDead reports whether a message in the stream of results is a dead letter.
 // One that was due when its queue was gone names the exchange that could not

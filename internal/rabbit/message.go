@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -105,7 +106,7 @@ func decodeTask(d amqp.Delivery, queue string) (task.Task, error) {
 		Accepted:  timeHeader(d.Headers, acceptedHeader),
 		NotBefore: timeHeader(d.Headers, dueHeader),
 		Expires:   timeHeader(d.Headers, expiresHeader),
-		Failed:    max(0, intHeader(d.Headers, failedHeader)),
+		Failed:    countHeader(d.Headers, failedHeader),
 		Deaths:    deaths(d.Headers),
 		Trace:     traceOf(d.Headers),
 	}
@@ -248,20 +249,22 @@ func timeHeader(headers amqp.Table, name string) time.Time {
 	return time.Time{}
 }
 
-// intHeader returns 0 if there is no such header. RabbitMQ chooses the width of
-// the integer by its value.
-func intHeader(headers amqp.Table, name string) int64 {
+// countHeader returns 0 if there is no such header. RabbitMQ chooses the width
+// of the integer by its value. Strangers may write any: what is no count is
+// taken for the nearest one, to which another can be added.
+func countHeader(headers amqp.Table, name string) int64 {
+	var count int64
 	switch n := headers[name].(type) {
 	case int64:
-		return n
+		count = n
 	case int32:
-		return int64(n)
+		count = int64(n)
 	case int16:
-		return int64(n)
+		count = int64(n)
 	case int8:
-		return int64(n)
+		count = int64(n)
 	case uint8:
-		return int64(n)
+		count = int64(n)
 	}
-	return 0
+	return min(max(0, count), math.MaxInt32)
 }

@@ -73,9 +73,12 @@ func header(name, kind byte, value string) string {
 // proper task or something that listeners can be sent.
 func FuzzStrangers(f *testing.F) {
 	trace := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	death := header(23, 0, TasksQueue) + header(22, 0, "rejected") + header(24, 7, "\x01") + header(21, 3, "\x02")
+	deathOf := func(count string) string {
+		return header(23, 0, TasksQueue) + header(22, 0, "rejected") + header(24, 7, "\x01") + header(21, 3, count)
+	}
+	death := deathOf("\x02")
 	for _, headers := range []string{
-		"", header(0, 3, "\x00\x06\x43\x00\x00\x00\x00\x00") + header(9, 0, trace), header(16, 10, death), header(16, 11, death), header(16, 0, "no list"),
+		"", header(0, 3, "\x00\x06\x43\x00\x00\x00\x00\x00") + header(9, 0, trace), header(16, 10, death), header(16, 11, death), header(16, 0, "no list"), header(16, 10, deathOf("\xf8")),
 		header(12, 3, "\x00\x06\x43\x00\x00\x00\x00\x00") + header(13, 0, "\xff\xfe") + header(14, 0, "said"), header(11, 0, "progress \xff"), header(4, 3, "\x80\x00\x00\x00\x00\x00\x00\x00"),
 		header(3, 0, "No Queue") + header(17, 0, "\xff"), header(8, 0, "not an offset"), header(10, 0, trace+","+trace), header(5, 3, "\x7f\xff\xff\xff\xff\xff\xff\xff"),
 	} {
