@@ -186,6 +186,9 @@ func TestListenersThatTakeNothingAreTold(t *testing.T) {
 				got++
 				continue
 			}
+			if op == 9 { // a ping, since nothing was sent for a while
+				continue
+			}
 			if want := "\x03\xf0" + byeTooSlow.reason; op != 8 || string(payload) != want {
 				t.Errorf("%s: after %d results came %d %.50q, want %q", name, got, op, payload, want)
 			}
