@@ -30,6 +30,7 @@ type attackers struct {
 	end     context.CancelFunc
 	running sync.WaitGroup
 	came    atomic.Int64 // how many have connected by now
+	most    int64        // how many are nearly all of them
 
 	mu  sync.Mutex
 	got map[string]int // what the attackers got, and how many times
@@ -47,16 +48,10 @@ func runAttackers() {
 	if err := json.Unmarshal([]byte(os.Getenv(attackSpec)), &s); err != nil {
 		panic(err)
 	}
-	a := &attackers{got: make(map[string]int)}
+	a := &attackers{got: make(map[string]int), most: max(1, int64(s.N+s.Readers)*9/10)}
 	a.over, a.end = context.WithCancel(context.Background())
 	a.join(s.N, s.Addresses, s.Sites, attacks[s.Name])
 	a.join(s.Readers, s.Addresses, s.Listen, stall(upgrade))
-	go func() {
-		for a.came.Load() < int64(s.N+s.Readers)*9/10 {
-			time.Sleep(10 * time.Millisecond)
-		}
-		fmt.Println("here")
-	}()
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	a.disperse()
 	fmt.Println(a)
@@ -97,8 +92,8 @@ func (a *attackers) join(n, addresses int, sites []string, do attack) {
 			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(from/200), byte(1+from%200))}, Timeout: await.Patience}
 			for first := true; a.over.Err() == nil; first = false {
 				if conn, err := d.DialContext(a.over, "tcp", sites[i%len(sites)]); err == nil {
-					if first {
-						a.came.Add(1)
+					if first && a.came.Add(1) == a.most {
+						fmt.Println("here")
 					}
 					hangUp := context.AfterFunc(a.over, func() { conn.Close() })
 					do(a, conn)

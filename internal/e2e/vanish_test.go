@@ -164,7 +164,7 @@ func TestVanishedClients(t *testing.T) {
 				t.Fatalf("%s: %d descriptors after %v, before %d", kind.name, openFiles(t, kind.from), time.Since(vanished), files)
 			}
 			highest = max(highest, residentBytes(t, kind.from))
-			time.Sleep(10 * time.Millisecond)
+			<-time.After(await.Every) // nothing tells of it
 		}
 		t.Logf("%d %s vanished: all were closed after %v; memory %d → %d → %d MB", clients, kind.name,
 			time.Since(vanished).Round(100*time.Millisecond), memory/1e6, highest/1e6, residentBytes(t, kind.from)/1e6)
