@@ -147,9 +147,10 @@ func TestCertificateReloadUnderLoad(t *testing.T) {
 					t.Errorf("a request failed: %v", err)
 					return
 				}
+				body, _ := io.ReadAll(res.Body)
 				res.Body.Close()
 				if res.StatusCode != http.StatusAccepted {
-					t.Errorf("a request was answered %d", res.StatusCode)
+					t.Errorf("a request was answered %d: %s", res.StatusCode, body)
 					return
 				}
 				posted.Add(1)

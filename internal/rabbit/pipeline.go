@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,13 @@ const probeInterval = 5 * time.Second
 // confirms a probe and drops it.
 const probeKey = "probe"
 
+// settleIn is for how long a message that is refused is published again, unless
+// the queue has accepted one over this connection: it may have just been
+// declared, and another client can see and use it before it runs. Measured: a
+// few milliseconds. A queue that is full refuses the first messages of a
+// connection no sooner than that.
+const settleIn = time.Second
+
 // A publication is a message to publish and its answer.
 type publication struct {
 	exchange, key string
@@ -81,6 +89,11 @@ type publication struct {
 // route tells messages apart that the broker returns. Tasks with the same id
 // may be in flight to several queues.
 type route struct{ exchange, key, id string }
+
+// A target is where a message goes: a queue, or several.
+type target struct{ exchange, key string }
+
+func (p *publication) target() target { return target{p.exchange, p.key} }
 
 func (p *publication) route() route { return route{p.exchange, p.key, p.message.MessageId} }
 
@@ -134,8 +147,13 @@ type pipeline struct {
 	probing bool           // there is a probe in waiting or sent
 	waiting []*publication // taken, not handed to the connection yet
 	sent    []*publication // in flight, in the order of their delivery tags
+	refused []*publication // to be published again at the next expire
 	silence time.Duration  // since the last confirmation, while messages are in flight
 	useful  bool           // a message was confirmed
+
+	settleIn time.Duration        // see the constant
+	newest   target               // the last one that accepted a message
+	targets  map[target]time.Time // until when refusals of each are tried again; zero if it has accepted a message
 }
 
 // newPipeline returns a pipeline over s, whose channel is in confirm mode.
@@ -150,6 +168,9 @@ func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipelin
 		returns: s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxInFlight)),
 		blocks:  s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
 		wake:    make(chan struct{}, 1),
+
+		settleIn: settleIn,
+		targets:  make(map[target]time.Time),
 	}
 }
 
@@ -168,16 +189,21 @@ func (p *pipeline) take(pub *publication) error {
 		return p.refusal
 	case pub.probe:
 		p.probing = true
-	case len(p.waiting)+len(p.sent) >= limit:
+	case len(p.waiting)+len(p.sent)+len(p.refused) >= limit:
 		return ErrBusy
 	}
 	p.shared.published.Store(now.UnixNano())
 	p.waiting = append(p.waiting, pub)
+	p.wakeWriter()
+	return nil
+}
+
+// wakeWriter has the writer look at waiting.
+func (p *pipeline) wakeWriter() {
 	select {
 	case p.wake <- struct{}{}:
-	default: // the writer has not looked since the last one
+	default: // it has not looked since the last one
 	}
-	return nil
 }
 
 // probe publishes a probe, unless one is in flight.
@@ -234,7 +260,10 @@ func (p *pipeline) abandon(reason error) {
 	for _, pub := range p.sent {
 		pub.settle(ErrLost)
 	}
-	p.waiting, p.sent = nil, nil
+	for _, pub := range p.refused {
+		pub.settle(ErrRefused)
+	}
+	p.waiting, p.sent, p.refused = nil, nil, nil
 	p.block(false)
 	p.lag(false)
 }
@@ -361,6 +390,8 @@ func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 		if returned[pub.route()]--; returned[pub.route()] == 0 {
 			delete(returned, pub.route())
 		}
+		delete(p.targets, pub.target()) // a queue that takes its place begins anew
+		p.newest = target{}
 		if pub.optional {
 			pub.settle(task.ErrNoQueue)
 		} else {
@@ -368,12 +399,29 @@ func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 			pub.settle(ErrUnroutable)
 		}
 	case ack:
+		if to := pub.target(); to != p.newest {
+			p.newest, p.targets[to] = to, time.Time{}
+		}
 		pub.settle(nil)
+	case !pub.settled && p.settles(pub.target()):
+		p.refused = append(p.refused, pub)
 	default:
 		pub.settle(ErrRefused)
 	}
 	p.review()
 	return missing
+}
+
+// settles reports whether a target that has just refused a message may be too
+// new to accept any. The lock must be held.
+func (p *pipeline) settles(to target) bool {
+	now := time.Now()
+	until, known := p.targets[to]
+	if !known {
+		until = now.Add(p.settleIn)
+		p.targets[to] = until
+	}
+	return now.Before(until)
 }
 
 // setBlocked answers all publications when the broker stops reading: the
@@ -424,6 +472,11 @@ func (p *pipeline) expire(now time.Time) error {
 	defer p.mu.Unlock()
 	p.settleAll(func(pub *publication) bool { return now.After(pub.deadline) }, ErrTimeout)
 	p.review()
+	if len(p.refused) > 0 {
+		p.waiting = slices.Concat(p.refused, p.waiting)
+		p.refused = nil
+		p.wakeWriter()
+	}
 	if p.leaves.Load() && len(p.sent)+len(p.waiting) == 0 {
 		return errHome
 	}
@@ -444,12 +497,11 @@ func (p *pipeline) expire(now time.Time) error {
 }
 
 func (p *pipeline) settleAll(which func(*publication) bool, err error) {
-	for _, list := range [][]*publication{p.sent, p.waiting} {
+	for _, list := range [][]*publication{p.sent, p.waiting, p.refused} {
 		for _, pub := range list {
-			if !which(pub) {
-				break // they are in the order of their deadlines
+			if which(pub) {
+				pub.settle(err)
 			}
-			pub.settle(err)
 		}
 	}
 }
