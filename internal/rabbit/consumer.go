@@ -241,9 +241,9 @@ func (s *session) cancel(tag string) error {
 const deadQueueInterval = 30 * time.Second
 
 // lookForDeadQueue returns a function to call when a task may have become a
-// dead letter. The function checks from time to time whether the queue of dead
-// letters exists, and declares it if not: without it, listeners are told of the
-// broker's dead letters, but only the stream of results keeps them.
+// dead letter. The function checks from time to time whether the queues of dead
+// letters exist, and declares them if not: the broker's dead letters would only
+// be kept, or only be told to listeners.
 func (c *Consumer) lookForDeadQueue(s *session) func() {
 	var last atomic.Int64 // in nanoseconds since 1970
 	return func() {
@@ -254,16 +254,21 @@ func (c *Consumer) lookForDeadQueue(s *session) func() {
 		// Nobody waits for this goroutine. It ends with the session at the
 		// latest.
 		go func() {
-			_ = s.ensureDeadQueue(c.link.cfg.Topology, c.link.log) // it is logged
+			_ = s.ensureDeadQueues(c.link.cfg.Topology, c.link.log) // it is logged
 		}()
 	}
 }
 
-// ensureDeadQueue declares the queue of dead letters if it is missing, and logs
-// that. A user who may not look at it is taken to see it. The error is
-// [task.ErrNoDeadQueue] if the queue is missing and cannot be declared.
-func (s *session) ensureDeadQueue(t Topology, log *slog.Logger) error {
-	missing, err := s.missing(t, func(o object) bool { return o.name == DeadQueue })
+// ensureDeadQueues looks for the queues that get dead letters: one keeps them,
+// and the stream of results tells listeners. It declares those that are
+// missing, and logs that. A user who may not look at them is taken to see them.
+// The error is [task.ErrNoDeadQueue] if one is missing and cannot be declared.
+//
+// The broker confirms a dead letter that reaches only one of them. While it
+// begins again, it routes to each queue as soon as that has been recovered, and
+// says of the other that it is down, which is an error, too.
+func (s *session) ensureDeadQueues(t Topology, log *slog.Logger) error {
+	missing, err := s.missing(t, func(o object) bool { return o.name == DeadQueue || o.name == ResultsQueue })
 	if err != nil || len(missing) == 0 {
 		return err
 	}
@@ -272,9 +277,9 @@ func (s *session) ensureDeadQueue(t Topology, log *slog.Logger) error {
 	case s.ctx.Err() != nil:
 		return ErrLost
 	case err != nil:
-		log.Error("the queue of dead letters is missing; tasks that would be given up are attempted again every minute: run `revq setup`", "queue", DeadQueue, "error", err)
+		log.Error("a queue of dead letters is missing; tasks that would be given up are attempted again every minute: run `revq setup`", "queue", missing[0].name, "error", err)
 		return fmt.Errorf("%w: %w", task.ErrNoDeadQueue, err)
 	}
-	log.Warn("the queue of dead letters was missing; declared it", "queue", DeadQueue)
+	log.Warn("a queue of dead letters was missing; declared it", "queue", missing[0].name)
 	return nil
 }

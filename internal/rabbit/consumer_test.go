@@ -113,7 +113,7 @@ func TestDeadQueueIsMissing(t *testing.T) {
 		says      string
 		declared  bool
 	}{
-		"may declare it": {"^revq", "the queue of dead letters was missing; declared it", true},
+		"may declare it": {"^revq", "a queue of dead letters was missing; declared it", true},
 		"may not":        {"^$", "run `revq setup`", false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -194,18 +194,18 @@ func requeue(ctx context.Context, s *session, d amqp.Delivery, returns <-chan am
 	return nil
 }
 
-// deadLookInterval is for how long a session believes what it saw of the queue
+// deadLookInterval is for how long a session believes what it saw of the queues
 // of dead letters. A look takes a channel and about a millisecond, too much for
 // each of thousands of dead letters.
 const deadLookInterval = time.Second
 
-// takeDead is take for a dead letter, once the queue of dead letters was seen.
+// takeDead is take for a dead letter, once the queues of dead letters were seen.
 func (p *pipeline) takeDead(pub *publication) error {
 	go p.takeAfter(p.lookForDeadQueue(), pub)
 	return nil
 }
 
-// lookForDeadQueue begins to look for the queue of dead letters, unless another
+// lookForDeadQueue begins to look for the queues of dead letters, unless another
 // look has not ended or has ended a moment ago.
 func (p *pipeline) lookForDeadQueue() *access {
 	for {
@@ -226,7 +226,7 @@ func (p *pipeline) lookForDeadQueue() *access {
 		}
 		go func() {
 			defer close(a.known)
-			a.err = p.s.ensureDeadQueue(p.cfg.Topology, p.log)
+			a.err = p.s.ensureDeadQueues(p.cfg.Topology, p.log)
 			a.at = time.Now()
 		}()
 		return a

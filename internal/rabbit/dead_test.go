@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -231,6 +232,32 @@ func TestPublishDead(t *testing.T) {
 	if back.MessageId != "sick" || back.Headers[errorHeader] != nil || back.Headers[diedHeader] != nil || back.Headers[acceptedHeader] == nil {
 		t.Errorf("requeued %q with %v, want it as it was", back.MessageId, back.Headers)
 	}
+}
+
+// While a broker begins again, it routes to each queue as soon as that has been
+// recovered. A dead letter that came before the stream would be told to nobody.
+func TestDeadLetterBeforeTheStream(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	sick := newTask(1)
+	r.eval(`Name = rabbit_misc:r(<<%q>>, queue, <<%q>>), [Q] = mnesia:dirty_read(rabbit_queue, Name), mnesia:dirty_delete(rabbit_queue, Name), persistent_term:put(Name, Q)`, r.vhost(), ResultsQueue)
+	back := func() {
+		r.eval(`Name = rabbit_misc:r(<<%q>>, queue, <<%q>>), mnesia:dirty_write(rabbit_queue, persistent_term:get(Name)), persistent_term:erase(Name)`, r.vhost(), ResultsQueue)
+	}
+	back = sync.OnceFunc(back)
+	defer back() // also for whoever removes the virtual host
+	_, err := r.channel().QueueDeclarePassive(ResultsQueue, true, false, false, false, nil)
+	var refused *amqp.Error
+	if !errors.As(err, &refused) || !isDown(refused) {
+		t.Fatalf("the stream is not down: %v", err)
+	}
+	if err := r.answered(p.PublishDead(sick, "sick", "")); !errors.As(err, &refused) || !isDown(refused) {
+		t.Errorf("PublishDead = %v, want that the stream is down", err)
+	}
+	back()
+	eventually(t, "given up", func() error { return r.answered(p.PublishDead(sick, "sick", "")) })
+	r.take(DeadQueue, 1)
 }
 
 // Listeners are told of each task that is given up, once for each time: whether

@@ -18,6 +18,7 @@ func fakePipeline(cfg Config) *pipeline {
 	s := &session{}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return &pipeline{
+		targets: make(map[target]time.Time),
 		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler), shared: &shared{},
 		handed:  make(chan confirmation, cfg.MaxInFlight),
 		closed:  func() bool { return s.ctx.Err() != nil },

@@ -118,8 +118,8 @@ const recheckAfter = 5 * time.Second
 // exchange, the broker closes the channel with all that is in flight. So this
 // is tried on a channel of its own first.
 //
-// A dead letter goes to the stream of results, too, so the broker confirms it
-// even if the queue of dead letters is missing.
+// A dead letter goes to a queue and to the stream of results, so the broker
+// confirms it even if one of them is missing.
 type access struct {
 	known chan struct{} // closed when err is known
 	err   error
