@@ -62,8 +62,9 @@ func Find(patterns []string) ([]string, error) {
 // sockets fit one of the patterns, at MetricsPath. Each has one more label,
 // daemon, such as api@1 for /run/revq/api@1.admin. It looks for the sockets at
 // each request. A daemon that does not answer has revq_up 0, and delays the
-// answer by GatherPatience at most.
-func NewGatherer(log *slog.Logger, patterns []string) *Server {
+// answer by GatherPatience at most. The server is the only one here that may be
+// at a port: admit wraps its handler, and refuses pages that may not read it.
+func NewGatherer(log *slog.Logger, patterns []string, admit func(http.Handler) http.Handler) *Server {
 	gather := func() ([]*dto.MetricFamily, error) {
 		sockets, err := Find(patterns)
 		if err != nil {
@@ -80,7 +81,7 @@ func NewGatherer(log *slog.Logger, patterns []string) *Server {
 	mux.Handle("GET "+MetricsPath, promhttp.HandlerFor(prometheus.GathererFunc(gather), promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}))
-	return newServer(log, mux)
+	return newServer(log, admit(mux))
 }
 
 // A scraped is what a daemon has shown.

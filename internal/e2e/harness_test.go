@@ -159,7 +159,6 @@ func post(t *testing.T, addr, contentType, body string) answer {
 
 func request(t *testing.T, method, addr, path, contentType, body string) answer {
 	t.Helper()
-	began := time.Now()
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
@@ -167,6 +166,12 @@ func request(t *testing.T, method, addr, path, contentType, body string) answer 
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
+	return do(t, req)
+}
+
+func do(t *testing.T, req *http.Request) answer {
+	t.Helper()
+	began := time.Now()
 	res, err := httpClient.Do(req)
 	if err != nil {
 		t.Fatal(err)

@@ -90,14 +90,56 @@ func TestMonitoring(t *testing.T) {
 }
 
 // gather starts revq metrics, as its unit does, and returns its address.
-func gather(t *testing.T, sockets string) string {
+func gather(t *testing.T, sockets string, args ...string) string {
 	t.Helper()
 	ln, address := daemontest.Listen(t)
 	daemontest.Start(t, daemontest.Config{
-		Path: daemontest.Binary(t, "revq"), Args: []string{"metrics", "--admin", sockets},
+		Path: daemontest.Binary(t, "revq"), Args: append([]string{"metrics", "--admin", sockets}, args...),
 		Sockets: []daemontest.Socket{ln}, Env: []string{"LISTEN_FDNAMES=revq-metrics"},
 	})
 	return address
+}
+
+// A page whose owner has pointed its name to this machine reads no metrics, as
+// it reads nothing else of revq.
+func TestMetricsOfPages(t *testing.T) {
+	t.Parallel()
+	address := gather(t, filepath.Join(t.TempDir(), "*.admin"), "--allow-host", "queue.example", "--allow-origin", "https://grafana.example")
+	for _, tc := range []struct {
+		name, host string
+		header     []string // names and values
+		status     int
+		readable   string // for the page of this origin
+	}{
+		{"Prometheus", "queue.internal:8090", []string{"User-Agent", "Prometheus/2.42.0"}, http.StatusOK, ""},
+		{"a browser", address, []string{"User-Agent", "Mozilla/5.0", "Accept-Language", "en"}, http.StatusOK, ""},
+		{"a browser, by the name that is allowed", "queue.example:8090", []string{"User-Agent", "Mozilla/5.0"}, http.StatusOK, ""},
+		{"rebinding", "evil.example:8090", []string{"Sec-Fetch-Site", "same-origin"}, http.StatusMisdirectedRequest, ""},
+		{"rebinding without TLS", "evil.example:8090", []string{"User-Agent", "Mozilla/5.0"}, http.StatusMisdirectedRequest, ""},
+		{"rebinding, under a false name", "evil.example:8090", []string{"User-Agent", "Prometheus/2.42.0", "Accept-Language", ""}, http.StatusMisdirectedRequest, ""},
+		{"a page elsewhere", address, []string{"Origin", "https://evil.example"}, http.StatusForbidden, ""},
+		{"an image elsewhere", address, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors"}, http.StatusForbidden, ""},
+		{"the page that is allowed", address, []string{"Origin", "https://grafana.example"}, http.StatusOK, "https://grafana.example"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+admin.MetricsPath, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = tc.host
+		for i := 0; i < len(tc.header); i += 2 {
+			req.Header.Set(tc.header[i], tc.header[i+1])
+		}
+		a := do(t, req)
+		if a.status != tc.status || a.header.Get("Access-Control-Allow-Origin") != tc.readable {
+			t.Errorf("%s: %d %q, readable for %q; want %d, %q", tc.name, a.status, a.body, a.header.Get("Access-Control-Allow-Origin"), tc.status, tc.readable)
+			continue
+		}
+		if tc.status != http.StatusOK {
+			if err := checkProblem(a, tc.status); err != nil {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+		}
+	}
 }
 
 // Metrics that the dashboard and the alerts name exist.

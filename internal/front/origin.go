@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -405,6 +406,40 @@ func (g *Gate) Expose(ctx *fasthttp.RequestCtx) {
 	}
 }
 
+// Wrap returns a handler of net/http that passes on to next what Admit admits,
+// for what is served beside the fronts.
+func (g *Gate) Wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var ctx fasthttp.RequestCtx
+		h := &ctx.Request.Header
+		h.SetMethod(r.Method)
+		h.SetHost(r.Host)
+		ctx.Request.SetRequestURI(r.URL.EscapedPath())
+		for name, values := range r.Header {
+			for _, value := range values {
+				h.Add(name, value)
+			}
+		}
+		p := g.Admit(&ctx)
+		for _, name := range corsHeaders {
+			if value := ctx.Response.Header.Peek(name); len(value) > 0 {
+				w.Header().Set(name, string(value))
+			}
+		}
+		if p == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", wire.ProblemType)
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(p.Status)
+		_, _ = w.Write(p.JSON()) // a client that is gone needs no answer
+	})
+}
+
+// corsHeaders are those with which Admit lets the page read the answer.
+var corsHeaders = []string{"Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "Vary"}
+
 func expose(h *fasthttp.ResponseHeader, origin string) {
 	h.Set("Access-Control-Allow-Origin", origin)
 	h.Set("Access-Control-Expose-Headers", exposedHeaders)
@@ -415,7 +450,7 @@ func expose(h *fasthttp.ResponseHeader, origin string) {
 // answer, for answers that do not go through fasthttp.
 func CORSLines(ctx *fasthttp.RequestCtx) string {
 	var lines strings.Builder
-	for _, name := range []string{"Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "Vary"} {
+	for _, name := range corsHeaders {
 		if value := ctx.Response.Header.Peek(name); len(value) > 0 {
 			fmt.Fprintf(&lines, "%s: %s\r\n", name, value)
 		}

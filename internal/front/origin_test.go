@@ -2,6 +2,8 @@ package front
 
 import (
 	"bufio"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
@@ -233,7 +235,8 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// What is taken for a browser's request, by its headers.
+// What is taken for a browser's request, by its headers, also by a server of
+// net/http.
 func TestRequestOf(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -254,6 +257,15 @@ func TestRequestOf(t *testing.T) {
 		r := requestOf(parse(t, tc.head))
 		if got := newGate(Pages{}, nil).decide(r).status == 421; got != tc.browser {
 			t.Errorf("%s: taken for a browser's: %t, want %t; %+v", tc.name, got, tc.browser, r)
+		}
+		wrapped, err := http.ReadRequest(bufio.NewReader(strings.NewReader(tc.head + "\r\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, passed := httptest.NewRecorder(), false
+		newGate(Pages{}, nil).Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { passed = true })).ServeHTTP(w, wrapped)
+		if passed == tc.browser || (w.Code == http.StatusMisdirectedRequest) != tc.browser {
+			t.Errorf("%s: net/http: passed %t, %d; taken for a browser's: want %t", tc.name, passed, w.Code, tc.browser)
 		}
 	}
 }
