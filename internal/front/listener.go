@@ -350,6 +350,21 @@ func (g *gauge) subtract() {
 	}
 }
 
+// NetConn returns the connection that is guarded, as tls.Conn's does.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
+// Below returns the connection below all others on it, such as TLS and the
+// guard: that of the kernel. Any other connection it returns as it is.
+func Below(c net.Conn) net.Conn {
+	for {
+		over, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = over.NetConn()
+	}
+}
+
 // Detach returns the connection of a hijacked request, without fasthttp's
 // reader and without the guard, so that nothing of them stays in memory. The
 // connection no longer counts as one of the server.

@@ -73,7 +73,7 @@ func (l *listener) hasUnread() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.open {
-		if c.waitingSince.Load() > 0 && unread(c.Conn) > 0 {
+		if c.waitingSince.Load() > 0 && unread(c) > 0 {
 			return true
 		}
 	}
@@ -83,10 +83,7 @@ func (l *listener) hasUnread() bool {
 // unread returns how many bytes the kernel has received over c that were not
 // read. What TLS has read and not yet handed out does not count.
 func unread(c net.Conn) (n int) {
-	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = over.NetConn()
-	}
-	if socket, ok := c.(syscall.Conn); ok {
+	if socket, ok := Below(c).(syscall.Conn); ok {
 		if raw, err := socket.SyscallConn(); err == nil {
 			_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 		}

@@ -34,15 +34,6 @@ func descriptor(conn net.Conn) (fd int, err error) {
 	return fd, err
 }
 
-// below returns the connection below a TLS connection, and any other connection
-// as it is.
-func below(conn net.Conn) net.Conn {
-	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		return over.NetConn()
-	}
-	return conn
-}
-
 // farewellKept is how long the kernel keeps a farewell for a listener that
 // takes nothing, after the server has closed the connection.
 const farewellKept = 30 * time.Second

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/revq/revq/internal/front"
 	"github.com/revq/revq/internal/liveness"
 )
 
@@ -204,7 +205,7 @@ func (p *unpolled) drop() {
 		p.hub.mu.Lock()
 		delete(p.hub.members, p)
 		p.hub.mu.Unlock()
-		below(p.l.conn).Close() // before that of TLS, which would first send an alert, and wait to do so
+		front.Below(p.l.conn).Close() // before that of TLS, which would first send an alert, and wait to do so
 		p.l.conn.Close()
 		p.mu.Lock()
 		defer p.mu.Unlock()

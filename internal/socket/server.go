@@ -299,7 +299,7 @@ func resumeMark(ctx *fasthttp.RequestCtx) (*wire.Mark, error) {
 // join starts to serve l, whose handshake is complete.
 func (s *Server) join(l *listener, what wanted) {
 	l.conn = front.Detach(l.conn)
-	socket := below(l.conn)
+	socket := front.Below(l.conn)
 	l.fd, _ = descriptor(socket) // -1 if it has none
 	prepareSocket(l.fd, &s.cfg)
 	l.log, l.permit = s.feed.Log(what.format), what.permit

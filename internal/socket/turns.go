@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revq/revq/internal/front"
 )
 
 const (
@@ -171,7 +173,7 @@ func (ts *turns) await(ctx context.Context) {
 // watch cuts the turn when its context ends, after maxTurn, or when the
 // listener has left.
 func (t *turn) watch() {
-	fd, err := descriptor(below(t.conn))
+	fd, err := descriptor(front.Below(t.conn))
 	ticker := time.NewTicker(leftTick)
 	defer ticker.Stop()
 	for {
@@ -250,7 +252,7 @@ func (t *turn) cut(why error) {
 }
 
 func (t *turn) grace() time.Duration {
-	if below(t.conn) != t.conn {
+	if front.Below(t.conn) != t.conn {
 		return closeGrace
 	}
 	return 0
@@ -275,7 +277,7 @@ func (t *turn) write(b []byte, timeout time.Duration) (n int, err error) {
 	switch cause := context.Cause(t.ctx); {
 	case err == nil:
 		return n, nil
-	case cause != nil && below(t.conn) == t.conn:
+	case cause != nil && front.Below(t.conn) == t.conn:
 		return n, cause
 	}
 	return n, errWrite
