@@ -3,7 +3,9 @@ package socket
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"time"
 
@@ -51,9 +53,9 @@ func (s *Server) result(ctx *fasthttp.RequestCtx) *front.Problem {
 				fmt.Sprintf("%d requests wait for results already, which is the maximum: ask without ?wait=, or at another site", maxWaiting))
 		}
 	}
-	limited, cancel := context.WithTimeout(s.stopped, wait)
-	defer cancel()
-	message := s.feed.Await(limited, id)
+	there, stop := whileThere(s.stopped, ctx.Conn(), wait)
+	defer stop()
+	message := s.feed.Await(there, id)
 	if permit := front.PermitOf(ctx); message != nil && permit != nil && permit.Queues != nil {
 		// Which queue a task is of shows only when its result is there.
 		var m wire.Message
@@ -69,10 +71,42 @@ func (s *Server) result(ctx *fasthttp.RequestCtx) *front.Problem {
 		return nil
 	case s.stopped.Err() != nil:
 		return front.NewProblem(fasthttp.StatusServiceUnavailable, "the server restarts: ask again")
+	case errors.Is(context.Cause(there), errLeft):
+		return front.NewProblem(fasthttp.StatusNotFound,
+			"no result of this task is in memory, and the wait has ended because the client has closed its side of the connection: keep it open")
 	}
 	if err := s.source.Ready(); err != nil {
 		return front.NewProblem(fasthttp.StatusServiceUnavailable, "the result is not known, and none can arrive: "+err.Error())
 	}
 	return front.NewProblem(fasthttp.StatusNotFound,
 		"no result of this task is in memory: it may be waiting or running, or its result is older; wait with ?"+wire.WaitParameter+"=30s, or listen with ?after=")
+}
+
+// whileThere returns a context that ends when ctx does, after wait, or when the
+// client at conn has closed its side. Nobody reads from conn meanwhile, and this
+// does not either: what the client sends, such as its next request, stays in
+// the kernel.
+func whileThere(ctx context.Context, conn net.Conn, wait time.Duration) (context.Context, func()) {
+	there, stop := context.WithTimeout(ctx, wait)
+	fd, err := descriptor(front.Below(conn))
+	if wait == 0 || err != nil {
+		return there, stop
+	}
+	there, leave := context.WithCancelCause(there)
+	go func() {
+		ticker := time.NewTicker(leftTick)
+		defer ticker.Stop()
+		for {
+			if hasLeft(fd) {
+				leave(errLeft)
+				return
+			}
+			select {
+			case <-ticker.C:
+			case <-there.Done():
+				return
+			}
+		}
+	}()
+	return there, stop
 }

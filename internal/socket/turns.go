@@ -31,7 +31,8 @@ const (
 	maxTurn = 10 * time.Minute
 
 	// leftTick is how often the server checks whether a listener that catches
-	// up has left. Nothing reads from its connection meanwhile.
+	// up has left, or a client that waits for a result. Nothing reads from its
+	// connection meanwhile.
 	leftTick = 250 * time.Millisecond
 
 	// placePatience is how long a listener waits for the place of another one
