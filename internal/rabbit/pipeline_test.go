@@ -19,7 +19,7 @@ func fakePipeline(cfg Config) *pipeline {
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return &pipeline{
 		targets: make(map[target]time.Time),
-		s: s, cfg: cfg, log: slog.New(slog.DiscardHandler), shared: &shared{},
+		s:       s, cfg: cfg, log: slog.New(slog.DiscardHandler), shared: &shared{},
 		handed:  make(chan confirmation, cfg.MaxInFlight),
 		closed:  func() bool { return s.ctx.Err() != nil },
 		returns: make(chan amqp.Return, cfg.MaxInFlight),
