@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/revq/revq/internal/task"
 )
 
 // fakePipeline returns a pipeline over a session without a broker.
@@ -101,6 +103,76 @@ func TestDeadlines(t *testing.T) {
 		}
 		if len(sent)+len(waiting) != 0 {
 			t.Error("answered twice")
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// What a queue refuses that has accepted nothing is published again for a while.
+// What another one refuses is full.
+func TestRefusedMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig("test")
+		cfg.MaxInFlight = 1
+		p := fakePipeline(cfg)
+		p.settleIn = settleIn
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { p.watch(ctx) })
+		says := func(ack bool) {
+			t.Helper()
+			if n := len(p.next()); n != 1 {
+				t.Fatalf("%d messages are written, want 1", n)
+			}
+			p.handed <- said(ack)
+			synctest.Wait()
+		}
+		refused := func(answer chan error) bool {
+			select {
+			case err := <-answer:
+				return err == ErrRefused
+			default:
+				return false
+			}
+		}
+
+		// It never accepts anything.
+		answer, began := published(p, "a"), time.Now()
+		for says(false); !refused(answer); says(false) {
+			if err := <-published(p, "b"); err != ErrBusy {
+				t.Errorf("a message that was refused does not count: %v", err)
+			}
+			time.Sleep(expiryInterval)
+			synctest.Wait()
+		}
+		if took := time.Since(began); took < settleIn || took > settleIn+2*expiryInterval {
+			t.Errorf("answered after %v, want %v", took, settleIn)
+		}
+		answer = published(p, "c")
+		if says(false); !refused(answer) {
+			t.Error("not answered at once after that")
+		}
+
+		// It was deleted, and another one takes its place, and then is full.
+		gone := &publication{key: tasksKey, message: text("d"), answer: make(chan error, 1), optional: true}
+		if err := p.take(gone); err != nil {
+			t.Fatal(err)
+		}
+		p.returns <- amqp.Return{RoutingKey: tasksKey, MessageId: "d"}
+		if says(true); <-gone.answer != task.ErrNoQueue {
+			t.Error("the message was not returned")
+		}
+		answer = published(p, "e")
+		says(false)
+		time.Sleep(expiryInterval)
+		synctest.Wait()
+		if says(true); <-answer != nil {
+			t.Error("not published again")
+		}
+		answer = published(p, "f")
+		if says(false); !refused(answer) {
+			t.Error("not answered at once when the queue is full")
 		}
 		cancel()
 		wg.Wait()
