@@ -149,29 +149,30 @@ var httpClient = &http.Client{Timeout: await.Patience, Transport: &http.Transpor
 
 func get(t *testing.T, addr, path string) answer {
 	t.Helper()
-	return request(t, http.MethodGet, addr, path, "", "")
+	return request(t, http.MethodGet, addr, path, "")
 }
 
 func post(t *testing.T, addr, contentType, body string) answer {
 	t.Helper()
-	return request(t, http.MethodPost, addr, wire.QueuePath, contentType, body)
+	return request(t, http.MethodPost, addr, wire.QueuePath, body, "Content-Type", contentType)
 }
 
-func request(t *testing.T, method, addr, path, contentType, body string) answer {
+// request sends a request, and reads the answer; header has names and values in
+// turn.
+func request(t *testing.T, method, addr, path, body string, header ...string) answer {
 	t.Helper()
+	began := time.Now()
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
+	for i := 0; i < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+			continue
+		}
+		req.Header.Add(header[i], header[i+1])
 	}
-	return do(t, req)
-}
-
-func do(t *testing.T, req *http.Request) answer {
-	t.Helper()
-	began := time.Now()
 	res, err := httpClient.Do(req)
 	if err != nil {
 		t.Fatal(err)

@@ -251,7 +251,7 @@ func TestLivePageHeaders(t *testing.T) {
 	if a.status != http.StatusOK || !strings.Contains(a.header.Get("Content-Security-Policy"), "default-src 'none'; script-src 'sha256-") || a.header.Get("Cache-Control") != "no-store" {
 		t.Errorf("GET /: %d %v", a.status, a.header)
 	}
-	if a := request(t, http.MethodHead, s.socketSite, "/", "", ""); a.status != http.StatusOK || a.body != "" || a.header.Get("Content-Security-Policy") == "" {
+	if a := request(t, http.MethodHead, s.socketSite, "/", ""); a.status != http.StatusOK || a.body != "" || a.header.Get("Content-Security-Policy") == "" {
 		t.Errorf("HEAD /: %d %v", a.status, a.header)
 	}
 	if a := get(t, s.socketSite, "/more"); a.status != http.StatusNotFound {

@@ -121,15 +121,7 @@ func TestMetricsOfPages(t *testing.T) {
 		{"an image elsewhere", address, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors"}, http.StatusForbidden, ""},
 		{"the page that is allowed", address, []string{"Origin", "https://grafana.example"}, http.StatusOK, "https://grafana.example"},
 	} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+admin.MetricsPath, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Host = tc.host
-		for i := 0; i < len(tc.header); i += 2 {
-			req.Header.Set(tc.header[i], tc.header[i+1])
-		}
-		a := do(t, req)
+		a := request(t, http.MethodGet, address, admin.MetricsPath, "", append(tc.header, "Host", tc.host)...)
 		if a.status != tc.status || a.header.Get("Access-Control-Allow-Origin") != tc.readable {
 			t.Errorf("%s: %d %q, readable for %q; want %d, %q", tc.name, a.status, a.body, a.header.Get("Access-Control-Allow-Origin"), tc.status, tc.readable)
 			continue

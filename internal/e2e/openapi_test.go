@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -81,30 +80,19 @@ func TestOpenAPI(t *testing.T) {
 		if at == "" {
 			at = tc.path
 		}
-		req, err := http.NewRequestWithContext(t.Context(), tc.method, "http://"+site+at, strings.NewReader(tc.body))
-		if err != nil {
-			t.Fatal(err)
-		}
+		var header []string
 		for line := range strings.SplitSeq(tc.header, "; ") {
 			if name, value, ok := strings.Cut(line, ": "); ok {
-				req.Header.Set(name, value)
+				header = append(header, name, value)
 			}
 		}
-		res, err := httpClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(res.Body)
-		res.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
+		a := request(t, tc.method, site, at, tc.body, header...)
 		what := tc.method + " " + at + " " + tc.header
-		if res.StatusCode != tc.status {
-			t.Errorf("%s: %s %.300s, want %d", what, res.Status, body, tc.status)
+		if a.status != tc.status {
+			t.Errorf("%s: %d %.300s, want %d", what, a.status, a.body, tc.status)
 		}
-		if err := doc.CheckAnswer(t, tc.method, tc.path, res.StatusCode, res.Header, body); err != nil {
-			t.Errorf("%s: %d %.300s: %v", what, res.StatusCode, body, err)
+		if err := doc.CheckAnswer(t, tc.method, tc.path, a.status, a.header, []byte(a.body)); err != nil {
+			t.Errorf("%s: %d %.300s: %v", what, a.status, a.body, err)
 		}
 	}
 }

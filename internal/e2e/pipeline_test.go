@@ -115,7 +115,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if err := checkProblem(request(t, tt.method, tt.site, tt.path, tt.contentType, tt.body), tt.status); err != nil {
+			if err := checkProblem(request(t, tt.method, tt.site, tt.path, tt.body, "Content-Type", tt.contentType), tt.status); err != nil {
 				t.Error(err)
 			}
 		})
@@ -131,19 +131,9 @@ func TestOneIDOneResult(t *testing.T) {
 	s.startWorker(t, "--pause", "0s")
 	const id = "order-42"
 	for i := range 4 {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.apiSites[i%2]+wire.QueuePath, strings.NewReader("text=abcdef"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req.Header.Set(wire.KeyHeader, id)
-		res, err := httpClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-		if res.StatusCode != http.StatusAccepted || res.Header.Get(wire.TaskIDHeader) != id {
-			t.Errorf("%s with id %q, want 202 with %q", res.Status, res.Header.Get(wire.TaskIDHeader), id)
+		a := request(t, http.MethodPost, s.apiSites[i%2], wire.QueuePath, "text=abcdef", "Content-Type", "application/x-www-form-urlencoded", wire.KeyHeader, id)
+		if a.status != http.StatusAccepted || a.header.Get(wire.TaskIDHeader) != id {
+			t.Errorf("%d with id %q, want 202 with %q", a.status, a.header.Get(wire.TaskIDHeader), id)
 		}
 		send(t, s.apiSites[i%2], id, "abcdef")
 	}

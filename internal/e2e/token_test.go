@@ -88,29 +88,18 @@ func (g *guarded) reload(t *testing.T, want string, lines ...string) {
 // ask sends a request with a token and returns the answer.
 func (g *guarded) ask(t *testing.T, method, addr, path, bearer, body string) answer {
 	t.Helper()
-	req, err := http.NewRequestWithContext(await.Context(t), method, "http://"+addr+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var header []string
 	if body != "" {
-		req.Header.Set("Content-Type", "text/plain")
+		header = append(header, "Content-Type", "text/plain")
 	}
 	if bearer != "" {
-		req.Header.Set("Authorization", "Bearer "+bearer)
+		header = append(header, "Authorization", "Bearer "+bearer)
 	}
-	res, err := httpClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := request(t, method, addr, path, body, header...)
 	if path != wire.TicketPath {
-		fmt.Fprintf(&g.said, "%v %s\n", res.Header, text)
+		fmt.Fprintf(&g.said, "%v %s\n", a.header, a.body)
 	}
-	return answer{status: res.StatusCode, header: res.Header, body: string(text)}
+	return a
 }
 
 func (g *guarded) ticket(t *testing.T, bearer string) string {

@@ -16,19 +16,12 @@ const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 // postTraced posts a body with traceparent headers.
 func (s *system) postTraced(t *testing.T, contentType, body string, traceparents ...string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.apiSites[0]+wire.QueuePath, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
+	header := []string{"Content-Type", contentType}
+	for _, traceparent := range traceparents {
+		header = append(header, wire.TraceparentHeader, traceparent)
 	}
-	req.Header.Set("Content-Type", contentType)
-	req.Header["Traceparent"] = traceparents
-	res, err := httpClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res.Body.Close()
-	if res.StatusCode != http.StatusAccepted {
-		t.Fatalf("POST: %s", res.Status)
+	if a := request(t, http.MethodPost, s.apiSites[0], wire.QueuePath, body, header...); a.status != http.StatusAccepted {
+		t.Fatalf("POST: %d %s", a.status, a.body)
 	}
 }
 
