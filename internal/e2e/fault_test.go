@@ -244,12 +244,11 @@ func (r *trial) wronglyGivenUp() bool {
 }
 
 // requeueDead requeues the dead letters of tasks that can be done, as `revq dead
-// requeue` does: those that the broker gave up because their workers died too
-// often.
+// requeue` does: those whose workers died too often.
 func (r *trial) requeueDead() {
 	ctx := await.Context(r.t)
 	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(l rabbit.DeadLetter) (rabbit.Fate, error) {
-		if l.Reason != "delivery_limit" || r.posters.accepted[l.Task.ID].result() == "" {
+		if l.Reason != "delivery_limit" && !strings.Contains(l.Error, "died or lost their connection") || r.posters.accepted[l.Task.ID].result() == "" {
 			return rabbit.Keep, nil
 		}
 		r.requeued[l.Task.ID]++

@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/setting"
+	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -74,9 +75,10 @@ type Topology struct {
 	// texts are short.
 	MaxTasks int64
 
-	// DeliveryLimit is how often the broker delivers a task again whose worker
-	// died or lost its connection; the next time, it makes the task a dead
-	// letter. Workers count failed attempts themselves. Default 5.
+	// DeliveryLimit is how often a task is delivered whose workers die or lose
+	// their connection. The broker delivers it once more, for a worker to give
+	// it up, and only after a further loss makes it a dead letter itself.
+	// Workers count failed attempts. Default task.DeliveryLimit.
 	DeliveryLimit int64
 
 	// Replicas is on how many nodes of a cluster each queue is declared, at most
@@ -105,7 +107,7 @@ func DefaultTopology() Topology {
 	return Topology{
 		Queue:               wire.DefaultQueue,
 		MaxTasks:            1_000_000,
-		DeliveryLimit:       5,
+		DeliveryLimit:       task.DeliveryLimit,
 		Replicas:            3,
 		ResultsMaxAge:       "24h",
 		ResultsMaxBytes:     1 << 30,
@@ -166,7 +168,7 @@ func (t *Topology) Settings() []setting.Setting {
 	age.Pattern = maxAgePattern
 	return setting.In("sizes",
 		setting.Count(maxTasksFlag, "tasks", "maximum number of `TASKS` that wait; more are answered 503", &t.MaxTasks, 1+beyondLimit, 0),
-		setting.Count(deliveryLimitFlag, "deliveries", "maximum number of further `DELIVERIES` of a task whose worker died or lost its connection; the next loss makes it a dead letter", &t.DeliveryLimit, 1, 1_000_000),
+		setting.Count(deliveryLimitFlag, "deliveries", "maximum number of `DELIVERIES` of a task whose workers die or lose their connection; give workers the same", &t.DeliveryLimit, 1, task.MaxDeliveryLimit),
 		setting.Count(replicasFlag, "nodes", "number of `NODES` of a cluster that keep each queue that is missing", &t.Replicas, 1, 0),
 		age,
 		setting.Count(maxBytesFlag, "bytes", "`BYTES` of results kept, whatever their age", &t.ResultsMaxBytes, minSegmentBytes, 0),

@@ -100,6 +100,14 @@ var (
 // ErrNoQueue is the error of publishing a task to a queue that does not exist.
 var ErrNoQueue = errors.New("the broker has no such queue")
 
+// DeliveryLimit is how often a task is delivered by default whose workers die or
+// lose their connection: a worker that is killed with its host, and a few faults
+// more. MaxDeliveryLimit is the maximum that can be set, which is like none.
+const (
+	DeliveryLimit    = 5
+	MaxDeliveryLimit = 1_000_000
+)
+
 // ErrNoDeadQueue is the error of publishing a dead letter while there is no
 // queue that keeps it.
 var ErrNoDeadQueue = errors.New("the broker has no queue of dead letters: run `revq setup`")

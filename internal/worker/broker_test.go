@@ -110,6 +110,42 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// A task whose workers are lost again and again is given up by a worker, and not
+// by the broker, which may do so while it begins again and cannot tell anybody.
+// The queue is one of any version.
+func TestLostTooOften(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	h, began := begun(handlerFunc(func(ctx context.Context, tk task.Task) (string, error) {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}))
+	r.work("worker", 1, h)
+	r.publish(newTask(1))
+	for range task.DeliveryLimit {
+		receive(t, "attempt", began)
+		r.eventually("cut", func() error {
+			if n := rabbittest.CloseConnections(t, rabbittest.Shared(t), r.url, "worker consumer"); n != 1 {
+				return fmt.Errorf("the worker has %d connections", n)
+			}
+			return nil
+		})
+	}
+	told := receive(t, "what listeners are told", r.told)
+	if told.Kind != task.GivenUp || told.ID != newTask(1).ID || told.Text != "its workers died or lost their connection, 5 times in all (--delivery-limit)" {
+		t.Errorf("told %+v", told)
+	}
+	if n := len(began); n != 0 {
+		t.Errorf("%d attempts too many", n)
+	}
+	r.eventually("acknowledged", func() error {
+		if n := r.left(rabbit.TasksQueue); n != 0 || r.left(rabbit.DeadQueue) != 1 {
+			return fmt.Errorf("%d tasks are left, and %d dead letters", n, r.left(rabbit.DeadQueue))
+		}
+		return nil
+	})
+}
+
 func TestForeignMessageIsRefused(t *testing.T) {
 	t.Parallel()
 	maxText := worker.DefaultConfig().MaxText

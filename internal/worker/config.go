@@ -31,6 +31,14 @@ type Config struct {
 	// one. Default 10: they take 17 minutes in all, see retryMin.
 	Retries int64
 
+	// DeliveryLimit is how often the broker may deliver a task because its
+	// workers die or lose their connection. When a worker gets it once more, it
+	// gives it up. The broker has the limit of the queue: it delivers the task
+	// that one time more, and after a further loss makes it a dead letter
+	// itself, of which listeners may not be told while it begins again. Default
+	// task.DeliveryLimit.
+	DeliveryLimit int64
+
 	// Drain lets running tasks finish within DrainTimeout when the worker is
 	// told to stop. Default false: they return to the queue at once, which
 	// makes restarts quick.
@@ -48,7 +56,7 @@ const maxConcurrency = 10_000
 
 // DefaultConfig returns the default configuration.
 func DefaultConfig() Config {
-	return Config{Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, Retries: 10}
+	return Config{Concurrency: 10, MaxText: 1 << 20, ConsumerTimeout: 30 * time.Minute, Retries: 10, DeliveryLimit: task.DeliveryLimit}
 }
 
 // Settings declares the settings of c, which holds the defaults.
@@ -61,6 +69,8 @@ func (c *Config) Settings() []setting.Setting {
 			With("Pauses and the task time-out must stay below half of it. A worker whose broker has a shorter one learns it from the broker's error, says so, and keeps to that until it is restarted."))[0],
 		setting.In("job", setting.Count("retries", "retries", "maximum number of `RETRIES` of a task whose attempts fail", &c.Retries, 0, 1000).
 			With("The waits before them are 1 s, 2 s, 4 s, up to 10 min: 17 minutes in all with ten. Then the task is a dead letter, and listeners are told."))[0],
+		setting.In("job", setting.Count("delivery-limit", "deliveries", "maximum number of `DELIVERIES` of a task whose workers die or lose their connection", &c.DeliveryLimit, 1, task.MaxDeliveryLimit).
+			With("Then the task is a dead letter, and listeners are told. Give `revq setup` the same for the queue."))[0],
 		setting.In("job", setting.Switch("drain", "when told to stop, finish the tasks that are being handled, within the stop timeout", &c.Drain).
 			With("Without it they go back to the queue at once."))[0],
 	}

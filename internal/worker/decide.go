@@ -49,9 +49,17 @@ const (
 	maxLegs = 3
 )
 
-// before decides what to do with a task that has arrived.
-func before(t task.Task, now time.Time) decision {
+// leastDeliveries is the least limit of deliveries that a worker keeps to, since
+// RabbitMQ before 4.3 counts also that a task was returned to its queue when a
+// worker stopped; see maxReturns. With a smaller limit only the broker gives up.
+const leastDeliveries = 1 + maxReturns
+
+// before decides what to do with a task that has arrived. The broker has
+// delivered it that often.
+func before(t task.Task, deliveries, limit int64, now time.Time) decision {
 	switch {
+	case deliveries > max(limit, leastDeliveries):
+		return decision{step: giveUp, why: fmt.Errorf("its workers died or lost their connection, %d times in all (--delivery-limit)", deliveries-1)}
 	case !t.Expires.IsZero() && !now.Before(t.Expires):
 		return decision{step: giveUp, why: fmt.Errorf("it expired before its attempt %d began", t.Attempt())}
 	case now.Before(t.NotBefore):

@@ -18,15 +18,22 @@ func TestBefore(t *testing.T) {
 	for _, tt := range []struct {
 		name               string
 		notBefore, expires time.Duration // from now; 0 for none
+		deliveries, limit  int64
 		want               step
+		why                string
 	}{
-		{"any time", 0, 0, attempt},
-		{"due", -time.Second, 0, attempt},
-		{"too early", time.Millisecond, 0, sendOn},
-		{"in time", 0, time.Millisecond, attempt},
-		{"expired", 0, -time.Millisecond, giveUp},
-		{"expired before it is due", time.Minute, -time.Millisecond, giveUp},
-		{"expires while it waits", time.Minute, time.Second, sendOn},
+		{"any time", 0, 0, 1, 5, attempt, ""},
+		{"due", -time.Second, 0, 1, 5, attempt, ""},
+		{"too early", time.Millisecond, 0, 1, 5, sendOn, ""},
+		{"in time", 0, time.Millisecond, 1, 5, attempt, ""},
+		{"expired", 0, -time.Millisecond, 1, 5, giveUp, "expired before its attempt 3"},
+		{"expired before it is due", time.Minute, -time.Millisecond, 1, 5, giveUp, "expired before its attempt 3"},
+		{"expires while it waits", time.Minute, time.Second, 1, 5, sendOn, ""},
+		{"delivered as often as it may be", 0, 0, 5, 5, attempt, ""},
+		{"delivered more often", 0, 0, 6, 5, giveUp, "lost their connection, 5 times"},
+		{"delivered more often, and too early", time.Minute, 0, 6, 5, giveUp, "lost their connection, 5 times"},
+		{"returned by a worker that stopped", 0, 0, 2, 1, attempt, ""},
+		{"delivered once more", 0, 0, 3, 1, giveUp, "lost their connection, 2 times"},
 	} {
 		task := task.Task{ID: "a", Failed: 2}
 		if tt.notBefore != 0 {
@@ -35,19 +42,19 @@ func TestBefore(t *testing.T) {
 		if tt.expires != 0 {
 			task.Expires = now.Add(tt.expires)
 		}
-		got := before(task, now)
+		got := before(task, tt.deliveries, tt.limit, now)
 		if got.step != tt.want || got.counted {
 			t.Errorf("%s: %+v, want the step %d", tt.name, got, tt.want)
 		}
 		switch {
 		case got.step == sendOn && got.task != task:
 			t.Errorf("%s: %+v is sent on", tt.name, got.task)
-		case got.step == giveUp && !strings.Contains(got.why.Error(), "expired before its attempt 3"):
+		case got.step == giveUp && !strings.Contains(got.why.Error(), tt.why):
 			t.Errorf("%s: %v", tt.name, got.why)
 		}
 	}
 	expires := task.Task{Expires: now}
-	if got := before(expires, now); got.step != giveUp {
+	if got := before(expires, 1, 5, now); got.step != giveUp {
 		t.Errorf("at the very moment: %+v", got)
 	}
 }

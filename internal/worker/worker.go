@@ -136,7 +136,7 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 		return
 	}
 	t.Last = t.Failed >= w.cfg.Retries
-	if next := before(t, time.Now()); next.step != attempt {
+	if next := before(t, d.Attempt(), w.cfg.DeliveryLimit, time.Now()); next.step != attempt {
 		w.take(ctx, next, t, d)
 		return
 	}
@@ -147,7 +147,7 @@ func (w *Worker) Handle(ctx context.Context, d Delivery) {
 	case err != nil:
 		w.take(ctx, decision{step: giveBack}, t, d)
 	default:
-		next := before(t, time.Now()) // it may have waited
+		next := before(t, d.Attempt(), w.cfg.DeliveryLimit, time.Now()) // it may have waited
 		if next.step == attempt {
 			w.try(ctx, t, d, round)
 			return
