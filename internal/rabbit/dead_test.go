@@ -241,7 +241,11 @@ func TestDeadLetterBeforeTheStream(t *testing.T) {
 	r := setup(t).declared()
 	p := r.publisher()
 	sick := newTask(1)
-	r.eval(`Name = rabbit_misc:r(<<%q>>, queue, <<%q>>), [Q] = mnesia:dirty_read(rabbit_queue, Name), mnesia:dirty_delete(rabbit_queue, Name), persistent_term:put(Name, Q)`, r.vhost(), ResultsQueue)
+	const hide = `Name = rabbit_misc:r(<<%q>>, queue, <<%q>>), ` +
+		`case catch mnesia:dirty_read(rabbit_queue, Name) of [Q] -> mnesia:dirty_delete(rabbit_queue, Name), persistent_term:put(Name, Q), hidden; _ -> none end`
+	if r.eval(hide, r.vhost(), ResultsQueue) != "hidden" {
+		t.Skip("from RabbitMQ 4.2 on, a broker that begins again knows all queues at once")
+	}
 	back := func() {
 		r.eval(`Name = rabbit_misc:r(<<%q>>, queue, <<%q>>), mnesia:dirty_write(rabbit_queue, persistent_term:get(Name)), persistent_term:erase(Name)`, r.vhost(), ResultsQueue)
 	}
