@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +31,7 @@ var (
 	clusterRoot   = flag.String("cluster.root", "", "root of a file system with another release of RabbitMQ, as debootstrap makes it")
 	clusterConfig = flag.String("cluster.config", clusterSettings, "the nodes' advanced.config, without the full stop")
 	clusterHold   = flag.Duration("cluster.hold", 0, "how long a fault lasts; 0: 10 s, and 60 s in the long form")
+	clusterLogs   = flag.String("cluster.logs", "", "a directory for the logs of the daemons and nodes")
 )
 
 const (
@@ -99,6 +101,10 @@ var clusterFaults = []struct {
 		h.Wipe()
 		return func() {
 			h.Start()
+			if !c.joins() {
+				c.note("  %s began a cluster of its own; it is told to join the others", h.Name)
+				h.Join(other)
+			}
 			c.cluster.Formed()
 			other.Tool("rabbitmq-queues", "grow", "rabbit@"+h.Name, "all")
 			other.Tool("rabbitmq-streams", "add_replica", "-p", "test", rabbit.ResultsQueue, "rabbit@"+h.Name)
@@ -179,7 +185,7 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 		Hosts: 3, Root: *clusterRoot, Lines: []string{clusterPartitions}, Advanced: *clusterConfig,
 	})
 	r := &trial{
-		system: &system{url: cluster.URL(), binary: daemontest.Binary}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
+		system: &system{url: cluster.URL(), vhost: "test", binary: daemontest.Binary}, t: t, random: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
 		broker: cluster.Hosts[0], postPause: 200 * time.Millisecond,
 		requeued: make(map[string]int),
 	}
@@ -187,8 +193,35 @@ func startClusterTrial(t *testing.T, seed uint64) *clusterTrial {
 	if _, err := rabbit.Setup(ctx, r.brokerConfig()); err != nil {
 		t.Fatal(err)
 	}
+	c := &clusterTrial{r, cluster}
+	if *clusterLogs != "" {
+		t.Cleanup(c.keepLogs)
+	}
 	r.startClients(3)
-	return &clusterTrial{r, cluster}
+	return c
+}
+
+// keepLogs writes the logs of the daemons and nodes to files. What clients saw
+// is explained by them.
+func (c *clusterTrial) keepLogs() {
+	keep := func(name, log string) {
+		if err := os.WriteFile(filepath.Join(*clusterLogs, name+".log"), []byte(log), 0o600); err != nil {
+			c.t.Error(err)
+		}
+	}
+	for i, u := range c.units() {
+		if u.daemon != nil {
+			keep(fmt.Sprintf("%d-%s", i, u.name), u.daemon.Log())
+		}
+	}
+	for _, h := range c.cluster.Hosts {
+		keep(h.Name, h.Log())
+	}
+	for _, f := range c.listeners {
+		f.mu.Lock()
+		keep(f.name, strings.Join(f.events, "\n"))
+		f.mu.Unlock()
+	}
 }
 
 // measure inflicts a fault and ends it. It returns the longest time for which an
@@ -230,11 +263,15 @@ func (c *clusterTrial) measure(inflict func(*clusterTrial) func()) (refused, sil
 	c.note("  all work again %v after its end", time.Since(began).Round(time.Millisecond))
 	stop()
 	watching.Wait()
-	for _, api := range c.apis {
-		refused = max(refused, api.accepted.longest())
+	for i, api := range c.apis {
+		from, pause := api.accepted.longest()
+		c.note("  API %d accepted nothing for %v, from %s on", i, pause.Round(time.Millisecond), from.UTC().Format("15:04:05.000"))
+		refused = max(refused, pause)
 	}
 	for _, f := range c.listeners {
-		silent = max(silent, f.heard.longest())
+		from, pause := f.heard.longest()
+		c.note("  %s heard nothing for %v, from %s on", f.name, pause.Round(time.Millisecond), from.UTC().Format("15:04:05.000"))
+		silent = max(silent, pause)
 	}
 	return refused, silent, ready
 }
@@ -350,21 +387,29 @@ func (c *clusterTrial) cut(h *rabbittest.Host, links ...rabbittest.Link) (heal f
 // rejoin restarts a node that does not join the others by itself, as
 // internal/rabbit/README.md says.
 func (c *clusterTrial) rejoin(h *rabbittest.Host) {
+	if !c.joins() {
+		c.note("  %s does not join the others; it is restarted", h.Name)
+		h.Kill()
+		h.Start()
+	}
+}
+
+// joins reports whether all nodes see each other before long.
+func (c *clusterTrial) joins() bool {
 	const patience = 15 * time.Second
-	for began := time.Now(); !c.cluster.IsFormed(); <-time.After(time.Second) {
-		if time.Since(began) > patience {
-			c.note("  %s does not join the others; it is restarted", h.Name)
-			h.Kill()
-			h.Start()
-			return
+	for began := time.Now(); time.Since(began) < patience; <-time.After(time.Second) {
+		if c.cluster.IsFormed() {
+			return true
 		}
 	}
+	return false
 }
 
 // A rhythm records the longest time between two events.
 type rhythm struct {
 	mu    sync.Mutex
 	last  time.Time
+	from  time.Time // when the longest pause began
 	pause time.Duration
 }
 
@@ -372,8 +417,8 @@ func (r *rhythm) beat() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	if !r.last.IsZero() {
-		r.pause = max(r.pause, now.Sub(r.last))
+	if pause := now.Sub(r.last); !r.last.IsZero() && pause > r.pause {
+		r.from, r.pause = r.last, pause
 	}
 	r.last = now
 }
@@ -381,14 +426,18 @@ func (r *rhythm) beat() {
 func (r *rhythm) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pause = 0
+	r.from, r.pause = time.Time{}, 0
 }
 
-// longest returns the longest time without an event since reset.
-func (r *rhythm) longest() time.Duration {
+// longest returns the longest time without an event since reset, and when it
+// began.
+func (r *rhythm) longest() (from time.Time, pause time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return max(r.pause, time.Since(r.last))
+	if pause := time.Since(r.last); pause > r.pause {
+		return r.last, pause
+	}
+	return r.from, r.pause
 }
 
 // since reports whether there was an event after then.

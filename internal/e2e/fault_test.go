@@ -342,7 +342,7 @@ func (r *trial) explain(ids []string) {
 	}
 	for _, queue := range objects {
 		// What the broker is dead-lettering is in no other count.
-		holds, err := r.node.Eval(ctx, fmt.Sprintf(`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<%q>>, queue, <<%q>>)),
+		holds, err := r.broker.Eval(ctx, fmt.Sprintf(`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<%q>>, queue, <<%q>>)),
 			{ok, {_, O}, _} = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1),
 			list_to_atom(lists:flatten(io_lib:format("~w", [maps:with([num_messages, num_checked_out, num_discarded, num_discard_checked_out], O)])))`,
 			r.vhost, queue))

@@ -260,11 +260,30 @@ func (h *Host) set(state string, links []Link) {
 	}
 }
 
+// Log returns the log of the node, or why there is none.
+func (h *Host) Log() string {
+	content, err := os.ReadFile(h.path("log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(content)
+}
+
 // Wipe removes the data of the node, which must have ended.
 func (h *Host) Wipe() {
 	h.c.t.Helper()
 	if err := errors.Join(os.RemoveAll(h.path("data")), os.Mkdir(h.path("data"), 0o700)); err != nil {
 		h.c.t.Fatal(err)
+	}
+}
+
+// Join has a node that runs, without data that is needed, join the cluster of
+// another one. A node that is slow to reach the others when it first starts
+// becomes a cluster of its own.
+func (h *Host) Join(other *Host) {
+	h.c.t.Helper()
+	for _, args := range [][]string{{"stop_app"}, {"reset"}, {"join_cluster", "rabbit@" + other.Name}, {"start_app"}} {
+		h.Tool("rabbitmqctl", args...)
 	}
 }
 
