@@ -28,6 +28,11 @@ const (
 	// whole DialTimeout while others work.
 	quickDial = 1500 * time.Millisecond
 
+	// hungFor is for how long a node that did not answer is passed over while
+	// there are others. A node that was restarted answers at once, so this is not
+	// long.
+	hungFor = 10 * time.Second
+
 	// answerTimeout bounds the requests to the broker while a session is set
 	// up. Declaring a queue in a busy cluster takes seconds.
 	answerTimeout = 30 * time.Second
@@ -36,6 +41,9 @@ const (
 	// one thing for longer hangs.
 	loopLimit = 2 * time.Minute
 )
+
+// errNotInTime means that a node has not accepted a connection in time.
+var errNotInTime = errors.New("no answer")
 
 // errEnded is the cause of the end of a session that we ended ourselves.
 var errEnded = errors.New("the session was closed")
@@ -75,6 +83,8 @@ type link struct {
 	// so that those that lose their node do not all go to the same one.
 	step int
 
+	hung map[string]time.Time // by URL, until when a node is passed over
+
 	session atomic.Pointer[session] // nil while there is none
 	ended   atomic.Int64            // sessions
 	depths  depths
@@ -89,7 +99,7 @@ func newLink(cfg Config, role string, uses []string, log *slog.Logger) *link {
 	return &link{
 		cfg: cfg, role: role, uses: uses, log: log.With("connection", role),
 		loop: liveness.New("the "+role+"'s loop", loopLimit), first: rand.IntN(1 << 16),
-		home: home{after: homeAfter}, step: 1 - 2*rand.IntN(2), err: ErrNotConnected,
+		home: home{after: homeAfter}, step: 1 - 2*rand.IntN(2), hung: make(map[string]time.Time), err: ErrNotConnected,
 	}
 }
 
@@ -128,7 +138,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		if len(urls) > 1 && failed < len(urls) {
 			cfg.DialTimeout = min(cfg.DialTimeout, quickDial)
 		}
-		at = (at + len(urls)) % len(urls)
+		at = l.next(urls, at)
 		url := urls[at]
 		began := time.Now()
 		l.loop.Busy()
@@ -146,6 +156,9 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		if ctx.Err() != nil {
 			l.setState(err)
 			return
+		}
+		if errors.Is(err, errNoAnswer) || errors.Is(err, errNotInTime) {
+			l.hung[url] = time.Now().Add(hungFor)
 		}
 		if l.home.ended(err, time.Since(began)) {
 			at = l.first - l.step
@@ -172,6 +185,18 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		}
 		wait = min(2*wait, l.cfg.RetryMax)
 	}
+}
+
+// next returns the number of the node to connect to: at, or one after it if that
+// did not answer a moment ago, and others may.
+func (l *link) next(urls []string, at int) int {
+	n := len(urls)
+	for i := range n {
+		if next := ((at+i*l.step)%n + n) % n; time.Now().After(l.hung[urls[next]]) {
+			return next
+		}
+	}
+	return (at%n + n) % n
 }
 
 // once runs a single session and returns why it ended. cfg is the link's, but
@@ -263,7 +288,7 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 			raw.Close()
 		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			err = fmt.Errorf("no answer within %v: %w", cfg.DialTimeout, err)
+			err = fmt.Errorf("%w within %v: %w", errNotInTime, cfg.DialTimeout, err)
 		}
 		return nil, err
 	}
