@@ -36,15 +36,26 @@ const suspectAfter = 2 * time.Second
 // than the one before, so they do not all begin at once.
 const suspectStagger = 500 * time.Millisecond
 
-// suspectTries is how many sessions in a row are given up after that time. A
-// queue or stream needs a few seconds to get another leader, and a session may
-// begin before that. After them the time doubles, up to stuckTimeout: the broker
-// is slow as a whole, and a new session only adds to its work.
-const suspectTries = 3
+// suspectAgain is the same for a session that follows such a one, until it has
+// confirmed a message.
+// The nodes need a few seconds to give up one that is silent and to give a stream
+// another leader. What is published before that may never be confirmed, so the
+// sessions are short until then, and one of them begins soon afterwards.
+const suspectAgain = time.Second
 
-// suspicionAfter returns how long the next session may confirm nothing.
-func suspicionAfter(suspects int) time.Duration {
-	return min(suspectAfter<<max(0, min(suspects, 16)-suspectTries+1), stuckTimeout)
+// suspectTries is how many sessions in a row are given up after that time. After
+// them the time doubles, up to stuckTimeout: the broker is slow as a whole, and a
+// new session only adds to its work.
+const suspectTries = 4
+
+// suspicionAfter returns how long the next session may confirm nothing, after so
+// many that were given up, on a connection whose turn comes so much later than
+// that of the publisher's first one.
+func suspicionAfter(suspects int, stagger time.Duration) time.Duration {
+	if suspects == 0 {
+		return suspectAfter + stagger
+	}
+	return min(suspectAgain<<max(0, min(suspects, 16)-suspectTries), stuckTimeout) + stagger/2
 }
 
 // lagsAfter is how long a connection may confirm nothing while messages are in
@@ -140,6 +151,8 @@ type pipeline struct {
 	lags    atomic.Bool            // others are preferred for new messages; it is counted in shared.lagging
 	leaves  atomic.Bool            // the session ends when nothing is in flight
 	suspect time.Duration          // how long nothing may be confirmed; 0: up to stuckTimeout
+	usual   time.Duration          // the same once something was confirmed
+	answers func(within time.Duration) bool
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are
@@ -165,6 +178,7 @@ func newPipeline(s *session, cfg Config, log *slog.Logger, all *shared) *pipelin
 		// notification that is not received within five seconds.
 		handed:  make(chan confirmation, cfg.MaxInFlight+1),
 		closed:  s.ch.IsClosed,
+		answers: s.answers,
 		returns: s.ch.NotifyReturn(make(chan amqp.Return, cfg.MaxInFlight)),
 		blocks:  s.conn.NotifyBlocked(make(chan amqp.Blocking, 1)),
 		wake:    make(chan struct{}, 1),
@@ -382,7 +396,10 @@ func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 	if pub.probe {
 		p.probing = false
 	}
-	p.useful = p.useful || !pub.probe
+	if !pub.probe {
+		p.useful = true
+		p.suspect = max(p.suspect, p.usual)
+	}
 	p.silence = 0
 	p.lag(false)
 	switch {
@@ -487,6 +504,9 @@ func (p *pipeline) expire(now time.Time) error {
 	}
 	p.silence += expiryInterval
 	p.lag(p.silence >= lagsAfter)
+	if p.suspect > 0 && p.silence == lagsAfter {
+		go p.mustAnswer()
+	}
 	switch {
 	case p.suspect > 0 && p.silence >= p.suspect:
 		return errSuspect
@@ -494,6 +514,21 @@ func (p *pipeline) expire(now time.Time) error {
 		return fmt.Errorf("the broker did not confirm a message for %v after its deadline", stuckTimeout)
 	}
 	return nil
+}
+
+// mustAnswer ends the session of a pipeline in which messages are in flight if its
+// node does not answer. It is done before the session is suspect for another
+// reason, so that the link knows which nodes to pass over.
+func (p *pipeline) mustAnswer() {
+	const within = suspectAfter - 2*lagsAfter
+	if p.answers(within) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.silence >= within && p.shared.blocked.Load() == 0 {
+		p.s.end(errNoAnswer)
+	}
 }
 
 func (p *pipeline) settleAll(which func(*publication) bool, err error) {

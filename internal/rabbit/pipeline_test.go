@@ -257,7 +257,8 @@ func TestASessionThatConfirmsNothingIsGivenUp(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	waiting := func(suspect time.Duration) *pipeline {
-		return &pipeline{s: &session{}, sent: []*publication{{deadline: now, answer: make(chan error, 1)}}, shared: &shared{}, suspect: suspect}
+		return &pipeline{s: &session{}, sent: []*publication{{deadline: now, answer: make(chan error, 1)}}, shared: &shared{}, suspect: suspect,
+			answers: func(time.Duration) bool { return true }}
 	}
 	p := waiting(0)
 	if err := p.expire(now.Add(stuckTimeout)); err != nil {
@@ -284,5 +285,49 @@ func TestASessionThatConfirmsNothingIsGivenUp(t *testing.T) {
 	}
 	if err := p.expire(now); err != errSuspect {
 		t.Errorf("kept after %v: %v", p.silence, err)
+	}
+}
+
+// Sessions after one that confirmed nothing are given up sooner, for as long as
+// the nodes may need to give each other up. After that, the broker is slow.
+func TestSuspicion(t *testing.T) {
+	t.Parallel()
+	want := []time.Duration{
+		suspectAfter, suspectAgain, suspectAgain, suspectAgain, suspectAgain, 2 * suspectAgain, 4 * suspectAgain,
+		8 * suspectAgain, 16 * suspectAgain, stuckTimeout, stuckTimeout,
+	}
+	for suspects, want := range want {
+		if got := suspicionAfter(suspects, 0); got != want {
+			t.Errorf("after %d: %v, want %v", suspects, got, want)
+		}
+	}
+	if got := suspicionAfter(1000, suspectStagger); got > stuckTimeout+suspectStagger {
+		t.Errorf("after 1000: %v", got)
+	}
+}
+
+// A node that did not answer is passed over, unless no other one is left.
+func TestANodeThatHangsIsPassedOver(t *testing.T) {
+	t.Parallel()
+	urls := []string{"a", "b", "c"}
+	for _, step := range []int{1, -1} {
+		l := &link{step: step, hung: make(map[string]time.Time)}
+		hangs := func(url string) { l.hung[url] = time.Now().Add(hungFor) }
+		if got := l.next(urls, 4); got != 1 {
+			t.Errorf("%d, want 1", got)
+		}
+		hangs("b")
+		if got, want := l.next(urls, 1), (1+step)%3; got != want {
+			t.Errorf("%d after 1 hangs, want %d", got, want)
+		}
+		hangs("a")
+		hangs("c")
+		if got := l.next(urls, 1); got != 1 {
+			t.Errorf("%d after all hang, want 1", got)
+		}
+		l.hung["c"] = time.Now()
+		if got := l.next(urls, 1); got != 2 {
+			t.Errorf("%d, want 2, which may answer again", got)
+		}
 	}
 }

@@ -52,8 +52,8 @@ type lane struct {
 	pipe   atomic.Pointer[pipeline] // nil while there is no session
 	shared *shared
 
-	suspects int           // sessions in a row that were given up as suspect and confirmed nothing
-	patience time.Duration // added to the time after which a session is suspect
+	suspects int           // sessions in a row that were given up; only the first of them may have confirmed something
+	patience time.Duration // how much later a session is suspect than one of the first lane
 }
 
 // NewPublisher returns a Publisher. It is connected while Run runs.
@@ -97,13 +97,16 @@ func (l *lane) run(ctx context.Context) {
 		pipe := newPipeline(s, l.link.cfg, l.link.log, l.shared)
 		pipe.probe() // there may be an alarm already
 		pipe.tryWaiting()
-		pipe.suspect = l.suspicion()
+		pipe.suspect, pipe.usual = l.suspicion(l.suspects), l.suspicion(0)
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
 		go l.link.homesick(s, func() { pipe.leaves.Store(true) })
 		err := pipe.run(ctx)
-		if errors.Is(err, errSuspect) && !pipe.useful {
+		if pipe.useful {
+			l.suspects = 0
+		}
+		if errors.Is(err, errSuspect) || errors.Is(err, errNoAnswer) {
 			l.suspects++
 		} else {
 			l.suspects = 0
@@ -113,12 +116,12 @@ func (l *lane) run(ctx context.Context) {
 }
 
 // suspicion returns how long a connection may confirm nothing before the lane
-// goes to another node.
-func (l *lane) suspicion() time.Duration {
+// goes to another node, after so many that were given up.
+func (l *lane) suspicion(suspects int) time.Duration {
 	if len(l.link.cfg.urls()) == 1 {
 		return 0 // there is no other one
 	}
-	return suspicionAfter(l.suspects) + l.patience
+	return suspicionAfter(suspects, l.patience)
 }
 
 // current returns the pipeline of the session, or the reason why there is none.
