@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/bits"
 	"math/rand/v2"
 	"runtime/debug"
 	"sync/atomic"
@@ -65,6 +66,7 @@ type Delivery interface {
 const (
 	publishRetryMin = 100 * time.Millisecond
 	publishRetryMax = 5 * time.Second
+	resultRetryMax  = 500 * time.Millisecond // listeners wait
 
 	// publishLimit is how long a worker attempts to publish a task again or as
 	// a dead letter. Then it leaves the task to the broker, which can do
@@ -347,9 +349,11 @@ func (w *Worker) report(ctx context.Context, t task.Task) (text string, err erro
 // publishResult publishes the result of t.
 func (w *Worker) publishResult(ctx context.Context, t task.Task, text string) bool {
 	r := task.Result{ID: t.ID, Queue: t.Queue, Text: text, Of: task.DigestOf(t.Text), Accepted: t.Accepted, Done: time.Now(), Trace: t.Trace}
-	const noLimit = 1<<63 - 1
 	return w.publish(ctx, noLimit, t, "result", func() <-chan error { return w.broker.PublishResult(r) }) == nil
 }
+
+// noLimit is for messages that are published at some time.
+const noLimit = 1<<63 - 1
 
 // publish calls send again and again until the broker has confirmed the
 // message, the limit is over or ctx ends. Then it returns the last error. When
@@ -357,7 +361,11 @@ func (w *Worker) publishResult(ctx context.Context, t task.Task, text string) bo
 // comes soon.
 func (w *Worker) publish(ctx context.Context, limit time.Duration, t task.Task, what string, send func() <-chan error) error {
 	began := time.Now()
-	for wait := publishRetryMin; ; wait = min(2*wait, publishRetryMax) {
+	wait, longest := publishRetryMin, publishRetryMax
+	if limit == noLimit {
+		longest = resultRetryMax
+	}
+	for tries := uint(1); ; tries++ {
 		err := <-send()
 		if err == nil {
 			return nil
@@ -365,12 +373,17 @@ func (w *Worker) publish(ctx context.Context, limit time.Duration, t task.Task, 
 		if time.Since(began)+wait > limit || errors.Is(err, task.ErrNoDeadQueue) {
 			return err
 		}
-		w.about(t).Warn("a message was not published; will try again", "what", what, "error", err, "wait", wait)
+		level := slog.LevelDebug
+		if bits.OnesCount(tries) == 1 { // less and less often
+			level = slog.LevelWarn
+		}
+		w.about(t).Log(ctx, level, "a message was not published; will try again", "what", what, "error", err, "tries", tries)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return err
 		}
+		wait = min(2*wait, longest)
 	}
 }
 
