@@ -19,6 +19,16 @@ const (
 	// proof that it would. It is short, since listeners wait meanwhile.
 	proveAfter = 1500 * time.Millisecond
 
+	// hangsAfter is how long a reader may receive nothing before its node must
+	// answer a question, if there are other nodes.
+	hangsAfter = 500 * time.Millisecond
+
+	// silentAfter is how long a reader of a broker with several nodes may receive
+	// nothing, not even a mark, and be ready. A mark comes each proveInCluster,
+	// and within proveAfter and storeWithin when something fails. The rest of 5 s
+	// is a margin for whoever asks whether the reader is ready.
+	silentAfter = 4 * time.Second
+
 	// proveRarely is how often it asks for more proof while nothing but marks
 	// comes. A day of silence leaves 1,440 marks in the stream, and the broker
 	// needs up to a millisecond to read each.
@@ -26,8 +36,7 @@ const (
 
 	// proveInCluster is the same for a broker with several nodes, most of which
 	// may be lost without a word to the clients of another one. A mark of any
-	// reader serves all of them. With storeWithin, a reader is not ready less
-	// than 5 s after the last moment at which something could come.
+	// reader serves all of them.
 	proveInCluster = 2 * time.Second
 
 	// proveWithin is how long a message may take to the reader once the broker
@@ -42,8 +51,7 @@ const (
 	proveBytes = 4 << 10
 
 	// storeWithin is how long the nodes together may take to confirm a mark.
-	// Beyond that the reader is not ready: no results can come. With
-	// proveAfter, that is less than 5 s after the last one.
+	// Beyond that the reader is not ready: no results can come.
 	storeWithin = 2500 * time.Millisecond
 
 	// storeStagger is after how much of it one more node is asked.
@@ -64,6 +72,9 @@ var errSilent = errors.New("the broker does not send what is in the stream: its 
 // errNoAnswer means that a node is connected and does not answer.
 var errNoAnswer = errors.New("the node does not answer: it hangs or was cut off")
 
+// errNothingComes means that neither results nor marks have come for a while.
+var errNothingComes = fmt.Errorf("nothing came from the stream of results for %v, not even a mark", silentAfter)
+
 // errNotStored means that no node confirms a mark.
 var errNotStored = errors.New("the broker stores nothing in the stream at present: most of its nodes are down or cut off")
 
@@ -76,6 +87,7 @@ type proof struct {
 	report                func(s *session, err error) // that nothing can come, or that it does again
 
 	heard   atomic.Int64 // messages that the reader has received
+	excused atomic.Int64 // how often the broker has said that it takes no marks
 	news    atomic.Int64 // those of them that are no marks
 	newest  atomic.Int64 // the broker's offset of the last one
 	doubted atomic.Bool  // an error was reported
@@ -103,15 +115,11 @@ func (p *proof) settle(s *session) {
 // the broker is short of memory or disk space.
 func (p *proof) watch(s *session) {
 	p.doubted.Store(false)
-	for {
+	if s.many {
+		go p.doubt(s)
+	}
+	for silent(s.ctx, p.heard.Load, p.after) {
 		before := p.heard.Load()
-		if !sleep(s.ctx, p.after) {
-			return
-		}
-		if p.heard.Load() != before {
-			continue
-		}
-		go s.mustAnswer()
 		err := p.guard(s)
 		switch {
 		case errors.Is(err, errSilent):
@@ -121,9 +129,37 @@ func (p *proof) watch(s *session) {
 			return
 		case err == nil:
 			p.settle(s)
-		case !errors.Is(err, ErrBlocked) && p.heard.Load() == before:
+		case errors.Is(err, ErrBlocked):
+			p.excused.Add(1)
+		case p.heard.Load() == before:
 			p.doubted.Store(true)
 			p.report(s, fmt.Errorf("%w: %w", errNotStored, err))
+		}
+	}
+}
+
+// doubt watches a reader of a broker with several nodes. When nothing comes, its
+// node must answer, and before long the reader is not ready, whatever watch is
+// waiting for. It returns when the session ends.
+func (p *proof) doubt(s *session) {
+	const step = 100 * time.Millisecond
+	signs := func() int64 { return p.heard.Load() + p.excused.Load() }
+	before, quiet := signs(), time.Duration(0)
+	for sleep(s.ctx, step) {
+		if now := signs(); now != before {
+			before, quiet = now, 0
+			continue
+		}
+		quiet += step // not the time, in which the process may have been suspended
+		if (quiet-hangsAfter)%proveInCluster == 0 {
+			go s.mustAnswer()
+		}
+		if quiet != silentAfter || p.doubted.Swap(true) {
+			continue
+		}
+		p.report(s, errNothingComes)
+		if signs() != before { // at this moment
+			p.settle(s)
 		}
 	}
 }
@@ -148,7 +184,6 @@ func (p *proof) guard(s *session) error {
 		if err := p.compare(s, other, deliveries, news); err != nil || s.ctx.Err() != nil || p.news.Load() != news {
 			return err
 		}
-		go s.mustAnswer()
 		before = p.heard.Load()
 		ctx, cancel := context.WithTimeout(s.ctx, storeWithin)
 		err := other.putMark(ctx)
@@ -210,21 +245,36 @@ func (s *session) reaches(within time.Duration, done func() bool) bool {
 
 // mustAnswer ends the session if its node does not answer and there are others.
 func (s *session) mustAnswer() {
-	if s.many && !s.answers() {
+	if s.many && !s.answers(answerWithin) {
 		s.end(errNoAnswer)
 	}
 }
 
-// answers reports whether the node answers within answerWithin. Its heartbeats
-// are too slow for that.
-func (s *session) answers() bool {
+// answers reports whether the node answers in time. Its heartbeats are too slow
+// for that.
+func (s *session) answers(within time.Duration) bool {
 	var answered atomic.Bool
 	go func() {
 		// An error is an answer, too, and ends the session if it is more.
 		_ = s.onChannel(func(*amqp.Channel) error { return nil })
 		answered.Store(true)
 	}()
-	return s.reaches(answerWithin, answered.Load)
+	return s.reaches(within, answered.Load)
+}
+
+// silent waits until count has been the same for a time. It returns false if ctx
+// ends first. The time passes in steps, as in reaches.
+func silent(ctx context.Context, count func() int64, after time.Duration) bool {
+	before := count()
+	for step := 0; step < waitSteps; step++ {
+		if !sleep(ctx, after/waitSteps) {
+			return false
+		}
+		if now := count(); now != before {
+			before, step = now, -1
+		}
+	}
+	return true
 }
 
 // sleep returns false if ctx ends first.

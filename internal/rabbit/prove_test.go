@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/revq/revq/internal/rabbit/rabbittest"
@@ -101,6 +103,61 @@ func TestNotReadyWhileNothingIsStored(t *testing.T) {
 	if strings.Contains(r.out.String(), "no session") {
 		t.Error("a session has ended")
 	}
+}
+
+// A reader of several nodes that receives nothing is soon not ready, whatever it
+// is waiting for. On an idle broker it receives marks.
+func TestNotReadyWhileNothingComes(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	r.cfg.URLs = []string{r.url, r.url + "?heartbeat=60"} // the same node answers as another one
+	idle := NewReader(r.cfg, everything, r.log)
+	f, _ := r.followUntil(idle)
+	receive(t, "end of the backlog", f.live)
+	receive(t, "a while", time.After(2*silentAfter))
+	if err := idle.Ready(); err != nil {
+		t.Errorf("Ready = %v on an idle broker", err)
+	}
+	proof := &proof{cfg: r.cfg, report: func(_ *session, err error) {
+		if !errors.Is(err, errNothingComes) {
+			t.Errorf("reported: %v", err)
+		}
+	}}
+	s, err := open(t.Context(), r.cfg, r.url, "quiet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	go proof.doubt(s)
+	began := time.Now()
+	eventually(t, "a doubt", func() error {
+		if !proof.doubted.Load() {
+			return errors.New("none")
+		}
+		return nil
+	})
+	if took := time.Since(began); took < silentAfter {
+		t.Errorf("not ready after %v", took)
+	}
+	if s.ctx.Err() != nil {
+		t.Error("the session has ended")
+	}
+}
+
+// Silence is counted from the last event on, not in intervals.
+func TestSilent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var count atomic.Int64
+		began := time.Now()
+		time.AfterFunc(900*time.Millisecond, func() { count.Add(1) })
+		if !silent(t.Context(), count.Load, time.Second) {
+			t.Error("the context has ended")
+		}
+		if took := time.Since(began); took < 1900*time.Millisecond || took > 2100*time.Millisecond {
+			t.Errorf("silent for a second after %v, with an event after 0.9 s", took)
+		}
+	})
 }
 
 // Neither a quiet stream nor a broker that takes no messages is taken for a
@@ -218,4 +275,29 @@ func TestAPublisherLeavesANodeThatConfirmsNothing(t *testing.T) {
 	r.ready(p.Ready)
 	publishResults(t, p, 1, 2)
 	r.out.Says(t, errSuspect.Error())
+}
+
+// A publisher knows that its node does not answer at all, and passes it over.
+func TestAPublisherLeavesANodeThatHangs(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	proxy := r.proxy()
+	defer close(proxy.resume)
+	r.cfg.URLs = append(r.cfg.URLs, r.url)
+	r.cfg.PublishConnections = 1
+	r.cfg.ConfirmTimeout = time.Minute
+	p := NewPublisher(r.cfg, r.log)
+	p.lanes[0].link.first = 0
+	r.run(p.Run)
+	r.ready(p.Ready)
+	proxy.after.Store(1)
+	eventually(t, "lost", func() error {
+		if err := receive(t, "the answer", p.PublishResult(task.Result{ID: "x", Text: "x"})); !errors.Is(err, ErrLost) {
+			return fmt.Errorf("answered with %v", err)
+		}
+		return nil
+	})
+	r.out.Says(t, errNoAnswer.Error())
+	r.ready(p.Ready)
+	publishResults(t, p, 1, 2)
 }

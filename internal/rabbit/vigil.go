@@ -72,11 +72,11 @@ func (v *vigil) watch(ctx context.Context, s *session, after time.Duration, hasR
 		}
 	}()
 	for {
-		before := v.heard.Load()
-		quiet := func() bool { return v.heard.Load() == before && hasRoom() }
-		if !sleep(ctx, after) {
+		if !silent(ctx, v.heard.Load, after) {
 			return
 		}
+		before := v.heard.Load()
+		quiet := func() bool { return v.heard.Load() == before && hasRoom() }
 		if !quiet() {
 			continue
 		}
