@@ -55,6 +55,10 @@ const (
 	// Measured: 1 to 3 ms, and seconds when the broker is overloaded.
 	markTimeout = 10 * time.Second
 
+	// markAgain is after how long one of several nodes is sent a mark again. A
+	// mark is lost if it is published while the stream has no leader.
+	markAgain = time.Second
+
 	// markPrefetch is how many messages may be on their way to askEnd. Under
 	// load, other messages arrive before the mark.
 	markPrefetch = 256
@@ -93,10 +97,19 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 		returned := ch.NotifyReturn(make(chan amqp.Return, 1))
 		closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 		mark := newMark()
-		if err := s.bounded(ctx, func() error {
-			return ch.PublishWithContext(ctx, MarksExchange, "", true, false, mark)
-		}); err != nil {
+		publish := func() error {
+			return s.bounded(ctx, func() error {
+				return ch.PublishWithContext(ctx, MarksExchange, "", true, false, mark)
+			})
+		}
+		if err := publish(); err != nil {
 			return err
+		}
+		var again <-chan time.Time
+		if s.many {
+			ticker := time.NewTicker(markAgain)
+			defer ticker.Stop()
+			again = ticker.C
 		}
 		for unacked := 0; ; {
 			s.loop.Idle()
@@ -124,6 +137,10 @@ func (s *session) askEnd(ctx context.Context) (offset int64, err error) {
 				return err
 			case <-s.pace.starved:
 				s.pace.grant(markWindow)
+			case <-again:
+				if err := publish(); err != nil {
+					return err
+				}
 			case <-returned:
 				return errMarkLost
 			case <-blocked:
