@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +28,7 @@ var (
 	cluster       = flag.Bool("cluster", false, "TestClusterFaults, which takes root, minutes, and a machine that does nothing else")
 	clusterLong   = flag.Bool("cluster.long", false, "TestClusterFaults with all faults, each for a minute (give -timeout 60m)")
 	clusterRounds = flag.Int("cluster.rounds", 1, "how often TestClusterFaults goes through all faults in the long form")
-	clusterOnly   = flag.String("cluster.only", "", "only those faults of TestClusterFaults that have this in their name")
+	clusterOnly   = flag.String("cluster.only", "", "only those faults of TestClusterFaults that have this in their name, or one of several texts separated by commas")
 	clusterRoot   = flag.String("cluster.root", "", "root of a file system with another release of RabbitMQ, as debootstrap makes it")
 	clusterConfig = flag.String("cluster.config", clusterSettings, "the nodes' advanced.config, without the full stop")
 	clusterHold   = flag.Duration("cluster.hold", 0, "how long a fault lasts; 0: 10 s, and 60 s in the long form")
@@ -132,7 +133,7 @@ func TestClusterFaults(t *testing.T) {
 	for range *clusterRounds {
 		for _, i := range c.random.Perm(len(clusterFaults)) {
 			f := clusterFaults[i]
-			if !strings.Contains(f.name, *clusterOnly) || *clusterOnly == "" && !f.short && !*clusterLong {
+			if !wanted(f.name) || *clusterOnly == "" && !f.short && !*clusterLong {
 				continue
 			}
 			c.note("%s", f.name)
@@ -152,6 +153,11 @@ func TestClusterFaults(t *testing.T) {
 	c.judge()
 	w.Flush()
 	t.Logf("seed %d: %d accepted\n%s", seed, len(c.posters.accepted), table.String())
+}
+
+// wanted reports whether -cluster.only names a fault.
+func wanted(fault string) bool {
+	return slices.ContainsFunc(strings.Split(*clusterOnly, ","), func(part string) bool { return strings.Contains(fault, part) })
 }
 
 // Everyone is told the settings with which TestClusterFaults runs.
