@@ -84,7 +84,7 @@ func TestRejectUntilDead(t *testing.T) {
 	sent.Headers = amqp.Table{"mine": "kept"}
 	r.enqueue(tasksKey, sent)
 	// The limit is on deliveries after the first one.
-	for attempt := range r.cfg.Topology.DeliveryLimit + 1 {
+	for attempt := range r.cfg.Topology.DeliveryLimit + spareDeliveries + 1 {
 		h := receive(t, "task", tasks)
 		if h.Attempt() != attempt+1 {
 			t.Errorf("Attempt() = %d, want %d", h.Attempt(), attempt+1)

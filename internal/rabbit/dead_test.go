@@ -317,7 +317,7 @@ func TestGivenUpIsTold(t *testing.T) {
 
 	// By the broker.
 	r.enqueue(tasksKeyOf("thumbnails"), text("fails"))
-	for range cfg.Topology.DeliveryLimit + 1 {
+	for range cfg.Topology.DeliveryLimit + spareDeliveries + 1 {
 		h := receive(t, "attempt", tasks)
 		h.end(t, h.Reject)
 	}
@@ -347,7 +347,9 @@ func TestGivenUpIsTold(t *testing.T) {
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	r := setup(t).connected()
-	for _, q := range append(r.cfg.Topology.queues()[:2], r.cfg.Topology.tasks()) { // as version 1 did
+	tasks := r.cfg.Topology.tasks()
+	tasks.args[deliveryLimitArg] = r.cfg.Topology.DeliveryLimit
+	for _, q := range append(r.cfg.Topology.queues()[:2], tasks) { // as version 1 did
 		if _, err := r.ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
 			t.Fatal(err)
 		}

@@ -101,10 +101,13 @@ type Argument struct {
 // Keep returns the value of Flag that keeps the argument as it is.
 func (a Argument) Keep() string {
 	n, err := strconv.ParseInt(a.Is, 10, 64)
-	if err != nil || a.Flag != maxTasksFlag {
-		return a.Is
+	switch {
+	case err == nil && a.Flag == maxTasksFlag:
+		return strconv.FormatInt(n+beyondLimit, 10)
+	case err == nil && a.Flag == deliveryLimitFlag && n > spareDeliveries:
+		return strconv.FormatInt(n-spareDeliveries, 10)
 	}
-	return strconv.FormatInt(n+beyondLimit, 10)
+	return a.Is // an earlier version's delivery limit
 }
 
 func (d Differences) Error() string {
@@ -251,7 +254,7 @@ func (s *session) compare(o object) (differences []Argument, err error) {
 		}
 		seen[a.Name] = true
 		a.Flag = o.flags[a.Name]
-		if !slices.Contains(placement, a.Name) {
+		if earlier, ok := o.earlier[a.Name]; !slices.Contains(placement, a.Name) && (!ok || a.Is != earlier) {
 			differences = append(differences, a)
 		}
 		if !strings.HasPrefix(a.Name, "x-") { // such as durable

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -77,8 +78,9 @@ type Topology struct {
 
 	// DeliveryLimit is how often a task is delivered whose workers die or lose
 	// their connection. The broker delivers it once more, for a worker to give
-	// it up, and only after a further loss makes it a dead letter itself.
-	// Workers count failed attempts. Default task.DeliveryLimit.
+	// it up. If that worker is lost, too, and so are some more, the broker makes
+	// the task a dead letter itself; see spareDeliveries. Workers count failed
+	// attempts. Default task.DeliveryLimit.
 	DeliveryLimit int64
 
 	// Replicas is on how many nodes of a cluster each queue is declared, at most
@@ -143,6 +145,14 @@ func (t Topology) place(args amqp.Table) {
 	}
 }
 
+// spareDeliveries is how often the broker delivers a task beyond the delivery
+// limit and the one time in which a worker gives it up. A worker can be lost
+// with the broker before it does, also several times in a row, and what the
+// broker itself gives up while it begins again may be told to nobody. Earlier
+// versions declared queues without spare deliveries, which are as good
+// otherwise, so setup does not object to them.
+const spareDeliveries = 15
+
 // beyondLimit is how many messages a quorum queue takes beyond its x-max-length
 // before it refuses more, if they arrive one by one: it checks whether it is
 // over the limit, not whether the next message would be.
@@ -201,6 +211,7 @@ type queue struct {
 	name, key string // key is the one in Exchange; "" if nothing is published to the queue there
 	args      amqp.Table
 	flags     map[string]string // the flag that sets an argument, by the argument's name
+	earlier   map[string]string // what earlier versions gave an argument that is as good
 }
 
 // queues returns the queues in the order in which they are declared: a queue
@@ -241,7 +252,7 @@ func (t Topology) tasks() queue {
 		amqp.QueueTypeArg:     amqp.QueueTypeQuorum,
 		amqp.QueueMaxLenArg:   t.MaxTasks - beyondLimit,
 		amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
-		deliveryLimitArg:      t.DeliveryLimit,
+		deliveryLimitArg:      t.DeliveryLimit + spareDeliveries,
 		// At least once needs reject-publish: a dead letter leaves the
 		// queue only when the dead queue has confirmed it.
 		"x-dead-letter-strategy":    "at-least-once",
@@ -250,6 +261,8 @@ func (t Topology) tasks() queue {
 	}, flags: map[string]string{
 		amqp.QueueMaxLenArg: maxTasksFlag,
 		deliveryLimitArg:    deliveryLimitFlag,
+	}, earlier: map[string]string{
+		deliveryLimitArg: strconv.FormatInt(t.DeliveryLimit, 10),
 	}}
 }
 
@@ -356,6 +369,7 @@ type object struct {
 	kind, name string
 	args       amqp.Table
 	flags      map[string]string                     // see queue
+	earlier    map[string]string                     // see queue
 	look       func(*amqp.Channel) error             // fails if it does not exist
 	declare    func(*amqp.Channel, amqp.Table) error // with these arguments
 }
@@ -369,10 +383,11 @@ func (t Topology) objects() []object {
 	var all []object
 	for _, q := range t.queues() {
 		all = append(all, object{
-			kind:  "queue",
-			name:  q.name,
-			args:  q.args,
-			flags: q.flags,
+			kind:    "queue",
+			name:    q.name,
+			args:    q.args,
+			flags:   q.flags,
+			earlier: q.earlier,
 			look: func(ch *amqp.Channel) error {
 				_, err := ch.QueueDeclarePassive(q.name, true, false, false, false, nil)
 				return err

@@ -187,7 +187,7 @@ func TestSetupWithOtherArguments(t *testing.T) {
 				{"x-stream-max-segment-size-bytes", "16777216", "1048576", "results-segment-bytes"},
 			}},
 			{"queue", TasksQueue, []Argument{
-				{"x-delivery-limit", "5", "7", "delivery-limit"},
+				{"x-delivery-limit", "20", "22", "delivery-limit"},
 				{"x-max-length", "999999", "4", "max-tasks"},
 			}},
 		}, true},
@@ -349,6 +349,22 @@ func TestSetupAcceptsQueuesWithoutReplicas(t *testing.T) {
 	}
 }
 
+// The flags that setup names keep a queue as it is.
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ name, is, flag, want string }{
+		{"x-max-length", "999999", maxTasksFlag, "1000000"},
+		{"x-delivery-limit", "22", deliveryLimitFlag, "7"},
+		{"x-delivery-limit", "7", deliveryLimitFlag, "7"}, // of an earlier version
+		{"x-max-age", "24h", maxAgeFlag, "24h"},
+		{"x-max-length-bytes", "1000000", maxBytesFlag, "1000000"},
+	} {
+		if got := (Argument{Name: tc.name, Is: tc.is, Flag: tc.flag}).Keep(); got != tc.want {
+			t.Errorf("%s %s: --%s %s, want %s", tc.name, tc.is, tc.flag, got, tc.want)
+		}
+	}
+}
+
 func TestQueueArguments(t *testing.T) {
 	t.Parallel()
 	r := setup(t).declared()
@@ -370,7 +386,7 @@ func TestQueueArguments(t *testing.T) {
 			"x-queue-type":              `"quorum"`,
 			"x-max-length":              "999999",
 			"x-overflow":                `"reject-publish"`,
-			"x-delivery-limit":          "5",
+			"x-delivery-limit":          "20",
 			"x-dead-letter-strategy":    `"at-least-once"`,
 			"x-dead-letter-exchange":    `"revq"`,
 			"x-dead-letter-routing-key": `"dead"`,

@@ -33,10 +33,9 @@ type Config struct {
 
 	// DeliveryLimit is how often the broker may deliver a task because its
 	// workers die or lose their connection. When a worker gets it once more, it
-	// gives it up. The broker has the limit of the queue: it delivers the task
-	// that one time more, and after a further loss makes it a dead letter
-	// itself, of which listeners may not be told while it begins again. Default
-	// task.DeliveryLimit.
+	// gives it up. The broker itself does so only after some more losses (see
+	// rabbit.Topology), since listeners may not be told of that while it begins
+	// again. Default task.DeliveryLimit.
 	DeliveryLimit int64
 
 	// Drain lets running tasks finish within DrainTimeout when the worker is
