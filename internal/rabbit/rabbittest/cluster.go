@@ -214,6 +214,11 @@ func (c *Cluster) hold(name string, args ...string) int {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	c.t.Cleanup(func() {
+		if log := said.String(); !strings.Contains(log, "ready") {
+			c.t.Logf("%s said: %s", name, log)
+		}
+	})
 	said.Says(c.t, "ready")
 	return p.Pid()
 }

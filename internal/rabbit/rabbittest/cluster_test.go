@@ -44,3 +44,24 @@ func TestCluster(t *testing.T) {
 	c.Hosts[2].Heal(rabbittest.Clients)
 	dial(t, c.Hosts[2].URL())
 }
+
+// A host without data that starts while it reaches no other one is a cluster of
+// its own, and joins the others when it is told to.
+func TestJoin(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three nodes")
+	}
+	c := rabbittest.StartCluster(t, rabbittest.ClusterConfig{Hosts: 3, Advanced: "[{kernel, [{net_setuptime, 1}]}]"})
+	h, other := c.Hosts[0], c.Hosts[1]
+	h.Kill()
+	other.Tool("rabbitmqctl", "forget_cluster_node", "rabbit@"+h.Name)
+	h.Wipe()
+	h.Cut(rabbittest.Peers)
+	h.Start()
+	h.Heal(rabbittest.Peers)
+	if c.IsFormed() {
+		t.Skip("it has joined by itself")
+	}
+	h.Join(other)
+	c.Formed()
+}
