@@ -8,12 +8,14 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,8 +28,9 @@ import (
 
 const (
 	// bootTimeout is the time limit for the start of a host with its broker.
-	// Measured: 3 to 5 s.
-	bootTimeout = 90 * time.Second
+	// Measured: 3 to 5 s, and two minutes for a node of a cluster that has to be
+	// started twice.
+	bootTimeout = 5 * time.Minute
 
 	// commandTimeout is the time limit of a command in a host, and of the host's end.
 	// The slowest is a restart of RabbitMQ. Measured: 10 s, and more than a
@@ -39,14 +42,16 @@ const (
 var launch string
 
 // A Host is a booted system with its own network, which has only a loopback
-// interface.
+// interface, unless the host is in a lan.
 type Host struct {
-	name    string
-	leader  int // process id of its systemd, on this machine
-	network int // descriptor of its network namespace
-	console *console
-	root    string // the files that it was booted from
-	upper   string // where its changes are, on this machine
+	name     string
+	leader   int // process id of its systemd, on this machine
+	network  int // descriptor of its network namespace
+	console  *console
+	root     string // the files that it was booted from
+	upper    string // where its changes are, on this machine
+	launcher io.WriteCloser
+	notify   string // the name of the socket that is told when the host is up
 }
 
 // Start boots what is below the directory root, and waits until everything that
@@ -55,6 +60,13 @@ type Host struct {
 // variable CI is set.
 func Start(t testing.TB, root string) *Host {
 	t.Helper()
+	return start(t, root, []string{"/bin/sh"}, "host")
+}
+
+// start starts launch.sh with a shell, the name of the host, and what it may be
+// told besides.
+func start(t testing.TB, root string, shell []string, args ...string) *Host {
+	t.Helper()
 	require(t, []string{"systemd-nspawn", "nsenter"},
 		[]string{filepath.Join(root, "lib/systemd/systemd"), filepath.Join(root, "lib/systemd/system/rabbitmq-server.service")})
 
@@ -62,18 +74,18 @@ func Start(t testing.TB, root string) *Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &Host{name: filepath.Base(dir), console: new(console), root: root}
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	h := &Host{name: filepath.Base(dir), console: new(console), root: root, notify: filepath.Join(dir, "notify")}
+	notify, err := h.listen()
 	if err != nil {
 		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
 	}
 	defer notify.Close()
-	launcher := exec.Command("/bin/sh", "-c", launch, "revq-boot", root, h.name, dir)
+	command := slices.Concat(shell, []string{"-c", launch, "revq-boot", root, h.name, dir}, args)
+	launcher := exec.Command(command[0], command[1:]...)
 	launcher.Stdout, launcher.Stderr = h.console, h.console
 	launcher.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
 	launcher.WaitDelay = commandTimeout
-	alive, err := launcher.StdinPipe()
-	if err != nil {
+	if h.launcher, err = launcher.StdinPipe(); err != nil {
 		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
 	}
 	if err := launcher.Start(); err != nil {
@@ -81,7 +93,7 @@ func Start(t testing.TB, root string) *Host {
 	}
 	h.upper = fmt.Sprintf("/proc/%d/root%s/memory/upper", launcher.Process.Pid, dir)
 	t.Cleanup(func() {
-		alive.Close()
+		h.launcher.Close()
 		if err := launcher.Wait(); err != nil {
 			t.Errorf("take the container away: %v", err)
 		}
@@ -90,18 +102,30 @@ func Start(t testing.TB, root string) *Host {
 		}
 	})
 
+	h.awaitRunning(t, notify)
+	t.Cleanup(func() { unix.Close(h.network) })
+	return h
+}
+
+// listen opens the socket that is told when the host is up.
+func (h *Host) listen() (*net.UnixConn, error) {
+	return net.ListenUnixgram("unixgram", &net.UnixAddr{Name: h.notify, Net: "unixgram"})
+}
+
+// awaitRunning waits until everything that is enabled runs.
+func (h *Host) awaitRunning(t testing.TB, notify *net.UnixConn) {
+	t.Helper()
 	if err := h.awaitBoot(notify); err != nil {
-		t.Fatalf("boot %s: %v", root, err)
+		t.Fatalf("boot %s: %v", h.root, err)
 	}
+	var err error
 	if h.network, err = unix.Open(fmt.Sprintf("/proc/%d/ns/net", h.leader), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Close(h.network) })
 	// systemd 257 sends READY=1 before everything runs, 252 afterwards.
 	if state, _ := h.Try(t, "systemctl", "is-system-running", "--wait"); state != "running" && state != "degraded" {
-		t.Fatalf("boot %s: the system is %q, want running", root, state)
+		t.Fatalf("boot %s: the system is %q, want running", h.root, state)
 	}
-	return h
 }
 
 // permitted tries the mounts that a container needs, in a mount namespace that
