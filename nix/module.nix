@@ -425,7 +425,12 @@ let
 
   makeUsers =
     "${cfg.package}/libexec/revq/install broker"
-    + lib.optionalString isCluster " --host ${lib.concatStringsSep "," (lib.attrValues cluster.peers)} --seed ${rabbitmq.dataDir}/.erlang.cookie"
+    + (
+      if isCluster then
+        " --host ${lib.concatStringsSep "," (lib.attrValues cluster.peers)} --seed ${rabbitmq.dataDir}/.erlang.cookie"
+      else
+        " --host localhost" # also where the host was in a cluster before
+    )
     + " --to";
 in
 {

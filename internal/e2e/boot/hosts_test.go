@@ -266,6 +266,17 @@ func (h *hostsTest) upgradeAll(t *testing.T) {
 		h.each(t, line)
 		h.through(t, fmt.Sprintf("upgrade-%d", i+1), h.hosts)
 	}
+	// Who runs the commands for one host by mistake loses nothing.
+	q := h.hosts[0]
+	const urls = "cat /etc/revq/*.amqp-url"
+	before := q.Shell(t, urls)
+	if out, err := q.installer(t, documented(t, "upgrade")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if q.Shell(t, urls) != before {
+		t.Error("systemd/install install has changed the URLs of a cluster")
+	}
+	h.through(t, "upgrade-of-one", h.hosts)
 }
 
 func (h *hostsTest) restart(t *testing.T) {
