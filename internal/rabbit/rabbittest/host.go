@@ -178,13 +178,18 @@ func (h *Host) process() *proc.Process {
 // Tool runs a program of RabbitMQ beside the node, and returns its output.
 func (h *Host) Tool(name string, args ...string) string {
 	h.c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
-	defer cancel()
-	out, err := h.run(ctx, "", append([]string{filepath.Join(filepath.Dir(h.c.server), name)}, args...)...)
+	out, err := h.TryTool(name, args...)
 	if err != nil {
 		h.c.t.Fatal(err)
 	}
 	return out
+}
+
+// TryTool is Tool for what may fail.
+func (h *Host) TryTool(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	defer cancel()
+	return h.run(ctx, "", append([]string{filepath.Join(filepath.Dir(h.c.server), name)}, args...)...)
 }
 
 // Eval evaluates an Erlang expression in the node.
