@@ -132,6 +132,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 	wait := l.cfg.RetryMin
 	said := make(map[string]string) // by URL, why there is no session: it is logged when it changes
 	failed := 0                     // sessions in a row
+	short := 0                      // sessions in a row that did not last
 	for at := l.first; ctx.Err() == nil; at += l.step {
 		urls := l.cfg.urls()
 		cfg := l.cfg
@@ -169,7 +170,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		// Only a session that lasted shows that the trouble is over. If the
 		// broker ends each session right away, the waits must still grow.
 		if time.Since(began) > l.cfg.RetryMax {
-			wait = l.cfg.RetryMin
+			wait, short = l.cfg.RetryMin, 0
 		}
 		pause := wait/2 + rand.N(wait/2+1)
 		level := slog.LevelWarn
@@ -183,7 +184,11 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		case <-time.After(pause):
 		case <-ctx.Done():
 		}
-		wait = min(2*wait, l.cfg.RetryMax)
+		// It grows once all nodes were tried: while a stream gets another leader,
+		// each of them refuses to read it for a moment.
+		if short++; short%len(urls) == 0 {
+			wait = min(2*wait, l.cfg.RetryMax)
+		}
 	}
 }
 
