@@ -79,7 +79,7 @@ if [ "$REVQ_ATTEMPT" = 1 ]; then
 	case $text in
 	"fails once: "*) exit 1 ;;
 	"killed once: "*) kill -KILL $$ ;;
-	"hangs once: "*) sleep 1000 & wait ;;
+	"hangs once: "*) sleep 60 & wait ;;
 	esac
 fi
 printf '%s %s' "$REVQ_QUEUE" "$text"`
@@ -106,7 +106,7 @@ while read -r task; do
 		case $text in
 		"fails once: "*) echo 'debug: a stray line' ;;
 		"killed once: "*) kill -KILL $$ ;;
-		"hangs once: "*) sleep 1000 ;;
+		"hangs once: "*) sleep 60 ;;
 		esac
 	fi
 	answer "\"text\":\"persistent $text\""
