@@ -278,6 +278,7 @@ func (r *trial) arrived() bool {
 func (r *trial) judge() {
 	const shown = 5 // of each kind
 	var wrong []string
+	toldDead := r.judgeRequeued()
 	for _, f := range r.listeners {
 		f.mu.Lock()
 		for id, p := range r.posters.accepted {
@@ -285,7 +286,7 @@ func (r *trial) judge() {
 			if got, ok := f.got[id]; ok && got.Text != want {
 				r.t.Errorf("%s: result %q of text %q", f.name, got.Text, p.text)
 			}
-			failed := r.requeued[id]
+			failed := toldDead[id]
 			if want == "" {
 				failed++
 			}
@@ -324,6 +325,28 @@ func (r *trial) judge() {
 	}
 }
 
+// judgeRequeued fails the test for each task that was given up and requeued, and
+// of which the stream does not say so. It returns how often listeners are told
+// of each.
+func (r *trial) judgeRequeued() map[string]int {
+	times := make(map[string]int)
+	if len(r.requeued) == 0 {
+		return times
+	}
+	endings, err := r.endings(await.Context(r.t))
+	if err != nil {
+		r.t.Errorf("read the stream: %v", err)
+	}
+	for id, n := range r.requeued {
+		stored, told := timesGivenUp(endings[id])
+		if stored == 0 || stored > n { // copies of a task may be requeued one after the other
+			r.t.Errorf("the stream says %d times that %s is given up, which was requeued %d times", stored, id, n)
+		}
+		times[id] = told
+	}
+	return times
+}
+
 // explain logs what helps to find out what went wrong: how listeners fared, and
 // where in the stream ids are.
 func (r *trial) explain(ids []string) {
@@ -348,13 +371,13 @@ func (r *trial) explain(ids []string) {
 			r.vhost, queue))
 		r.t.Logf("the queue %s holds %s %v", queue, holds, err)
 	}
-	at, err := r.streamOffsets(ctx)
+	endings, err := r.endings(ctx)
 	if err != nil {
 		r.t.Logf("read the stream: %v", err)
 	}
 	slices.Sort(ids)
 	for _, id := range slices.Compact(ids) {
-		r.t.Logf("%s is in the stream at %d", id, at[id])
+		r.t.Logf("%s is in the stream: %+v", id, endings[id])
 	}
 }
 

@@ -319,20 +319,48 @@ func (f *follower) missing(accepted map[string]posting) (ids []string) {
 	return ids
 }
 
-// streamOffsets returns where the result of each task is in the stream, as of
-// now.
-func (r *trial) streamOffsets(ctx context.Context) (map[string][]int64, error) {
-	at := make(map[string][]int64)
+// An ending is what the stream says of a task: its result, or that it is given
+// up.
+type ending struct {
+	offset int64
+	kind   task.Kind
+	of     task.Digest
+}
+
+// endings returns what is in the stream of each task, as of now, in its order.
+func (r *trial) endings(ctx context.Context) (map[string][]ending, error) {
+	all := make(map[string][]ending)
 	end := errors.New("the end")
 	err := rabbit.NewReader(r.brokerConfig(), 0, slog.New(slog.DiscardHandler)).History(ctx, 0, 0, func(offset int64, result task.Result) error {
-		at[result.ID] = append(at[result.ID], offset)
+		all[result.ID] = append(all[result.ID], ending{offset, result.Kind, result.Of})
 		if result.ID == "the-end" {
 			return end
 		}
 		return nil
 	}, func(int64, string) error { return nil }, func() error { return end })
 	if !errors.Is(err, end) {
-		return at, err
+		return all, err
 	}
-	return at, nil
+	return all, nil
+}
+
+// timesGivenUp returns how often the stream says that a task is given up, and
+// how often listeners are told. They are not once they have the result: a worker
+// that is lost may have published it.
+func timesGivenUp(endings []ending) (stored, told int) {
+	seen := make(map[task.Digest]bool)
+	done := false
+	for _, e := range endings {
+		switch {
+		case e.kind == task.Done:
+			done = true
+		case e.kind == task.GivenUp && !seen[e.of]:
+			seen[e.of] = true
+			stored++
+			if !done {
+				told++
+			}
+		}
+	}
+	return stored, told
 }
