@@ -109,18 +109,29 @@ var clusterFaults = []struct {
 			}
 			c.cluster.Formed()
 			other.Tool("rabbitmq-queues", "grow", "rabbit@"+h.Name, "all")
-			// RabbitMQ 3.10 has kept the replica, and starts it by itself. While it
-			// lags, it is no error that none can be added.
-			await.Nil(c.t, "a replica of the stream on each node", func() error {
-				got, err := rabbit.LookForReplicas(await.Context(c.t), c.brokerConfig())
-				if err == nil && len(got.With) == len(c.cluster.Hosts) {
-					return nil
-				}
-				_, failed := other.TryTool("rabbitmq-streams", "add_replica", "-p", "test", rabbit.ResultsQueue, "rabbit@"+h.Name)
-				return fmt.Errorf("%v %w", got, errors.Join(err, failed))
-			})
+			c.growStream(h, other)
 		}
 	}},
+}
+
+// growStream waits until h, which has lost its data, has a replica of the stream
+// again. RabbitMQ 3.10 looks only each 30 s whether the coordinator of streams is
+// on all nodes, and until then h cannot even be asked. It has kept the replica,
+// and starts it by itself: while that lags, it is no error that none can be
+// added.
+func (c *clusterTrial) growStream(h, other *rabbittest.Host) {
+	const limit, pause = 3 * time.Minute, 2 * time.Second
+	for began := time.Now(); ; <-time.After(pause) {
+		got, err := rabbit.LookForReplicas(await.Context(c.t), c.brokerConfig())
+		if err == nil && len(got.With) == len(c.cluster.Hosts) {
+			c.note("  %s has a replica of the stream after %v", h.Name, time.Since(began).Round(time.Second))
+			return
+		}
+		_, failed := other.TryTool("rabbitmq-streams", "add_replica", "-p", "test", rabbit.ResultsQueue, "rabbit@"+h.Name)
+		if time.Since(began) > limit {
+			c.t.Fatalf("%s has no replica of the stream within %v: %v %v", h.Name, limit, got, errors.Join(err, failed))
+		}
+	}
 }
 
 // A node of three is killed, hangs, is cut off from clients or from its peers,
