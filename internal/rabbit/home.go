@@ -81,5 +81,8 @@ func (l *link) works(ctx context.Context, url string) bool {
 		missing, err = other.missing(l.cfg.Topology, func(o object) bool { return slices.Contains(l.uses, o.name) })
 		return err
 	})
-	return err == nil && len(missing) == 0
+	if err != nil || len(missing) > 0 {
+		return false
+	}
+	return l.serves == nil || l.serves(ctx, other) == nil
 }

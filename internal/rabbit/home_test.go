@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -103,6 +104,46 @@ func TestConnectionsMoveBack(t *testing.T) {
 			t.Errorf("attempt %d", n)
 		}
 		h.end(t, h.Ack)
+	})
+}
+
+// A reader does not move back to a node that cannot serve it: one that has lost
+// its data takes connections long before it has a replica of the stream.
+func TestNotBackToANodeThatServesNothing(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	r.cfg.URLs = []string{r.url, r.url + "?heartbeat=60"} // the same node answers as another one
+	reader := NewReader(r.cfg, everything, r.log)
+	l := reader.link
+	l.first, l.home.after = 0, 100*time.Millisecond
+	asks, asked, good := l.serves, make(chan error, 100), make(chan struct{})
+	l.serves = func(ctx context.Context, s *session) error {
+		err := asks(ctx, s)
+		asked <- err
+		select {
+		case <-good:
+			return err
+		default:
+			return errors.New("it has no replica")
+		}
+	}
+	f, _ := r.followUntil(reader)
+	receive(t, "end of the backlog", f.live)
+	r.cut("test reader")
+	for range 3 {
+		if err := receive(t, "a look at its own node", asked); err != nil {
+			t.Errorf("a good node does not serve: %v", err)
+		}
+		if s := l.session.Load(); s == nil || s.url == r.cfg.URLs[0] {
+			t.Error("it has moved back")
+		}
+	}
+	close(good)
+	eventually(t, "back", func() error {
+		if s := l.session.Load(); s == nil || s.url != r.cfg.URLs[0] {
+			return errors.New("it is elsewhere")
+		}
+		return nil
 	})
 }
 

@@ -72,6 +72,10 @@ type Reader struct {
 // Each has at least one result, or is a mark.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", []string{ResultsQueue, MarksExchange}, log)
+	l.serves = func(ctx context.Context, s *session) error {
+		_, err := s.askEnd(ctx) // its replica may be missing, or lag
+		return err
+	}
 	past := demand{
 		prefetch: historyPrefetch, window: historyWindow, share: historyShare, alone: make(chan struct{}, 1),
 		pause: historyPause,

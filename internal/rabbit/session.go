@@ -83,6 +83,10 @@ type link struct {
 	// so that those that lose their node do not all go to the same one.
 	step int
 
+	// serves asks a node for what the link needs from it; nil if it is enough that
+	// the node has the objects. A link does not move back to a node that fails.
+	serves func(context.Context, *session) error
+
 	hung map[string]time.Time // by URL, until when a node is passed over
 
 	session atomic.Pointer[session] // nil while there is none
