@@ -4,6 +4,7 @@ package boot
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/await"
+	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/wire"
 )
 
@@ -119,7 +121,9 @@ func (p *poster) close() {
 
 // post posts a text with an id, and returns an error unless it is answered 202.
 // On a machine that is so busy that this client was silent for longer than
-// lastCall, it does as HTTP's clients do: it connects and posts once more.
+// lastCall, it does as HTTP's clients do: it connects and posts once more. When
+// RabbitMQ itself is so busy that it confirms nothing within the time that an API
+// waits, it posts again with the id, as the answer says.
 func (p *poster) post(id, text string) error {
 	kept := p.conn != nil
 	last := p.began
@@ -128,8 +132,14 @@ func (p *poster) post(id, text string) error {
 	if cut := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE); cut && kept && sent.Sub(last) > lastCall {
 		_, err = p.try(id, text)
 	}
+	for n := 0; n < 5 && errors.Is(err, errUnconfirmed); n++ {
+		_, err = p.try(id, text)
+	}
 	return err
 }
+
+// errUnconfirmed is the answer that RabbitMQ has not confirmed a text in time.
+var errUnconfirmed = errors.New("not confirmed")
 
 // try posts a text once, and returns when it was sent.
 func (p *poster) try(id, text string) (sent time.Time, err error) {
@@ -163,7 +173,10 @@ func (p *poster) try(id, text string) (sent time.Time, err error) {
 	if err != nil {
 		return sent, fmt.Errorf("read the answer's body: %w", err)
 	}
-	if res.StatusCode != http.StatusAccepted {
+	switch {
+	case res.StatusCode == http.StatusServiceUnavailable && bytes.Contains(answer, []byte(rabbit.ErrTimeout.Error())):
+		return sent, fmt.Errorf("answered %d %s: %w", res.StatusCode, answer, errUnconfirmed)
+	case res.StatusCode != http.StatusAccepted:
 		return sent, fmt.Errorf("answered %d %s", res.StatusCode, answer)
 	}
 	if res.Close {
