@@ -37,8 +37,7 @@ const suspectAfter = 2 * time.Second
 const suspectStagger = 500 * time.Millisecond
 
 // suspectAgain is the same for a session that follows such a one, until it has
-// confirmed a message.
-// The nodes need a few seconds to give up one that is silent and to give a stream
+// confirmed a message. The nodes need a few seconds to give up one that is silent and to give a stream
 // another leader. What is published before that may never be confirmed, so the
 // sessions are short until then, and one of them begins soon afterwards.
 const suspectAgain = time.Second
@@ -144,15 +143,15 @@ type pipeline struct {
 	handed  chan confirmation // of what was handed to the connection, in its order
 	closed  func() bool       // reports whether the session's channel is closed
 	returns chan amqp.Return
-	blocks  chan amqp.Blocking     // memory or disk alarm at the broker
-	wake    chan struct{}          // waiting is not empty
-	access  atomic.Pointer[access] // to the WaitExchange
-	dead    atomic.Pointer[access] // to the queue of dead letters
-	lags    atomic.Bool            // others are preferred for new messages; it is counted in shared.lagging
-	leaves  atomic.Bool            // the session ends when nothing is in flight
-	suspect time.Duration          // how long nothing may be confirmed; 0: up to stuckTimeout
-	usual   time.Duration          // the same once something was confirmed
-	answers func(within time.Duration) bool
+	blocks  chan amqp.Blocking              // memory or disk alarm at the broker
+	wake    chan struct{}                   // waiting is not empty
+	access  atomic.Pointer[access]          // to the WaitExchange
+	dead    atomic.Pointer[access]          // to the queues of dead letters
+	lags    atomic.Bool                     // others are preferred for new messages; it is counted in shared.lagging
+	leaves  atomic.Bool                     // the session ends when nothing is in flight
+	suspect time.Duration                   // how long nothing may be confirmed; 0: up to stuckTimeout
+	usual   time.Duration                   // the same once something was confirmed
+	answers func(within time.Duration) bool // reports whether the node answers in time
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are
