@@ -23,12 +23,18 @@ const (
 // takes too long, the test ends with what and the last error.
 func Nil(t testing.TB, what string, check func() error) time.Duration {
 	t.Helper()
+	return NilWithin(t, Patience, what, check)
+}
+
+// NilWithin is Nil with a limit of its own, for what takes long.
+func NilWithin(t testing.TB, limit time.Duration, what string, check func() error) time.Duration {
+	t.Helper()
 	began := time.Now()
 	ticker := time.NewTicker(Every)
 	defer ticker.Stop()
 	for err := check(); err != nil; err = check() {
-		if time.Since(began) > Patience {
-			t.Fatalf("not within %v: %s: %v", Patience, what, err)
+		if time.Since(began) > limit {
+			t.Fatalf("not within %v: %s: %v", limit, what, err)
 		}
 		<-ticker.C
 	}

@@ -120,18 +120,15 @@ var clusterFaults = []struct {
 // and starts it by itself: while that lags, it is no error that none can be
 // added.
 func (c *clusterTrial) growStream(h, other *rabbittest.Host) {
-	const limit, pause = 3 * time.Minute, 2 * time.Second
-	for began := time.Now(); ; <-time.After(pause) {
+	took := await.NilWithin(c.t, 3*time.Minute, "a replica of the stream on each node", func() error {
 		got, err := rabbit.LookForReplicas(await.Context(c.t), c.brokerConfig())
 		if err == nil && len(got.With) == len(c.cluster.Hosts) {
-			c.note("  %s has a replica of the stream after %v", h.Name, time.Since(began).Round(time.Second))
-			return
+			return nil
 		}
 		_, failed := other.TryTool("rabbitmq-streams", "add_replica", "-p", "test", rabbit.ResultsQueue, "rabbit@"+h.Name)
-		if time.Since(began) > limit {
-			c.t.Fatalf("%s has no replica of the stream within %v: %v %v", h.Name, limit, got, errors.Join(err, failed))
-		}
-	}
+		return fmt.Errorf("%v %w", got, errors.Join(err, failed))
+	})
+	c.note("  %s has a replica of the stream after %v", h.Name, took.Round(time.Second))
 }
 
 // A node of three is killed, hangs, is cut off from clients or from its peers,

@@ -67,7 +67,8 @@ func (l *link) homesick(s *session, leave func()) {
 	}
 }
 
-// works reports whether a node takes connections and has what the link uses.
+// works reports whether a node takes connections, has what the link uses, and
+// serves it.
 func (l *link) works(ctx context.Context, url string) bool {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.DialTimeout)
 	defer cancel()

@@ -5,6 +5,7 @@ package boot
 import (
 	"encoding/json"
 	"flag"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -134,12 +135,12 @@ func (h *hostsTest) formed(t *testing.T) {
 	t.Helper()
 	began := time.Now()
 	for _, q := range h.hosts {
-		for !q.seesAll(t) {
-			if time.Since(began) > clusterPatience {
-				t.Fatalf("%s does not see all nodes", q.host(t))
+		await.NilWithin(t, clusterPatience, q.host(t)+" sees all nodes", func() error {
+			if !q.seesAll(t) {
+				return errors.New("it does not")
 			}
-			time.Sleep(await.Every)
-		}
+			return nil
+		})
 	}
 	t.Logf("all nodes see each other after %v", time.Since(began).Round(time.Millisecond))
 }
@@ -202,20 +203,14 @@ func (h *hostsTest) through(t *testing.T, label string, hosts []*queueTest) time
 	for _, q := range hosts {
 		id := label + "-" + q.host(t)
 		p := &poster{host: q.Host, site: apiSites[0]}
-		for {
+		await.NilWithin(t, clusterPatience, id+" is accepted", func() error {
 			err := p.post(id, id)
-			if err == nil {
-				break
-			}
-			if time.Since(noted) > time.Second {
+			if err != nil && time.Since(noted) > time.Second {
 				t.Logf("%s, after %v: %v", id, time.Since(began).Round(time.Millisecond), err)
 				noted = time.Now()
 			}
-			if time.Since(began) > clusterPatience {
-				t.Fatal("it is still not accepted")
-			}
-			time.Sleep(await.Every)
-		}
+			return err
+		})
 		p.close()
 		ids = append(ids, id)
 		accepted = time.Since(began)
@@ -281,17 +276,13 @@ func (h *hostsTest) upgradeAll(t *testing.T) {
 
 func (h *hostsTest) restart(t *testing.T) {
 	for _, q := range h.hosts {
-		began := time.Now()
-		for {
+		await.NilWithin(t, clusterPatience, "the others can do without "+q.host(t), func() error {
 			out, err := q.Try(t, "rabbitmq-queues", "check_if_node_is_quorum_critical")
-			if err == nil {
-				break
+			if err != nil {
+				return fmt.Errorf("%w\n%s", err, out)
 			}
-			if time.Since(began) > clusterPatience {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			time.Sleep(await.Every)
-		}
+			return nil
+		})
 		q.Run(t, "systemctl", "restart", "rabbitmq-server")
 		h.formed(t)
 	}
