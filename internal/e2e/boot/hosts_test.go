@@ -4,8 +4,8 @@ package boot
 
 import (
 	"encoding/json"
-	"flag"
 	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"strings"
