@@ -52,6 +52,7 @@ type publication struct {
 	deadline      time.Time
 	answer        chan error // has room for the one answer
 	settled       bool
+	hedged        bool // it was published over another connection, too
 	probe         bool // it is meant for no queue
 	optional      bool // its queue need not exist: if it does not, nothing is repaired
 	counted       *counted
@@ -113,6 +114,7 @@ type pipeline struct {
 	suspect time.Duration                   // how long nothing may be confirmed; 0: up to stuckTimeout
 	usual   time.Duration                   // the same once something was confirmed
 	answers func(within time.Duration) bool // reports whether the node answers in time
+	hedge   func(*publication)              // publishes it over another connection, too; nil if there is none
 
 	mu      sync.Mutex
 	refusal error          // why no messages are taken now; nil if they are
@@ -123,6 +125,7 @@ type pipeline struct {
 	refused []*publication // to be published again at the next expire
 	silence time.Duration  // since the last confirmation, while messages are in flight
 	useful  bool           // a message was confirmed
+	hedged  time.Time      // when hedge was called last
 
 	settleIn time.Duration        // see the constant
 	newest   target               // the last one that accepted a message
@@ -170,6 +173,17 @@ func (p *pipeline) take(pub *publication) error {
 	p.waiting = append(p.waiting, pub)
 	p.wakeWriter()
 	return nil
+}
+
+// accept is take once it is known that pub may be published.
+func (p *pipeline) accept(pub *publication) error {
+	switch {
+	case pub.exchange == WaitExchange:
+		return p.takeWaiting(pub)
+	case pub.key == deadKey:
+		return p.takeDead(pub)
+	}
+	return p.take(pub)
 }
 
 // wakeWriter has the writer look at waiting.
@@ -322,6 +336,9 @@ func (p *pipeline) watch(ctx context.Context) error {
 			if err := p.expire(now); err != nil {
 				return err
 			}
+			for _, pub := range p.overdue(now) {
+				p.hedge(pub)
+			}
 			if now.Sub(time.Unix(0, p.shared.published.Load())) >= probeInterval {
 				p.probe()
 			}
@@ -359,6 +376,9 @@ func (p *pipeline) confirmed(ack bool, returned map[route]int) (missing bool) {
 	if !pub.probe {
 		p.useful = true
 		p.suspect = max(p.suspect, p.usual)
+	}
+	if p.hedge != nil && ack {
+		p.shared.confirmed.Store(time.Now().UnixNano())
 	}
 	p.silence = 0
 	p.lag(false)

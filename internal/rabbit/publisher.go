@@ -51,6 +51,7 @@ type lane struct {
 	link   *link
 	pipe   atomic.Pointer[pipeline] // nil while there is no session
 	shared *shared
+	hedge  func(*pipeline, *publication) // nil if there is no other lane
 
 	suspects int           // sessions in a row that were given up; only the first of them may have confirmed something
 	patience time.Duration // how much later a session is suspect than one of the first lane
@@ -75,6 +76,9 @@ func NewPublisher(cfg Config, log *slog.Logger) *Publisher {
 		p.lanes[i] = &lane{link: newLink(cfg, role, []string{Exchange}, log), shared: &p.shared, patience: time.Duration(i%4) * suspectStagger}
 		p.lanes[i].link.first = p.lanes[0].link.first + i // on different nodes
 		p.lanes[i].link.step = 1 - i&1*2
+		if len(p.lanes) > 1 {
+			p.lanes[i].hedge = p.hedge
+		}
 	}
 	return p
 }
@@ -98,6 +102,9 @@ func (l *lane) run(ctx context.Context) {
 		pipe.probe() // there may be an alarm already
 		pipe.tryWaiting()
 		pipe.suspect, pipe.usual = l.suspicion(l.suspects), l.suspicion(0)
+		if s.many && l.hedge != nil {
+			pipe.hedge = func(pub *publication) { l.hedge(pipe, pub) }
+		}
 		l.pipe.Store(pipe)
 		l.link.up()
 		defer l.pipe.Store(nil)
@@ -232,15 +239,7 @@ func (p *Publisher) PublishResult(r task.Result) <-chan error {
 
 func (p *Publisher) publish(pub *publication) <-chan error {
 	pub.answer, pub.counted = make(chan error, 1), p.counts[kindOf(pub.key)]
-	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error {
-		switch {
-		case pub.exchange == WaitExchange:
-			return pipe.takeWaiting(pub)
-		case pub.key == deadKey:
-			return pipe.takeDead(pub)
-		}
-		return pipe.take(pub)
-	}); err != nil {
+	if err := p.any(p.turn.Add(1)/burst, func(pipe *pipeline) error { return pipe.accept(pub) }); err != nil {
 		pub.settle(err)
 	}
 	return pub.answer

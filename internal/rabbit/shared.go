@@ -16,6 +16,10 @@ type shared struct {
 	// 1970.
 	published atomic.Int64
 
+	// confirmed is when the broker last confirmed a message, likewise, in a
+	// cluster.
+	confirmed atomic.Int64
+
 	// lagging is how many pipelines lag, by the URL of their node.
 	mu      sync.Mutex
 	lagging map[string]int
