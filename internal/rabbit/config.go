@@ -76,8 +76,9 @@ type Config struct {
 	// Topology has the sizes with which missing objects are declared.
 	Topology Topology
 
-	credential *credential               // set by Settings; nil if there is none
-	reloaded   *atomic.Pointer[[]string] // what Reload read; shared by all copies of the Config
+	answerWithin time.Duration             // how long a node may say nothing at first; 0: DialTimeout
+	credential   *credential               // set by Settings; nil if there is none
+	reloaded     *atomic.Pointer[[]string] // what Reload read; shared by all copies of the Config
 }
 
 // DefaultConfig returns the configuration for connections called name.

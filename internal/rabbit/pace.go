@@ -21,6 +21,7 @@ type pacedConn struct {
 	starved chan struct{}
 
 	received atomic.Int64 // bytes
+	mute     atomic.Bool  // it was closed since it had received none
 
 	mu       sync.Mutex
 	changed  sync.Cond // one of the fields below
@@ -36,6 +37,14 @@ func pace(conn net.Conn) *pacedConn {
 	c := &pacedConn{Conn: conn, starved: make(chan struct{}, 1)}
 	c.changed.L = &c.mu
 	return c
+}
+
+// mustHaveSpoken closes the connection if nothing was received.
+func (c *pacedConn) mustHaveSpoken() {
+	if c.received.Load() == 0 {
+		c.mute.Store(true)
+		c.Close()
+	}
 }
 
 // expire has late called when a read has waited longer than maxWait for a grant.

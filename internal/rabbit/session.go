@@ -28,6 +28,11 @@ const (
 	// whole DialTimeout while others work.
 	quickDial = 1500 * time.Millisecond
 
+	// quickAnswer is how much of that may pass before the node says anything:
+	// the kernel of one that hangs accepts connections, too. A node that is not
+	// overloaded begins within milliseconds and a few round trips.
+	quickAnswer = 500 * time.Millisecond
+
 	// hungFor is for how long a node that did not answer is passed over while
 	// there are others. A node that was restarted answers at once, so this is not
 	// long.
@@ -141,7 +146,7 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 		urls := l.cfg.urls()
 		cfg := l.cfg
 		if len(urls) > 1 && failed < len(urls) {
-			cfg.DialTimeout = min(cfg.DialTimeout, quickDial)
+			cfg.DialTimeout, cfg.answerWithin = min(cfg.DialTimeout, quickDial), quickAnswer
 		}
 		at = l.next(urls, at)
 		url := urls[at]
@@ -273,12 +278,15 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		Locale:     "en_US",
 		Properties: properties,
 		Dial: func(network, addr string) (net.Conn, error) {
-			var d net.Dialer
+			d := net.Dialer{Timeout: cfg.answerWithin}
 			conn, err := d.DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
 			paced = pace(conn)
+			if cfg.answerWithin > 0 {
+				time.AfterFunc(cfg.answerWithin, paced.mustHaveSpoken)
+			}
 			raw = gather(paced)
 			// The handshake takes no context: closing the connection ends it.
 			stop = context.AfterFunc(ctx, func() { raw.Close() })
@@ -296,8 +304,12 @@ func open(ctx context.Context, cfg Config, url, role string) (*session, error) {
 		if raw != nil {
 			raw.Close()
 		}
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		var slow net.Error
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
 			err = fmt.Errorf("%w within %v: %w", errNotInTime, cfg.DialTimeout, err)
+		case cfg.answerWithin > 0 && (errors.As(err, &slow) && slow.Timeout() || paced != nil && paced.mute.Load()):
+			err = fmt.Errorf("%w within %v: %w", errNotInTime, cfg.answerWithin, err)
 		}
 		return nil, err
 	}
