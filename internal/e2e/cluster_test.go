@@ -43,7 +43,7 @@ const (
 
 	// clusterSettings and clusterPartitions are what internal/rabbit/README.md
 	// recommends for advanced.config and rabbitmq.conf.
-	clusterSettings   = `[{kernel, [{net_ticktime, 3}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 500}]}]`
+	clusterSettings   = `[{kernel, [{net_ticktime, 2}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 500}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
 	clusterPartitions = "cluster_partition_handling = pause_minority"
 
 	// clusterRest is how long everything works before a fault: each connection
