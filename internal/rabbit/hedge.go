@@ -54,11 +54,7 @@ func (p *Publisher) hedge(from *pipeline, late *publication) {
 		}
 		return pipe.accept(again)
 	})
-	if err != nil {
-		again.answer <- err
-	}
-	go func() {
-		err := <-again.answer // within the ConfirmTimeout
+	answered := func(err error) {
 		from.mu.Lock()
 		defer from.mu.Unlock()
 		if err == nil {
@@ -66,5 +62,10 @@ func (p *Publisher) hedge(from *pipeline, late *publication) {
 		} else {
 			late.hedged = false // it may be tried once more
 		}
-	}()
+	}
+	if err != nil {
+		answered(err)
+		return
+	}
+	go func() { answered(<-again.answer) }() // within the ConfirmTimeout
 }
