@@ -43,12 +43,17 @@ const (
 
 	// clusterSettings and clusterPartitions are what internal/rabbit/README.md
 	// recommends for advanced.config and rabbitmq.conf.
-	clusterSettings   = `[{kernel, [{net_ticktime, 2}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 500}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
+	clusterSettings   = `[{kernel, [{net_ticktime, 2}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 250}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
 	clusterPartitions = "cluster_partition_handling = pause_minority"
 
 	// clusterRest is how long everything works before a fault: each connection
 	// has been used by then, and is at its own node (see rabbit/home.go).
 	clusterRest = 20 * time.Second
+
+	// restartPause is for how long all nodes run before the next one is restarted.
+	// RabbitMQ counts a replica that runs as one that can take over, but it
+	// hears from its leader only within quorum_tick_interval, 5 s.
+	restartPause = 10 * time.Second
 
 	// clusterLimit is the time limit for everything to work again once a fault
 	// is over.
@@ -66,7 +71,8 @@ var clusterFaults = []struct {
 	{"leader of the results killed", false, func(c *clusterTrial) func() { return c.kill(c.leader(rabbit.ResultsQueue)) }},
 	{"rolling restart", false, func(c *clusterTrial) func() {
 		for _, h := range c.cluster.Hosts {
-			// As systemd/README.md says: the last one may not have its replicas yet.
+			// As systemd/README.md says.
+			<-time.After(restartPause)
 			await.Nil(c.t, "the others can do without "+h.Name, func() error {
 				_, err := h.TryTool("rabbitmq-queues", "check_if_node_is_quorum_critical")
 				return err

@@ -121,7 +121,7 @@ func (h *hostsTest) brokers(t *testing.T) {
 	h.formed(t)
 	for _, q := range h.hosts {
 		got := q.Run(t, "rabbitmqctl", "-q", "eval", "{net_kernel:get_net_ticktime(), [application:get_env(A, P) || {A, P} <- [{kernel, net_setuptime}, {aten, poll_interval}, {osiris, max_segment_size_chunks}]]}.")
-		if want := "{2,[{ok,1},{ok,500},{ok,8192}]}"; got != want {
+		if want := "{2,[{ok,1},{ok,250},{ok,8192}]}"; got != want {
 			t.Errorf("a node has the settings %s, want %s of advanced.config", got, want)
 		}
 	}
