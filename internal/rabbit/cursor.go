@@ -240,6 +240,17 @@ func (s *session) openCursor(ctx context.Context, cfg Config, tag string, demand
 	if err != nil {
 		return nil, err
 	}
+	c, err := s.cursorAt(ctx, cfg, tag, demand, from)
+	if err != nil {
+		return nil, err
+	}
+	c.end = end
+	return c, nil
+}
+
+// cursorAt returns a cursor that begins at the broker's offset from, without its
+// end.
+func (s *session) cursorAt(ctx context.Context, cfg Config, tag string, demand demand, from int64) (*cursor, error) {
 	s.pace.begin(demand.window) // more than the answer needs, which comes first
 	deliveries, err := s.consume(ctx, s.ch, ResultsQueue, tag, demand.prefetch, amqp.Table{offsetHeader: from})
 	if err != nil {
@@ -248,7 +259,7 @@ func (s *session) openCursor(ctx context.Context, cfg Config, tag string, demand
 	}
 	due := time.NewTimer(ackWithin)
 	due.Stop()
-	c := &cursor{s: s, deliveries: deliveries, end: end, demand: demand, granted: demand.window, maxLength: cfg.MaxResult, due: due}
+	c := &cursor{s: s, deliveries: deliveries, demand: demand, granted: demand.window, maxLength: cfg.MaxResult, due: due}
 	s.pace.expire(demand.pause, func() {
 		s.closeFor(errPaused, func() {
 			drop(deliveries)

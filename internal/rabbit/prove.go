@@ -59,7 +59,7 @@ const (
 
 	// answerWithin is how long a node may take to answer a question that needs
 	// neither another node nor a disk. Measured: less than 1 ms.
-	answerWithin = 2 * time.Second
+	answerWithin = 1500 * time.Millisecond
 
 	// waitSteps is in how many steps these times pass. A process that was
 	// suspended meanwhile has all the others left to receive the message.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/revq/revq/internal/task"
@@ -131,7 +132,7 @@ func (r *Reader) Run(ctx context.Context, f Follower) {
 
 // follow reads until the session or ctx ends.
 func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
-	c, err := s.openCursor(ctx, r.cfg, "revq-socket", demand{prefetch: readerPrefetch, window: readerWindow}, r.begin)
+	c, err := r.open(ctx, s)
 	if err != nil {
 		return permissions(err, r.cfg)
 	}
@@ -173,6 +174,50 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 			r.goLive(f)
 		}
 	}
+}
+
+// open returns a cursor that begins where the reader stands. To begin to read
+// takes RabbitMQ 4.3 about 2 s while another node hangs, if that is the first by
+// its name. So the end is not asked for before that, but meanwhile.
+func (r *Reader) open(ctx context.Context, s *session) (*cursor, error) {
+	want := demand{prefetch: readerPrefetch, window: readerWindow}
+	if !s.many || r.last.offset < 0 {
+		return s.openCursor(ctx, r.cfg, "revq-socket", want, r.begin)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	var end int64
+	var unknown error
+	var asking sync.WaitGroup
+	asking.Go(func() { end, unknown = r.askEnd(ctx, s.url) })
+	c, err := s.cursorAt(ctx, r.cfg, "revq-socket", want, messageOf(r.last.offset))
+	if err != nil {
+		cancel()
+	}
+	asking.Wait()
+	if err != nil {
+		return nil, err
+	}
+	if err = unknown; err == nil {
+		_, err = r.begin(end)
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	c.end = end
+	return c, nil
+}
+
+// askEnd asks a node for the end of the stream over a connection of its own.
+func (r *Reader) askEnd(ctx context.Context, url string) (int64, error) {
+	other, err := open(ctx, r.cfg, url, "mark")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { go other.close() }() // nobody waits for that
+	return other.askEnd(ctx)
 }
 
 // begin returns where to begin in a stream with this end. Both are the broker's

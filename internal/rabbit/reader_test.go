@@ -177,16 +177,23 @@ func TestReaderTellsOfAGap(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		after int // results in the new stream
+		many  bool
 	}{
-		{"the stream was re-created and is empty", 0},
-		{"the stream was re-created and is shorter", 5},
-		{"the stream was re-created and is longer", 200},
+		{"the stream was re-created and is empty", 0, false},
+		{"the stream was re-created and is shorter", 5, false},
+		{"the stream was re-created and is longer", 200, false},
+		{"empty, and there are several nodes", 0, true},
+		{"shorter, and there are several nodes", 5, true},
+		{"longer, and there are several nodes", 200, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			r := setup(t).declared()
 			p := r.publisher()
 			publishResults(t, p, 0, 100)
+			if tc.many {
+				r.cfg.URLs = []string{r.url, r.url + "?heartbeat=60"} // the same node answers as another one
+			}
 			f, _ := r.followUntil(NewReader(r.cfg, everything, r.log))
 			inOrder(t, f.results, 0, 100, -1)
 			r.recreateResults()
