@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"context"
 	"testing"
 
 	"github.com/revq/revq/internal/await"
@@ -33,4 +34,32 @@ func TestQueueThatBegins(t *testing.T) {
 		t.Errorf("answered with %v", err)
 	}
 	r.take(TasksQueue, 1)
+}
+
+// A session that takes for granted what its node no longer has fails, and the
+// next one declares it.
+func TestObjectsThatWereThere(t *testing.T) {
+	t.Parallel()
+	for _, role := range []string{"publisher", "consumer", "reader"} {
+		t.Run(role, func(t *testing.T) {
+			t.Parallel()
+			r := setup(t)
+			switch role {
+			case "publisher":
+				p := NewPublisher(r.cfg, r.log)
+				p.lanes[0].link.looked = true
+				r.run(p.Run)
+				eventually(t, "published", func() error { return <-p.PublishTask(newTask(1)) })
+			case "consumer":
+				c := NewConsumer(r.cfg, 1, r.log)
+				c.link.looked = true
+				r.run(func(ctx context.Context) { c.Run(ctx, func(context.Context, *Delivery) {}) })
+				r.ready(c.Ready)
+			case "reader":
+				reader := NewReader(r.cfg, 0, r.log)
+				reader.link.looked = true
+				r.followUntil(reader)
+			}
+		})
+	}
 }

@@ -94,6 +94,11 @@ type link struct {
 
 	hung map[string]time.Time // by URL, until when a node is passed over
 
+	// looked says that the objects were there a moment ago: only a node went. To
+	// look again takes RabbitMQ 4.3 a second while that hangs. If one is missing
+	// after all, the session fails, and the next one looks.
+	looked bool
+
 	session atomic.Pointer[session] // nil while there is none
 	ended   atomic.Int64            // sessions
 	depths  depths
@@ -167,9 +172,11 @@ func (l *link) run(ctx context.Context, use func(*session) error) {
 			l.setState(err)
 			return
 		}
-		if errors.Is(err, errNoAnswer) || errors.Is(err, errNotInTime) {
+		noAnswer, notInTime := errors.Is(err, errNoAnswer), errors.Is(err, errNotInTime)
+		if noAnswer || notInTime {
 			l.hung[url] = time.Now().Add(hungFor)
 		}
+		l.looked = noAnswer || notInTime && l.looked
 		if l.home.ended(err, time.Since(began)) {
 			at = l.first - l.step
 			l.log.Debug("moves back to its own node", "broker", host(url))
@@ -226,7 +233,9 @@ func (l *link) once(ctx context.Context, cfg Config, url string, use func(*sessi
 	defer l.session.Store(nil)
 	defer s.close()
 	defer s.loop.Busy()
-	err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology, l.uses) })
+	if !l.looked {
+		err = s.bounded(ctx, func() error { return s.ensure(l.cfg.Topology, l.uses) })
+	}
 	if err == nil {
 		err = use(s)
 	}
