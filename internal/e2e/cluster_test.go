@@ -181,7 +181,7 @@ func TestClusterFaults(t *testing.T) {
 	c.settle()
 	c.judge()
 	w.Flush()
-	t.Logf("seed %d: %d accepted\n%s", seed, len(c.posters.accepted), table.String())
+	t.Logf("seed %d: %d accepted; the longest request took %v\n%s", seed, len(c.posters.accepted), c.posters.longest.Round(time.Millisecond), table.String())
 }
 
 // wanted reports whether -cluster.only names a fault.
