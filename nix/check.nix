@@ -85,6 +85,15 @@ in
     }
   ) configurations.right;
 
+  # What /etc/hosts has of the nodes of a cluster.
+  clusterHosts = lib.concatLines (
+    lib.mapAttrsToList (address: names: "${address} ${toString names}") (
+      lib.filterAttrs (
+        address: _: lib.hasPrefix "192.0.2." address
+      ) (checked configurations.right.clustered).networking.hosts
+    )
+  );
+
   # The Python of each test, with the types of what the test driver gives it.
   testScripts = lib.mapAttrs' (
     file: _:

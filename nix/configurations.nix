@@ -141,6 +141,20 @@
       };
     };
 
+    clusteredTwo =
+      { lib, ... }:
+      {
+        imports = [ (import ./configurations.nix).right.clustered ];
+        networking.hostName = lib.mkForce "two";
+      };
+
+    clusteredThree =
+      { lib, ... }:
+      {
+        imports = [ (import ./configurations.nix).right.clustered ];
+        networking.hostName = lib.mkForce "three";
+      };
+
     # Everything for operators on one host.
     watched = {
       services.prometheus.enable = true;
