@@ -1,31 +1,9 @@
 # What nix/check boot runs inside of the container, on the units of the configuration "large".
 #   sh boot.sh PACKAGE UNITS-OF-THE-SMALLER-ONE
-set -eu
 package=$1 smaller=$2
 revq=$package/bin/revq
 work=$(mktemp -d)
 export HOME=/var/lib/rabbitmq RABBITMQ_NODENAME=rabbit@localhost # for rabbitmqctl
-
-fail() {
-	echo "FAILED: $*"
-	systemctl --no-pager --all list-units 'revq*' 'rabbitmq*' 'epmd*' 'stop-former*'
-	systemctl --no-pager status rabbitmq-revq revq-setup 'revq-*@*.service' || true
-	journalctl -b --no-pager -o short-monotonic | grep -v 'rabbitmq-server.*\[info\]' | tail -n 80
-	exit 1
-}
-ok() { echo "ok: $*"; }
-
-# await SECONDS COMMAND... repeats the command until it succeeds.
-await() {
-	deadline=$(($(date +%s) + $1))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		[ "$(date +%s)" -lt $deadline ] || fail "in vain: $*"
-		sleep 0.2
-	done
-}
-active() { systemctl -q is-active "$@"; }
-pid() { systemctl show -P MainPID "$1"; }
 
 # through sends a text to each API site and sees all of them at each socket site.
 through() {

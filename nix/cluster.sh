@@ -1,28 +1,8 @@
 # What nix/check cluster runs inside of each of three containers, on the units of the configurations "clustered…".
 #   sh cluster.sh PACKAGE
 # All three share the directory /shared, in which a file says that something has happened.
-set -eu
 revq=$1/bin/revq host=$(cat /etc/hostname)
 export HOME=/var/lib/rabbitmq RABBITMQ_NODENAME=rabbit@revq-$host # for rabbitmqctl
-
-fail() {
-	echo "FAILED: $*"
-	systemctl --no-pager --all list-units 'revq*' 'rabbitmq*' 'epmd*'
-	journalctl -b --no-pager -o short-monotonic | grep -v 'rabbitmq-server.*\[info\]' | tail -n 80
-	exit 1
-}
-ok() { echo "ok: $*"; }
-
-# await SECONDS COMMAND... repeats the command until it succeeds.
-await() {
-	deadline=$(($(date +%s) + $1))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		[ "$(date +%s)" -lt $deadline ] || fail "in vain: $*"
-		sleep 0.2
-	done
-}
-active() { systemctl -q is-active "$@"; }
 
 # through LABEL COUNT HOST... sends a text, and waits until this host's site has COUNT results from the beginning on, among
 # them those of the hosts' texts.
