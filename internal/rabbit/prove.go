@@ -45,6 +45,10 @@ const (
 	// connects again.
 	proveWithin = 2 * time.Second
 
+	// proveWithinInCluster is the same for a broker with several nodes. Another
+	// one is at hand, and a node that the others have given up sends nothing.
+	proveWithinInCluster = time.Second
+
 	// proveBytes is how many bytes show that a message is arriving, which may
 	// take long if it is long. Heartbeats alone are a few dozen bytes while a
 	// reader is watched.
@@ -165,12 +169,13 @@ func (p *proof) doubt(s *session) {
 }
 
 // guard watches a reader that hears nothing, by a consumer of its own at another
-// node if there is one. It first has a mark stored. Whatever the other consumer
-// gets, the reader must get within p.within; otherwise guard returns errSilent.
-// It returns nil when the reader has received something else than marks.
+// node if there is one. It first has a mark stored. That, and whatever the other
+// consumer gets, the reader must get within p.within; otherwise guard returns
+// errSilent, or ends the session with it. It returns nil when the reader has
+// received something else than marks.
 func (p *proof) guard(s *session) error {
 	news, before := p.news.Load(), p.heard.Load()
-	other, deliveries, err := p.station(s)
+	other, deliveries, err := p.station(s, before)
 	if err != nil {
 		return err
 	}
@@ -287,15 +292,23 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 	}
 }
 
-// station returns a session and a consumer at the end of the stream, by which a
-// mark was stored. It is at another node than s, if one can do that.
-func (p *proof) station(s *session) (*session, <-chan amqp.Delivery, error) {
+// mustHear ends the session with errSilent if the reader, which has heard that
+// many messages before a mark was stored, gets none in time.
+func (p *proof) mustHear(s *session, before int64) {
+	if !s.reaches(p.within, func() bool { return p.heard.Load() > before }) {
+		s.end(errSilent)
+	}
+}
+
+// station returns a session by which a mark was stored, and a consumer at the
+// end of the stream. It is at another node than s, if one can do that.
+func (p *proof) station(s *session, before int64) (*session, <-chan amqp.Delivery, error) {
 	type station struct {
 		other      *session
 		deliveries <-chan amqp.Delivery
 	}
 	at, err := elsewhere(s.ctx, around(p.cfg.urls(), s.url), storeWithin, func(ctx context.Context, url string) (station, error) {
-		other, deliveries, err := p.stationAt(ctx, url)
+		other, deliveries, err := p.stationAt(ctx, s, url, before)
 		return station{other, deliveries}, err
 	}, func(at station) {
 		drop(at.deliveries)
@@ -361,18 +374,19 @@ func elsewhere[T any](ctx context.Context, urls []string, within time.Duration, 
 	}
 }
 
-// stationAt is station at one node.
-func (p *proof) stationAt(ctx context.Context, url string) (*session, <-chan amqp.Delivery, error) {
+// stationAt is station at one node. The reader must hear of the mark while the
+// consumer is begun, which takes RabbitMQ 4.3 seconds when another node hangs.
+func (p *proof) stationAt(ctx context.Context, s *session, url string, before int64) (*session, <-chan amqp.Delivery, error) {
 	other, err := open(ctx, p.cfg, url, "mark")
 	if err != nil {
 		return nil, nil, fmt.Errorf("publish a mark over %s: %w", host(url), err)
 	}
-	deliveries, err := other.consume(ctx, other.ch, ResultsQueue, "revq-proof", 1, amqp.Table{offsetHeader: "next"})
-	if err == nil {
-		if err = other.putMark(ctx); err == nil {
+	var deliveries <-chan amqp.Delivery
+	if err = other.putMark(ctx); err == nil {
+		go p.mustHear(s, before)
+		if deliveries, err = other.consume(ctx, other.ch, ResultsQueue, "revq-proof", 1, amqp.Table{offsetHeader: "next"}); err == nil {
 			return other, deliveries, nil
 		}
-		drop(deliveries)
 	}
 	other.close()
 	return nil, nil, fmt.Errorf("publish a mark over %s: %w", host(url), err)

@@ -76,6 +76,23 @@ func TestASilentConsumerIsNoticedAfterALongSilence(t *testing.T) {
 	r.out.Says(t, errSilent.Error())
 }
 
+// It notices that, too, while nobody else can read the stream: a mark is enough.
+func TestASilentConsumerIsNoticedByAMark(t *testing.T) {
+	n := rabbittest.StartNode(t)
+	r := setupOn(t, n).declared()
+	r.cfg.Name = "marked"
+	reader := NewReader(r.cfg, everything, r.log)
+	reader.proof.after = 100 * time.Millisecond
+	reader.proof.cfg = r.user("marker", "^$", `^revq\.marks$`, "^$")
+	f, _ := r.followUntil(reader)
+	receive(t, "end of the backlog", f.live)
+	r.silence("marked reader")
+	r.out.Says(t, errSilent.Error())
+	r.ready(reader.Ready)
+	publishResults(t, r.publisher(), 0, 10)
+	inOrder(t, f.results, 0, 10, -1)
+}
+
 // A reader is not ready while the broker stores nothing, and is ready again
 // without another session.
 func TestNotReadyWhileNothingIsStored(t *testing.T) {

@@ -83,7 +83,7 @@ func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	}
 	proof := &proof{cfg: cfg, after: proveAfter, rarely: proveRarely, within: proveWithin}
 	if len(cfg.urls()) > 1 {
-		proof.rarely = proveInCluster
+		proof.rarely, proof.within = proveInCluster, proveWithinInCluster
 	}
 	proof.report = func(s *session, err error) {
 		if l.session.Load() == s {
