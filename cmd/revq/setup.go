@@ -98,7 +98,8 @@ func explainReplicas(w io.Writer, r rabbit.Replicas, want int64, vhost string) {
 		"  These do not: %s. On %d of them, whose name at RabbitMQ is NODE (rabbitmqctl cluster_status), run:\n",
 		len(r.With), len(r.With)+missing, strings.Join(r.Without, ", "), missing)
 	p := shellQuote(vhost)
-	fmt.Fprintf(w, "    rabbitmq-queues grow NODE all --vhost-pattern %s --queue-pattern '^revq\\.'\n    rabbitmq-streams add_replica -p %s %s NODE\n",
+	fmt.Fprintf(w, "    rabbitmq-queues grow NODE all --vhost-pattern %s --queue-pattern '^revq\\.'\n    rabbitmq-streams add_replica -p %s %s NODE\n"+
+		"  (where rabbitmq-streams is not found, as on Debian 12 and 13: ln -s /usr/lib/rabbitmq/bin/rabbitmq-script-wrapper /usr/local/sbin/rabbitmq-streams)\n",
 		shellQuote("^"+vhost+"$"), p, rabbit.ResultsQueue)
 }
 

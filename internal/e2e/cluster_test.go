@@ -43,7 +43,7 @@ const (
 
 	// clusterSettings and clusterPartitions are what internal/rabbit/README.md
 	// recommends for advanced.config and rabbitmq.conf.
-	clusterSettings   = `[{kernel, [{net_ticktime, 2}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 250}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
+	clusterSettings   = `[{kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
 	clusterPartitions = "cluster_partition_handling = pause_minority"
 
 	// clusterRest is how long everything works before a fault: each connection
@@ -77,6 +77,7 @@ var clusterFaults = []struct {
 				_, err := h.TryTool("rabbitmq-queues", "check_if_node_is_quorum_critical")
 				return err
 			})
+			c.handOver(h)
 			h.Stop()
 			h.Start()
 			c.cluster.Formed()
@@ -394,8 +395,32 @@ func (c *clusterTrial) leader(queue string) *rabbittest.Host {
 		h, err = c.cluster.Hosts[0].Leader(ctx, queue)
 		return err
 	})
-	c.note("  on %s", h.Name)
+	c.note("  the leader of %s is on %s", queue, h.Name)
+	if queue == rabbit.ResultsQueue { // if one node has both, RabbitMQ 4.3 may take 5 s longer
+		coordinator, err := c.cluster.Hosts[0].Eval(ctx, "ra_leaderboard:lookup_leader(rabbit_stream_coordinator)")
+		c.note("  the leader of the coordinators of streams: %s %v", coordinator, err)
+	}
 	return h
+}
+
+// handOver has another node lead the stream, as systemd/README.md says. Only
+// the node that leads may have the last results; then it is chosen again.
+func (c *clusterTrial) handOver(h *rabbittest.Host) {
+	c.t.Helper()
+	if c.leader(rabbit.ResultsQueue) != h {
+		return
+	}
+	other := "rabbit@" + c.cluster.Hosts[(slices.Index(c.cluster.Hosts, h)+1)%len(c.cluster.Hosts)].Name
+	await.Nil(c.t, "the stream is led by another node than "+h.Name, func() error {
+		out, err := h.TryTool("rabbitmq-streams", "restart_stream", "-p", "test", rabbit.ResultsQueue, "--preferred-leader-node", other)
+		switch {
+		case err != nil && strings.Contains(err.Error(), "'restart_stream' not found"): // before RabbitMQ 3.12
+			return nil
+		case err == nil && strings.Contains(out, "rabbit@"+h.Name):
+			return errors.New(out)
+		}
+		return err
+	})
 }
 
 func (c *clusterTrial) kill(h *rabbittest.Host) (heal func()) {

@@ -121,7 +121,7 @@ func (h *hostsTest) brokers(t *testing.T) {
 	h.formed(t)
 	for _, q := range h.hosts {
 		got := q.Run(t, "rabbitmqctl", "-q", "eval", "{net_kernel:get_net_ticktime(), [application:get_env(A, P) || {A, P} <- [{kernel, net_setuptime}, {aten, poll_interval}, {osiris, max_segment_size_chunks}]]}.")
-		if want := "{2,[{ok,1},{ok,250},{ok,8192}]}"; got != want {
+		if want := "{2,[{ok,0.5},{ok,100},{ok,8192}]}"; got != want {
 			t.Errorf("a node has the settings %s, want %s of advanced.config", got, want)
 		}
 	}
@@ -275,7 +275,7 @@ func (h *hostsTest) upgradeAll(t *testing.T) {
 }
 
 func (h *hostsTest) restart(t *testing.T) {
-	for _, q := range h.hosts {
+	for i, q := range h.hosts {
 		await.NilWithin(t, clusterPatience, "the others can do without "+q.host(t), func() error {
 			out, err := q.Try(t, "rabbitmq-queues", "check_if_node_is_quorum_critical")
 			if err != nil {
@@ -283,10 +283,30 @@ func (h *hostsTest) restart(t *testing.T) {
 			}
 			return nil
 		})
+		q.handOver(t, hostNames[(i+1)%len(hostNames)])
 		q.Run(t, "systemctl", "restart", "rabbitmq-server")
 		h.formed(t)
 	}
 	h.through(t, "restarted", h.hosts)
+}
+
+// handOver has the node of another host lead the stream. RabbitMQ has the command
+// since 3.12.
+func (q *queueTest) handOver(t *testing.T, other string) {
+	t.Helper()
+	command := strings.ReplaceAll(documented(t, "hosts' handover"), "host2", other)
+	await.Nil(t, "another node than that of "+q.host(t)+" leads the stream", func() error {
+		out, err := q.installer(t, command)
+		switch {
+		case err != nil && strings.Contains(out, "Command 'restart_stream' not found"):
+			return nil
+		case err == nil && strings.Contains(out, "rabbit@"+q.host(t)):
+			return errors.New(out)
+		case err != nil:
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		return nil
+	})
 }
 
 func (h *hostsTest) blackout(t *testing.T) {
