@@ -943,7 +943,7 @@ in
           ) (lib.attrNames cluster.peers)
         );
         # internal/rabbit/README.md says what these times do.
-        config = mkDefault "[{kernel, [{net_ticktime, 2}, {net_tickintensity, 8}, {net_setuptime, 1}]}, {aten, [{poll_interval, 250}]}, {osiris, [{max_segment_size_chunks, 8192}]}].";
+        config = mkDefault "[{kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}].";
       };
       networking.hosts = lib.mapAttrs' (name: address: lib.nameValuePair address [ (nodeHost name) ]) cluster.peers;
       networking.firewall.interfaces = mkIf (cluster.interface != null) {
