@@ -54,3 +54,31 @@ func TestSetupInACluster(t *testing.T) {
 		return err
 	})
 }
+
+// BenchmarkCluster publishes tasks to one node and to three, and counts those
+// that were stored twice, because their connection lagged.
+func BenchmarkCluster(b *testing.B) {
+	for _, nodes := range []int{1, 3} {
+		cluster := rabbittest.StartCluster(b, rabbittest.ClusterConfig{Hosts: nodes})
+		r := &rig{t: b, cfg: DefaultConfig("test")}
+		r.log, r.out = rabbittest.Log(b)
+		r.cfg.URLs = strings.Split(cluster.URL(), ",")
+		r.url = r.cfg.URLs[0]
+		r.cfg.Topology.Replicas = int64(nodes)
+		r.declared()
+		p := r.publisher()
+		stored := func() int {
+			q, err := r.ch.QueueDeclarePassive(TasksQueue, true, false, false, false, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return q.Messages
+		}
+		b.Run(fmt.Sprintf("nodes=%d", nodes), func(b *testing.B) {
+			before := stored()
+			publishTasks(b, p)
+			b.StopTimer()
+			b.ReportMetric(float64(stored()-before-b.N), "twice")
+		})
+	}
+}
