@@ -57,6 +57,10 @@ type Config struct {
 // maxHeard is how many bytes a listener may send in one PingInterval.
 const maxHeard = 64 << 10
 
+// maxFlood is how many bytes it may send while a farewell is on its way. A few
+// milliseconds pass meanwhile, unless it does not read.
+const maxFlood = 4 << 20
+
 // DefaultConfig returns the default limits.
 func DefaultConfig() Config {
 	return Config{

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/revq/revq/internal/feed"
@@ -227,6 +228,35 @@ func (tc inboundCase) check(t *testing.T, c io.Writer, r *bufio.Reader, chopped 
 	if closed {
 		if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
 			t.Errorf("after the close frame came %q, %v; want the end", rest, err)
+		}
+	}
+}
+
+// A listener that sends too much is told so before its connection ends, also if
+// it sends faster than that can be written; but it is not waited for after that.
+func TestAFloodIsToldWhyItEnds(t *testing.T) {
+	cfg := DefaultConfig()
+	l := &listener{dialect: websocketDialect{}, counts: newCounts(feed.New(feed.DefaultConfig()))}
+	var parser inbound
+	send := func() (gone bool) { return l.receive(make([]byte, maxHeard), &cfg, &parser) }
+	l.receive(clientFrame(final|byte(feed.OpText), "", 1<<30), &cfg, &parser)
+	for range 8 {
+		if send() {
+			t.Fatal("it is gone before the farewell was written")
+		}
+	}
+	if b, fromLog, err := l.next(); err != nil || len(b) == 0 || !l.wrote(b, len(b), fromLog, time.Now()) {
+		t.Fatalf("next = %q, %v; want the farewell, and nothing after it", b, err)
+	}
+	for n := 1; !send(); n++ {
+		if n > 4 {
+			t.Fatal("it may go on for ever")
+		}
+	}
+	l.phase = blocked // it does not read
+	for n := 1; !send(); n++ {
+		if n > maxFlood/maxHeard {
+			t.Fatal("it may go on for ever without reading")
 		}
 	}
 }

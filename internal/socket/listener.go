@@ -41,7 +41,7 @@ type listener struct {
 	slow   bool      // it was blocked for too long, and makeRoom was called for a farewell
 	waited bool      // it had no position yet when a ping was due
 	silent bool      // it has sent nothing since the last ping
-	heard  int       // bytes received since the last ping
+	heard  int       // bytes received since the last ping, or since the farewell
 	since  time.Time // when the phase began; not set for open
 	pingAt time.Time // when the next ping is due
 
@@ -112,7 +112,7 @@ func (l *listener) wrote(b []byte, n int, fromLog bool, now time.Time) (last boo
 		l.control = nil
 	}
 	if last = l.leaving && l.held == nil && l.control == nil; last {
-		l.phase, l.since = left, now
+		l.phase, l.since, l.heard = left, now, 0
 	}
 	return last
 }
@@ -171,7 +171,9 @@ func (l *listener) receive(b []byte, cfg *Config, parser *inbound) (gone bool) {
 	if l.heard += len(b); l.heard > maxHeard {
 		l.dismiss(byeTooMuch)
 	}
-	if l.heard > 4*maxHeard { // it takes no notice of the farewell
+	// One that takes no notice of the farewell is not waited for. The farewell
+	// has to be written first: with the connection it would be lost.
+	if l.heard > maxFlood || l.phase == left && l.heard > 4*maxHeard {
 		return true
 	}
 	return l.dialect.receive(l, b, cfg.MaxMessage, parser)
