@@ -252,17 +252,22 @@ func (g *guarded) handshake(t *testing.T, query, header string) *bufio.Reader {
 	return r
 }
 
+// frame returns the next frame that is no ping. The first ping comes at any time.
 func frame(t *testing.T, r *bufio.Reader) (op byte, payload string) {
 	t.Helper()
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		t.Fatal(err)
+	for {
+		var head [2]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, head[1])
+		if _, err := io.ReadFull(r, b); err != nil {
+			t.Fatal(err)
+		}
+		if op = head[0] & 0xf; op != byte(feed.OpPing) {
+			return op, string(b)
+		}
 	}
-	b := make([]byte, head[1])
-	if _, err := io.ReadFull(r, b); err != nil {
-		t.Fatal(err)
-	}
-	return head[0] & 0xf, string(b)
 }
 
 // A listener gets the results of its token's queues only, and is closed soon
