@@ -177,8 +177,8 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 }
 
 // open returns a cursor that begins where the reader stands. To begin to read
-// takes RabbitMQ 4.3 about 2 s while another node hangs, if that is the first by
-// its name. So the end is not asked for before that, but meanwhile.
+// takes RabbitMQ 4.3 twice net_setuptime while another node hangs, if that is the
+// first by its name. So the end is not asked for before that, but meanwhile.
 func (r *Reader) open(ctx context.Context, s *session) (*cursor, error) {
 	want := demand{prefetch: readerPrefetch, window: readerWindow}
 	if !s.many || r.last.offset < 0 {
