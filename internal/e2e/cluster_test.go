@@ -398,7 +398,7 @@ func (c *clusterTrial) leader(queue string) *rabbittest.Host {
 	c.note("  the leader of %s is on %s", queue, h.Name)
 	if queue == rabbit.ResultsQueue { // if one node has both, RabbitMQ 4.3 may take 5 s longer
 		coordinator, err := c.cluster.Hosts[0].Eval(ctx, "ra_leaderboard:lookup_leader(rabbit_stream_coordinator)")
-		c.note("  the leader of the coordinators of streams: %s %v", coordinator, err)
+		c.note("  the coordinator of streams is led by %s %v", coordinator, err)
 	}
 	return h
 }

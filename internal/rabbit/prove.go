@@ -375,7 +375,7 @@ func elsewhere[T any](ctx context.Context, urls []string, within time.Duration, 
 }
 
 // stationAt is station at one node. The reader must hear of the mark while the
-// consumer is begun, which takes RabbitMQ 4.3 seconds when another node hangs.
+// consumer is begun, for which RabbitMQ 4.3 waits when another node hangs.
 func (p *proof) stationAt(ctx context.Context, s *session, url string, before int64) (*session, <-chan amqp.Delivery, error) {
 	other, err := open(ctx, p.cfg, url, "mark")
 	if err != nil {
