@@ -144,18 +144,21 @@ func (l *listener) enter(c *conn) bool {
 // makeRoom ends a connection that has waited for more than requestPatience for its
 // client to send a request, the one that has waited longest of a few. So those
 // who connect and send little or nothing do not keep out those who send. One
-// that has had a request is ended only if all of them have: its client may be
-// sending the next one, and could not know what came of it. The caller holds mu.
+// that has had a request is ended only if all of the few have: its client may be
+// sending the next one, and could not know what came of it. Until one without a
+// request has waited long enough, nobody leaves. The caller holds mu.
 func (l *listener) makeRoom(now time.Time) bool {
 	var leaves *conn
-	var since int64 // of leaves, as is used
-	var used bool
+	var since int64 // of leaves
+	var unused bool // one of the few has not had a request
 	late, left := now.Add(-requestPatience).UnixNano(), candidates
 	for c := range l.open {
-		began, isUsed := c.waitingSince.Load(), c.used.Load()
-		waits := began > 0 && began < late
-		if waits && (leaves == nil || used && !isUsed || used == isUsed && began < since) {
-			leaves, since, used = c, began, isUsed
+		began, isUnused := c.waitingSince.Load(), !c.used.Load()
+		if isUnused && !unused {
+			leaves, unused = nil, true
+		}
+		if began > 0 && began < late && isUnused == unused && (leaves == nil || began < since) {
+			leaves, since = c, began
 		}
 		if left--; left == 0 {
 			break
