@@ -112,6 +112,7 @@ var clusterFaults = []struct {
 		h, other := c.cluster.Hosts[i], c.cluster.Hosts[(i+1)%3]
 		h.Kill()
 		other.Tool("rabbitmqctl", "forget_cluster_node", "rabbit@"+h.Name)
+		c.coordinate("remove_member", h, other)
 		h.Wipe()
 		return func() {
 			h.Start()
@@ -120,19 +121,36 @@ var clusterFaults = []struct {
 				h.Join(other)
 			}
 			c.cluster.Formed()
+			c.coordinate("add_member", h, other)
 			other.Tool("rabbitmq-queues", "grow", "rabbit@"+h.Name, "all")
 			c.growStream(h, other)
 		}
 	}},
 }
 
+// coordinate has another node add h to the coordinator of streams, or remove it.
+// RabbitMQ before 3.13 does neither at once. Each 30 s it removes who was
+// forgotten and adds who is new. If h has come back until then, it is neither.
+// If it comes back later and is asked for the stream, it begins a coordinator of
+// its own again and again, which keeps it from being added.
+func (c *clusterTrial) coordinate(change string, h, other *rabbittest.Host) {
+	const coordinator = "rabbit_stream_coordinator"
+	ctx := await.Context(c.t)
+	if bySelf, err := other.Eval(ctx, "erlang:function_exported("+coordinator+", forget_node, 1)"); err != nil {
+		c.t.Fatal(err)
+	} else if bySelf == "true" {
+		return
+	}
+	if got, err := other.Eval(ctx, fmt.Sprintf("ra:%s({%s, node()}, {%[2]s, rabbit@%s})", change, coordinator, h.Name)); err != nil || !strings.HasPrefix(got, "{ok") {
+		c.t.Errorf("%s: %s: %s %v", change, h.Name, got, err)
+	}
+}
+
 // growStream waits until h, which has lost its data, has a replica of the stream
-// again. RabbitMQ 3.10 looks only each 30 s whether the coordinator of streams is
-// on all nodes, and until then h cannot even be asked. It has kept the replica,
-// and starts it by itself: while that lags, it is no error that none can be
-// added.
+// again. RabbitMQ 3.10 has kept the replica, and starts it by itself: while that
+// lags, it is no error that none can be added.
 func (c *clusterTrial) growStream(h, other *rabbittest.Host) {
-	took := await.NilWithin(c.t, 3*time.Minute, "a replica of the stream on each node", func() error {
+	took := await.NilWithin(c.t, time.Minute, "a replica of the stream on each node", func() error {
 		got, err := rabbit.LookForReplicas(await.Context(c.t), c.brokerConfig())
 		if err == nil && len(got.With) == len(c.cluster.Hosts) {
 			return nil

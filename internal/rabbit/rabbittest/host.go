@@ -283,8 +283,10 @@ func (h *Host) Wipe() {
 }
 
 // Join has a node that runs, without data that is needed, join the cluster of
-// another one. A node that is slow to reach the others when it first starts
-// becomes a cluster of its own.
+// another one. A node that does not reach the others when it first starts becomes
+// a cluster of its own. Before RabbitMQ 3.13, so does one whose directory is not
+// empty any more, because another node has begun a replica of a stream there
+// (issue 7138 of rabbitmq-server).
 func (h *Host) Join(other *Host) {
 	h.c.t.Helper()
 	for _, args := range [][]string{{"stop_app"}, {"reset"}, {"join_cluster", "rabbit@" + other.Name}, {"start_app"}} {
