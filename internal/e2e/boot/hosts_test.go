@@ -71,6 +71,7 @@ func TestBootHosts(t *testing.T) {
 		{"an upgrade goes line by line", h.upgradeAll},
 		{"RabbitMQ restarts on one host after the other", h.restart},
 		{"all hosts lose their power, and come back", h.blackout},
+		{"host1 is lost with its disk, and another one replaces it", h.replace},
 		{"removing it leaves nothing", func(t *testing.T) { h.remove(t, before) }},
 	} {
 		if !t.Run(part.name, part.run) {
@@ -83,7 +84,7 @@ func TestBootHosts(t *testing.T) {
 				continue // it is off
 			}
 			t.Logf("journal of %s:\n%s\n%s", q.host(t), q.Run(t, "journalctl", "--no-pager", "--lines=200", "--output=short-precise", "--unit=revq*"),
-				q.Shell(t, "tail --lines=100 /var/log/rabbitmq/rabbit@*.log"))
+				q.Shell(t, "tail --lines=100 /var/log/rabbitmq/rabbit@*.log; echo; echo without errors:; grep --no-filename --invert-match ' .error. ' /var/log/rabbitmq/rabbit@*.log | tail --lines=400"))
 		}
 	}
 }
@@ -147,12 +148,24 @@ func (h *hostsTest) formed(t *testing.T) {
 
 func (q *queueTest) seesAll(t *testing.T) bool {
 	t.Helper()
+	running, partitions, err := q.nodes(t)
+	return err == nil && len(running) == len(hostNames) && partitions == 0
+}
+
+// nodes returns the names of the nodes that run, as the host's own one sees it,
+// and how many partitions there are.
+func (q *queueTest) nodes(t *testing.T) (running []string, partitions int, err error) {
+	t.Helper()
 	out, err := q.Try(t, "rabbitmqctl", "-q", "cluster_status", "--formatter", "json")
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w\n%s", err, out)
+	}
 	var status struct {
 		Running    []string       `json:"running_nodes"`
 		Partitions map[string]any `json:"partitions"`
 	}
-	return err == nil && json.Unmarshal([]byte(out), &status) == nil && len(status.Running) == len(hostNames) && len(status.Partitions) == 0
+	err = json.Unmarshal([]byte(out), &status)
+	return status.Running, len(status.Partitions), err
 }
 
 // inventories returns what is on the hosts, besides the cookie.
@@ -175,18 +188,24 @@ func (h *hostsTest) install(t *testing.T) {
 		q.hear(t)
 	}
 	h.through(t, "first", h.hosts)
-	leaders := h.hosts[0].Run(t, "rabbitmqctl", "-q", "-p", "revq", "list_queues", "name", "leader", "members")
-	t.Log(leaders)
-	for line := range strings.Lines(leaders) {
+	h.replicated(t)
+	for _, q := range h.hosts {
+		if out, err := q.Try(t, "revq", "status"); err != nil || !strings.HasPrefix(out, "well: ") {
+			t.Errorf("revq status of %s: %v\n%s", q.host(t), err, out)
+		}
+	}
+}
+
+// replicated checks that all queues have a replica on each host.
+func (h *hostsTest) replicated(t *testing.T) {
+	t.Helper()
+	queues := h.hosts[0].Run(t, "rabbitmqctl", "-q", "-p", "revq", "list_queues", "name", "leader", "members")
+	t.Log(queues)
+	for line := range strings.Lines(queues) {
 		for _, name := range hostNames {
 			if strings.HasPrefix(line, "revq.") && !strings.Contains(line[strings.Index(line, "["):], "rabbit@"+name) {
 				t.Errorf("no replica on %s: %s", name, line)
 			}
-		}
-	}
-	for _, q := range h.hosts {
-		if out, err := q.Try(t, "revq", "status"); err != nil || !strings.HasPrefix(out, "well: ") {
-			t.Errorf("revq status of %s: %v\n%s", q.host(t), err, out)
 		}
 	}
 }
@@ -321,6 +340,72 @@ func (h *hostsTest) blackout(t *testing.T) {
 		q.hear(t)
 	}
 	h.through(t, "after-a-blackout", h.hosts)
+}
+
+// replace has a fresh host take the place of the first one.
+func (h *hostsTest) replace(t *testing.T) {
+	lost, left := h.hosts[0], h.hosts[1]
+	run := func(q *queueTest, command string) {
+		t.Helper()
+		out, err := q.installer(t, documented(t, command))
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+		t.Logf("%s:\n%s", command, out)
+	}
+	old := isOld(left.Run(t, "rabbitmqctl", "-q", "version"))
+	lost.powerOff(t)
+	lost.newDisk(t)
+	await.NilWithin(t, clusterPatience, "the others have given up the node of host1", func() error {
+		running, _, err := left.nodes(t)
+		if err == nil && slices.Contains(running, "rabbit@host1") {
+			err = fmt.Errorf("%q run", running)
+		}
+		return err
+	})
+	run(left, "hosts' loss")
+	if old {
+		run(left, "hosts' loss before 3.13")
+	}
+	h.through(t, "one-is-lost", h.hosts[1:])
+	powerOn(t, lost.Host)
+	lost.copySource(t)
+	lost.Write(t, bootSource+"/cookie", left.Shell(t, "cat /var/lib/rabbitmq/.erlang.cookie")+"\n")
+	run(lost, "hosts' brokers")
+	if running, _, err := lost.nodes(t); err != nil {
+		t.Fatal(err)
+	} else if len(running) == 1 {
+		run(lost, "hosts' join")
+	}
+	run(lost, "hosts' revq")
+	h.formed(t)
+	if old {
+		run(left, "hosts' replacement before 3.13")
+	}
+	run(left, "hosts' replacement")
+	lost.hear(t)
+	h.through(t, "one-is-new", h.hosts)
+	if got, want := lost.result(t, "one-is-lost-host2"), reversed("one-is-lost-host2"); got != want {
+		t.Errorf("the new host has the result %q, want %q", got, want)
+	}
+	// RabbitMQ looks each 30 s whether the coordinator of streams is on all nodes.
+	took := await.NilWithin(t, 2*time.Minute, "all nodes keep the queues", func() error {
+		said := left.Shell(t, `REVQ_AMQP_URL=$(cat /etc/revq/setup.amqp-url) revq setup 2>&1`)
+		if !strings.Contains(said, "everything exists already") || strings.Contains(said, "keep the queues") {
+			return errors.New(said)
+		}
+		return nil
+	})
+	t.Logf("all nodes keep the queues after %v", took.Round(time.Second))
+	h.replicated(t)
+}
+
+// isOld reports whether a RabbitMQ, such as 3.10.8, does not tell the coordinator
+// of streams that a node was forgotten.
+func isOld(version string) bool {
+	var major, minor int
+	fmt.Sscanf(version, "%d.%d", &major, &minor)
+	return major < 3 || major == 3 && minor < 13
 }
 
 func (h *hostsTest) remove(t *testing.T, before []string) {

@@ -69,6 +69,15 @@ func (h *Host) powerOff(t testing.TB) {
 	h.leader = 0
 }
 
+// newDisk has a host that is off begin as a fresh one, with the same name and
+// address.
+func (h *Host) newDisk(t testing.TB) {
+	t.Helper()
+	if _, err := io.WriteString(h.launcher, "new\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // powerOn boots hosts that are off, all at once.
 func powerOn(t testing.TB, hosts ...*Host) {
 	t.Helper()

@@ -3,22 +3,25 @@
 # its own, with which all mounts go. $3 is a directory that it owns; "$3/notify" is told when the container is up.
 #
 # $4 is the name of the host. If $5 is there, it is the host's address, such as 192.0.2.1/24, in the network of which
-# "lan" is the bridge. A line "off" on the standard input cuts the power, and a line "on" boots the host again.
+# "lan" is the bridge. A line "off" on the standard input cuts the power, "new" replaces the disk of a host that is off, and
+# "on" boots it again.
 set -eu
 trap '' INT TERM HUP QUIT PIPE
 root=$1 name=$2 dir=$3 host=$4 address=${5:-}
 mkdir "$dir/memory"
 mount -t tmpfs -o mode=755,size=2g tmpfs "$dir/memory"
 cd "$dir/memory"
-mkdir upper work root
-mount -t overlay -o "lowerdir=$root,upperdir=upper,workdir=work" overlay root
 
-# Nothing that this machine has enabled or configured is to run in there, only what a fresh Debian would.
-rm -rf root/etc/systemd/system root/var/lib/rabbitmq/mnesia root/var/log/journal root/etc/revq
-mkdir -p root/etc/systemd/system/multi-user.target.wants
-ln -s /lib/systemd/system/rabbitmq-server.service root/etc/systemd/system/multi-user.target.wants/
-echo "$host" >root/etc/hostname
-printf '%s\n' '127.0.0.1 localhost' '::1 localhost' "127.0.1.1 $host" >root/etc/hosts
+# A disk on which nothing is that this machine has enabled or configured, only what a fresh Debian has.
+disk() {
+	mkdir upper work root
+	mount -t overlay -o "lowerdir=$root,upperdir=upper,workdir=work" overlay root
+	rm -rf root/etc/systemd/system root/var/lib/rabbitmq/mnesia root/var/log/journal root/etc/revq
+	mkdir -p root/etc/systemd/system/multi-user.target.wants
+	ln -s /lib/systemd/system/rabbitmq-server.service root/etc/systemd/system/multi-user.target.wants/
+	echo "$host" >root/etc/hostname
+	printf '%s\n' '127.0.0.1 localhost' '::1 localhost' "127.0.1.1 $host" >root/etc/hosts
+}
 
 # A control group for all of it: that is how nothing of it is left. Only version 2 filters addresses.
 [ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -59,11 +62,17 @@ off() {
 	if mountpoint -q network; then umount network; fi # nspawn has it open until its end
 }
 
+disk
 on
 while read -r command; do # until the standard input ends
 	case $command in
 	on) on ;;
 	off) off ;;
+	new)
+		umount root
+		rm -rf upper work root
+		disk
+		;;
 	esac
 done
 off
