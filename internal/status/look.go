@@ -33,8 +33,9 @@ const (
 	// it does without the broker.
 	sitePatience = time.Second
 
-	// unitsPatience bounds the question to systemd, which may be busy.
-	unitsPatience = time.Second
+	// unitsPatience bounds the question to systemd. On a busy machine, it took
+	// more than a second.
+	unitsPatience = 5 * time.Second
 )
 
 // Look asks, with units, systemd, then the daemons with the admin sockets, and
@@ -42,7 +43,10 @@ const (
 func Look(ctx context.Context, sockets []string, units bool) Facts {
 	f := Facts{Daemons: make([]Daemon, len(sockets))}
 	if units {
-		f.Units = failedUnits(ctx)
+		var err error
+		if f.Units, err = failedUnits(ctx); err != nil {
+			f.NoUnits = err.Error()
+		}
 	}
 	var asking sync.WaitGroup
 	for i, socket := range sockets {
@@ -162,18 +166,22 @@ func visit(ctx context.Context, site admin.Site) error {
 }
 
 // failedUnits returns the units of revq that have failed or that systemd starts
-// again and again. It returns none on a host without systemd.
-func failedUnits(ctx context.Context) (failed []Unit) {
+// again and again. It returns none on a host without systemd, or where nobody may
+// ask it, and an error if systemd does not answer in time.
+func failedUnits(ctx context.Context) (failed []Unit, err error) {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
-		return nil
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, unitsPatience)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=Id,ActiveState,SubState,Result,StatusText", "revq*").Output()
-	if err != nil {
-		return nil // the daemons say the rest
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("nothing came within %v", unitsPatience)
+	case err != nil:
+		return nil, nil // the daemons say the rest
 	}
-	return unitsIn(string(out))
+	return unitsIn(string(out)), nil
 }
 
 // unitsIn returns the units in the output of systemctl show that do not do what

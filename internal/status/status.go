@@ -17,6 +17,7 @@ type Facts struct {
 	At      time.Time
 	Daemons []Daemon
 	Units   []Unit
+	NoUnits string   // why it is not known which units have failed, if systemd was asked
 	Objects []string // what is wrong with the objects at the broker, if somebody looked
 }
 
@@ -101,6 +102,9 @@ func Judge(f Facts) Verdict {
 		own = append(own, siteOf(d)...)
 		own = append(own, daemonOf(d.Status)...)
 		follows = append(follows, loadOf(d.Status)...)
+	}
+	if f.NoUnits != "" {
+		units = append(units, finding{"systemd did not say which units have failed: " + f.NoUnits, "systemctl list-units --all 'revq*'"})
 	}
 	for _, o := range f.Objects {
 		broker = append(broker, finding{o, "revq setup"})

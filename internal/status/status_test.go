@@ -1,6 +1,7 @@
 package status
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +125,20 @@ func TestJudge(t *testing.T) {
 
 // A daemon that has just begun is asked again while it lacks answers, and no
 // longer than that.
+// A systemd that does not answer is told: what has failed is not known then.
+func TestJudgeWithoutUnits(t *testing.T) {
+	t.Parallel()
+	worker := Daemon{Socket: "/run/worker", Status: admin.Status{
+		Daemon: "revq-worker", State: admin.Ready, Broker: []admin.Connection{{Role: "consumer", Connected: true}},
+		Worker: &admin.Worker{Queue: "reverse_text", Slots: 2},
+	}}
+	v := Judge(Facts{Daemons: []Daemon{worker}, NoUnits: "nothing came within 5s"})
+	want := []string{"systemd did not say which units have failed: nothing came within 5s"}
+	if v.Level != Trouble || !slices.Equal(v.Causes, want) || v.Next != "systemctl list-units --all 'revq*'" {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestStarts(t *testing.T) {
 	now := time.Now()
 	connected, away := []admin.Connection{{Role: "reader", Connected: true}}, []admin.Connection{{Role: "reader", Connected: true}, {Role: "publisher"}}
