@@ -176,7 +176,7 @@ func failedUnits(ctx context.Context) (failed []Unit, err error) {
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=Id,ActiveState,SubState,Result,StatusText", "revq*").Output()
 	switch {
-	case ctx.Err() != nil:
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("nothing came within %v", unitsPatience)
 	case err != nil:
 		return nil, nil // the daemons say the rest

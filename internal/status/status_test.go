@@ -123,8 +123,6 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// A daemon that has just begun is asked again while it lacks answers, and no
-// longer than that.
 // A systemd that does not answer is told: what has failed is not known then.
 func TestJudgeWithoutUnits(t *testing.T) {
 	t.Parallel()
@@ -139,6 +137,8 @@ func TestJudgeWithoutUnits(t *testing.T) {
 	}
 }
 
+// A daemon that has just begun is asked again while it lacks answers, and no
+// longer than that.
 func TestStarts(t *testing.T) {
 	now := time.Now()
 	connected, away := []admin.Connection{{Role: "reader", Connected: true}}, []admin.Connection{{Role: "reader", Connected: true}, {Role: "publisher"}}
