@@ -943,7 +943,7 @@ in
           ) (lib.attrNames cluster.peers)
         );
         # internal/rabbit/README.md says what these times do.
-        config = mkDefault "[{kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}].";
+        config = mkDefault "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}, {kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}].";
       };
       networking.hosts = lib.mapAttrs' (name: address: lib.nameValuePair address [ (nodeHost name) ]) cluster.peers;
       networking.firewall.interfaces = mkIf (cluster.interface != null) {
@@ -970,6 +970,8 @@ in
       services.rabbitmq = {
         enable = true;
         listenAddress = mkDefault cfg.rabbitmq.listenAddress;
+        # How soon a task that waits is tried again if RabbitMQ does not know where to send it, as when it starts.
+        config = mkIf (!isCluster) (mkDefault "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}].");
         configItems = {
           ${
             if lib.isString cfg.rabbitmq.memoryLimit then

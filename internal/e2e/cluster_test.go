@@ -43,7 +43,7 @@ const (
 
 	// clusterSettings and clusterPartitions are what internal/rabbit/README.md
 	// recommends for advanced.config and rabbitmq.conf.
-	clusterSettings   = `[{kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
+	clusterSettings   = `[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}, {kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
 	clusterPartitions = "cluster_partition_handling = pause_minority"
 
 	// clusterRest is how long everything works before a fault: each connection

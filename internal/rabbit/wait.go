@@ -12,9 +12,9 @@ import (
 	"github.com/revq/revq/internal/wire"
 )
 
-// A task that must not run yet waitSeconds in one of a few queues, each with a time
-// to live, from which the broker sends it on to the queue of its workers. So
-// nothing but the broker has to live while it waitSeconds.
+// A task that must not run yet waits in one of a few queues, each with a time to
+// live, from which the broker sends it on to the queue of its workers. So
+// nothing but the broker has to live while it waits.
 //
 // The message says when it is due. Whoever publishes it takes the longest queue
 // that does not make it late. Most times are not one of those of the queues: a

@@ -81,6 +81,32 @@ func TestWaiting(t *testing.T) {
 	checkPublished(t, p, map[string]int64{"confirmed": 3, "no_queue": 1})
 }
 
+// Tasks whose wait ends while the broker does not know where to send them come
+// soon after it knows. That is also so for a moment when it starts: RabbitMQ 3.10
+// has queues before their bindings.
+func TestWaitEndsWithoutAWay(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	p := r.publisher()
+	r.ready(p.Ready)
+	r.remove(DueExchange)
+	if err := r.answered(p.PublishTask(later(1, "", time.Second))); err != nil {
+		t.Fatalf("PublishTask = %v", err)
+	}
+	eventually(t, "the end of the wait", func() error {
+		if n := r.length(waitQueue + "1"); n > 0 {
+			return fmt.Errorf("%d tasks wait", n)
+		}
+		return nil
+	})
+	if _, err := Setup(t.Context(), r.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.take(TasksQueue, 1)[0]; got.MessageId != newTask(1).ID {
+		t.Errorf("got %s", got.MessageId)
+	}
+}
+
 // Tasks whose queue is removed while they wait become dead letters.
 func TestQueueRemovedWhileTasksWait(t *testing.T) {
 	t.Parallel()

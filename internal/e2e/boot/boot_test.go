@@ -50,6 +50,13 @@ func TestBoot(t *testing.T) {
 	t.Logf("%s; RabbitMQ %s", firstLine(b.Run(t, "systemctl", "--version")), b.Run(t, "rabbitmqctl", "-q", "version"))
 	b.Run(t, "ip", "address", "add", elsewhere+"/32", "dev", "lo")
 	b.copySource(t)
+	if out, err := b.installer(t, documented(t, "broker")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	const setting = "dead_letter_worker_publisher_confirm_timeout"
+	if got := b.Run(t, "rabbitmqctl", "-q", "eval", "application:get_env(rabbit, "+setting+")."); got != "{ok,2000}" {
+		t.Errorf("RabbitMQ has %s = %s, want {ok,2000}", setting, got)
+	}
 	b.Run(t, "install", "-d", "-m", "700", "/etc/credstore")
 	before := b.inventory(t)
 

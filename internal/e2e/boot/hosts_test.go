@@ -121,8 +121,8 @@ func (h *hostsTest) brokers(t *testing.T) {
 	h.each(t, documented(t, "hosts' brokers"))
 	h.formed(t)
 	for _, q := range h.hosts {
-		got := q.Run(t, "rabbitmqctl", "-q", "eval", "{net_kernel:get_net_ticktime(), [application:get_env(A, P) || {A, P} <- [{kernel, net_setuptime}, {aten, poll_interval}, {osiris, max_segment_size_chunks}]]}.")
-		if want := "{2,[{ok,0.5},{ok,100},{ok,8192}]}"; got != want {
+		got := q.Run(t, "rabbitmqctl", "-q", "eval", "{net_kernel:get_net_ticktime(), [application:get_env(A, P) || {A, P} <- [{rabbit, dead_letter_worker_publisher_confirm_timeout}, {kernel, net_setuptime}, {aten, poll_interval}, {osiris, max_segment_size_chunks}]]}.")
+		if want := "{2,[{ok,2000},{ok,0.5},{ok,100},{ok,8192}]}"; got != want {
 			t.Errorf("a node has the settings %s, want %s of advanced.config", got, want)
 		}
 	}

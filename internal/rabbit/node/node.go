@@ -65,6 +65,13 @@ type Config struct {
 	Extra []string
 }
 
+// Settings are those of RabbitMQ in advanced.config, the same as in
+// systemd/README.md: after how many milliseconds a queue that dead-letters at
+// least once, and knew no queue to send a message on to, tries again. By default
+// these are 3 minutes, and a node that starts has queues before it has their
+// bindings.
+const Settings = "{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}"
+
 // A Node is a private RabbitMQ node. Its methods may be called from several
 // goroutines, but only one at a time may call Stop, Kill and Restart.
 type Node struct {
@@ -144,7 +151,7 @@ func (n *Node) prepare(ctx context.Context) (err error) {
 	}, n.cfg.Extra...)
 	for name, content := range map[string]string{
 		"rabbitmq.conf":   strings.Join(conf, "\n") + "\n",
-		"advanced.config": "[].\n",
+		"advanced.config": "[" + Settings + "].\n",
 		"enabled_plugins": "[].\n",
 		"env.conf":        "",
 	} {
