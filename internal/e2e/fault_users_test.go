@@ -19,7 +19,6 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/client"
-	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/reverse"
 	"github.com/revq/revq/internal/task"
@@ -192,9 +191,9 @@ type follower struct {
 	heard       rhythm                  // of the results
 	got         map[string]wire.Message // by id
 	failed      map[string]int          // how often each task was given up
-	number      map[string]int          // which of its results each was, by id
-	twice, gaps []string
-	late        int // results that came twice beyond what a server knows that was restarted
+	again       []wire.Message          // results that had come before
+	twice, late int                     // how many of them a server should have known, and could not know
+	gaps        []string
 	connections int
 	events      []string
 	err         error // for which the listener has ended
@@ -203,7 +202,7 @@ type follower struct {
 // follow starts listener i, and waits until it has been greeted.
 func (r *trial) follow(i int, queues ...string) *follower {
 	f := &follower{
-		name: fmt.Sprintf("listener %d", i), queues: queues, got: make(map[string]wire.Message), failed: make(map[string]int), number: make(map[string]int),
+		name: fmt.Sprintf("listener %d", i), queues: queues, got: make(map[string]wire.Message), failed: make(map[string]int),
 	}
 	var urls []string
 	for n := range r.sockets {
@@ -277,16 +276,11 @@ func (f *follower) receive(m wire.Message) {
 		return
 	}
 	if before, ok := f.got[m.ID]; ok {
-		if len(f.got)-f.number[m.ID] > feed.DefaultConfig().Backlog { // see internal/socket/README.md, Repetitions
-			f.late++
-			return
-		}
-		f.twice = append(f.twice, fmt.Sprintf("%s at %d and %d", m.ID, before.Offset, m.Offset))
+		f.again = append(f.again, m)
 		f.event("%s again at %d, after %d", m.ID, m.Offset, before.Offset)
 		return
 	}
 	f.got[m.ID] = m
-	f.number[m.ID] = len(f.got)
 	f.heard.beat()
 }
 
@@ -342,6 +336,18 @@ func (r *trial) endings(ctx context.Context) (map[string][]ending, error) {
 		return all, err
 	}
 	return all, nil
+}
+
+// resultsBetween returns how many results the stream has between two offsets.
+func resultsBetween(endings map[string][]ending, from, to int64) (n int) {
+	for _, all := range endings {
+		for _, e := range all {
+			if e.kind == task.Done && from < e.offset && e.offset < to {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // timesGivenUp returns how often the stream says that a task is given up, and
