@@ -209,7 +209,7 @@ func (r *trial) judgeGivenUp() {
 	ctx := await.Context(r.t)
 	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(l rabbit.DeadLetter) (rabbit.Fate, error) {
 		dead[l.Task.ID]++
-		if p, ok := r.posters.accepted[l.Task.ID]; ok && p.result() != "" {
+		if p, ok := r.posters.accepted[l.Task.ID]; ok && p.result() != "" && !lostItsWorkers(l) {
 			r.t.Errorf("%s (%q) was given up: %s %s", l.Task.ID, p.text, l.Reason, l.Error)
 		}
 		return rabbit.Keep, nil

@@ -249,7 +249,7 @@ func (r *trial) wronglyGivenUp() bool {
 func (r *trial) requeueDead() {
 	ctx := await.Context(r.t)
 	err := rabbit.DeadLetters(ctx, r.brokerConfig(), func(l rabbit.DeadLetter) (rabbit.Fate, error) {
-		if l.Reason != "delivery_limit" && !strings.Contains(l.Error, "died or lost their connection") || r.posters.accepted[l.Task.ID].result() == "" {
+		if !lostItsWorkers(l) || r.posters.accepted[l.Task.ID].result() == "" {
 			return rabbit.Keep, nil
 		}
 		r.requeued[l.Task.ID]++
@@ -258,6 +258,12 @@ func (r *trial) requeueDead() {
 	if err != nil {
 		r.t.Errorf("requeue dead letters: %v", err)
 	}
+}
+
+// lostItsWorkers reports whether the workers of a task died or lost their
+// connections too often. One of them may have published its result before.
+func lostItsWorkers(l rabbit.DeadLetter) bool {
+	return l.Reason == "delivery_limit" || strings.Contains(l.Error, "died or lost their connection")
 }
 
 // vhostURL is the broker's URL without parameters.
