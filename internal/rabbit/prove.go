@@ -65,6 +65,11 @@ const (
 	// neither another node nor a disk. Measured: less than 1 ms.
 	answerWithin = 1500 * time.Millisecond
 
+	// mostPatience is how often a reader doubles proveWithin while its sessions
+	// receive nothing: up to 16 s. Otherwise a broker that takes longer to begin
+	// to send would be asked to begin again and again.
+	mostPatience = 3
+
 	// waitSteps is in how many steps these times pass. A process that was
 	// suspended meanwhile has all the others left to receive the message.
 	waitSteps = 10
@@ -95,12 +100,24 @@ type proof struct {
 	news    atomic.Int64 // those of them that are no marks
 	newest  atomic.Int64 // the broker's offset of the last one
 	doubted atomic.Bool  // an error was reported
+	silent  atomic.Int64 // sessions that have ended with errSilent since the last message
+}
+
+// patience returns how long a message may take.
+func (p *proof) patience() time.Duration { return p.within << min(p.silent.Load(), mostPatience) }
+
+// ended records the end of a session.
+func (p *proof) ended(s *session) {
+	if errors.Is(context.Cause(s.ctx), errSilent) {
+		p.silent.Add(1)
+	}
 }
 
 // received records a message of a session.
 func (p *proof) received(s *session, entries []entry) {
 	p.newest.Store(messageOf(entries[0].offset))
 	p.heard.Add(1)
+	p.silent.Store(0)
 	if !entries[0].mark {
 		p.news.Add(1)
 	}
@@ -170,7 +187,7 @@ func (p *proof) doubt(s *session) {
 
 // guard watches a reader that hears nothing, by a consumer of its own at another
 // node if there is one. It first has a mark stored. That, and whatever the other
-// consumer gets, the reader must get within p.within; otherwise guard returns
+// consumer gets, the reader must get within p.patience; otherwise guard returns
 // errSilent, or ends the session with it. It returns nil when the reader has
 // received something else than marks.
 func (p *proof) guard(s *session) error {
@@ -182,7 +199,7 @@ func (p *proof) guard(s *session) error {
 	defer other.close()
 	defer drop(deliveries)
 	for {
-		if !s.reaches(p.within, func() bool { return p.heard.Load() > before }) {
+		if !s.reaches(p.patience(), func() bool { return p.heard.Load() > before }) {
 			return errSilent
 		}
 		p.settle(s)
@@ -217,7 +234,7 @@ func (p *proof) compare(s, other *session, deliveries <-chan amqp.Delivery, news
 			if err != nil {
 				return err
 			}
-			if !s.reaches(p.within, func() bool { return p.newest.Load() >= offset }) {
+			if !s.reaches(p.patience(), func() bool { return p.newest.Load() >= offset }) {
 				return errSilent
 			}
 			if err := d.Ack(false); err != nil {
@@ -295,7 +312,7 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 // mustHear ends the session with errSilent if the reader, which has heard that
 // many messages before a mark was stored, gets none in time.
 func (p *proof) mustHear(s *session, before int64) {
-	if !s.reaches(p.within, func() bool { return p.heard.Load() > before }) {
+	if !s.reaches(p.patience(), func() bool { return p.heard.Load() > before }) {
 		s.end(errSilent)
 	}
 }

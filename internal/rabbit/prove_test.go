@@ -51,6 +51,23 @@ func TestASilentConsumerIsNoticed(t *testing.T) {
 	}
 }
 
+// A reader of a broker that takes long to begin to send leaves it, and has more
+// patience the next time.
+func TestABrokerThatBeginsLate(t *testing.T) {
+	t.Parallel()
+	r := setup(t).declared()
+	publishResults(t, r.publisher(), 0, 10)
+	r.proxy().late.Store(int64(2 * time.Second))
+	reader := NewReader(r.cfg, everything, r.log)
+	reader.proof.after, reader.proof.within = 100*time.Millisecond, 300*time.Millisecond
+	f, _ := r.followUntil(reader)
+	inOrder(t, f.results, 0, 10, -1)
+	r.out.Says(t, errSilent.Error())
+	if n := reader.proof.silent.Load(); n != 0 {
+		t.Errorf("it counts %d silent sessions after a message", n)
+	}
+}
+
 // It notices that also after a long silence, when results come again.
 func TestASilentConsumerIsNoticedAfterALongSilence(t *testing.T) {
 	n := rabbittest.StartNode(t)

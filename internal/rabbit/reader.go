@@ -138,6 +138,7 @@ func (r *Reader) follow(ctx context.Context, s *session, f Follower) error {
 	}
 	defer c.close()
 	go r.proof.watch(s)
+	defer r.proof.ended(s)
 	go r.link.homesick(s, func() { s.end(errHome) })
 	phase := meeting
 	if r.last.offset < 0 {

@@ -74,6 +74,10 @@ type proxy struct {
 	// basic.consume-ok of the results; 0 afterwards.
 	hang atomic.Int64
 
+	// late is how much later than the broker sends it a connection gets the
+	// first message of the results.
+	late atomic.Int64
+
 	// relayed is how many bytes the clients were sent.
 	relayed atomic.Int64
 
@@ -130,6 +134,8 @@ func (r *rig) proxy() *proxy {
 // a type, a channel, a size, a payload and an end.
 func (p *proxy) pass(client io.Writer, server io.Reader) {
 	consumeOK, mark := []byte("\x00\x3c\x00\x15"), []byte("\x09revq-mark") // class, method; consumer tag
+	deliver := []byte("\x00\x3c\x00\x3c\x0brevq-socket")
+	isLate := false
 	in := bufio.NewReader(server)
 	for sent := int64(0); ; {
 		if p.after.Load() > 0 && sent > p.after.Load() && p.isStopped.CompareAndSwap(false, true) {
@@ -143,6 +149,10 @@ func (p *proxy) pass(client io.Writer, server io.Reader) {
 		frame := make([]byte, 7+binary.BigEndian.Uint32(head[3:])+1)
 		if _, err := io.ReadFull(in, frame); err != nil {
 			return
+		}
+		if bytes.HasPrefix(frame[7:], deliver) && !isLate {
+			isLate = true
+			<-time.After(time.Duration(p.late.Load()))
 		}
 		for rest := frame; len(rest) > 0; {
 			n, err := client.Write(rest[:min(len(rest), 32<<10)])
