@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/wire"
 )
@@ -121,7 +122,7 @@ func TestBatchIsPipelined(t *testing.T) {
 	w := s.dial(t)
 	w.send(t, post(typeNDJSON, strings.Repeat("{\"text\":\"a\"}\n", lines)))
 	for range lines {
-		<-published
+		await.Value(t, "task", published)
 	}
 	if n := s.InFlight(); n != lines {
 		t.Errorf("%d in flight, want %d", n, lines)
@@ -161,7 +162,7 @@ func TestBatchWithoutPlaces(t *testing.T) {
 	}}, func(c *Config) { c.MaxInFlight = 1 })
 	w := s.dial(t)
 	w.send(t, post(typePlain, "abc"))
-	<-published
+	await.Value(t, "task", published)
 	r := s.do(t, "POST", wire.QueuePath, "{\"text\":\"a\"}\n{\"text\":\"b\"}", "Content-Type", typeNDJSON)
 	if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || strings.Count(r.body, "texts are waiting") != 2 {
 		t.Errorf("%d %s", r.StatusCode, r.body)

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/wire"
 )
@@ -285,7 +286,7 @@ func TestAnswersOnlyAfterConfirm(t *testing.T) {
 	}}, func(c *Config) { c.MaxInFlight = 1 })
 	w := s.dial(t)
 	w.send(t, post(typePlain, "abc"))
-	<-published
+	await.Value(t, "task", published)
 	if n := s.InFlight(); n != 1 {
 		t.Errorf("%d tasks in flight, want 1", n)
 	}

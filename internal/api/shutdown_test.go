@@ -33,7 +33,7 @@ func TestShutdownAnswersRequestsInFlight(t *testing.T) {
 		w.reply(t)
 	}
 	busy.send(t, post(typePlain, "abc"))
-	<-published
+	await.Value(t, "task", published)
 
 	down := make(chan error, 1)
 	go func() { down <- s.Shutdown(context.Background()) }()
@@ -145,7 +145,7 @@ func TestShutdownGivesUpInTime(t *testing.T) {
 	s := setup(t, b)
 	w := s.dial(t)
 	w.send(t, post(typePlain, "abc"))
-	<-published
+	await.Value(t, "task", published)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/revq/revq/internal/api"
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/task"
 )
 
@@ -243,7 +244,7 @@ func TestSendRetries(t *testing.T) {
 			answers, err := (&Sender{URL: url, Timeout: time.Minute}).Send(t.Context(), tasks("first"))
 			first <- errors.Join(append(answers, err)...)
 		}()
-		<-taken
+		await.Value(t, "task", taken)
 		tr := &trip{after: func(status int, _ error) {
 			if status == http.StatusTooManyRequests {
 				close(free)

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/liveness"
 )
 
@@ -33,7 +34,7 @@ func TestListenerHangs(t *testing.T) {
 		check("no connection comes", false)
 		connections <- ours
 		check("the server is stuck with a connection", true)
-		(<-accepted).Close()
+		await.Value(t, "connection", accepted).Close()
 		check("it has taken the connection and waits for the next one", false)
 		close(connections)
 	})

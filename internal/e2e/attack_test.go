@@ -274,7 +274,7 @@ func (p *guest) besiege(t *testing.T, lasts time.Duration, kind siege) {
 	got := p.behave(t, id, lasts)
 	they := strangers.disperse(t)
 	close(enough)
-	<-watched
+	await.Value(t, "end of the watch", watched)
 
 	await.True(t, "the connections of the attackers are gone", func() bool { return files() <= filesBefore+10 })
 	after := memory()

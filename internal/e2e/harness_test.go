@@ -293,7 +293,7 @@ func (l *listener) greet(t *testing.T) {
 // id if that is not empty. It returns a function that waits for the next event.
 func (s *system) events(t *testing.T, after string) func() (name string, m wire.Message) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), await.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*await.Patience) // the server may wait for a broker that starts
 	t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.socketSite+wire.ListenPath, nil)
 	if err != nil {

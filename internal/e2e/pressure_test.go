@@ -123,7 +123,7 @@ func TestTooManyConnections(t *testing.T) {
 		go func() { answers <- post(t, s.apiSites[0], "text/plain", "abcdef") }()
 	}
 	for range more {
-		if err := checkRefused(<-answers, http.StatusServiceUnavailable); err != nil {
+		if err := checkRefused(await.Value(t, "answer", answers), http.StatusServiceUnavailable); err != nil {
 			t.Error(err)
 		}
 	}

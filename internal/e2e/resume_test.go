@@ -485,7 +485,7 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 		marks := make(chan map[string]string, 1)
 		go func() { marks <- greetings(t, s) }() // come when it is known where they stand
 		rabbittest.Restart(t, s.node)
-		check(t, s, <-marks)
+		check(t, s, await.Value(t, "greetings", marks))
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/wire"
 )
@@ -307,7 +308,7 @@ func TestAwait(t *testing.T) {
 		f.Append(int64(10*i+1), task.Result{Kind: task.Progress, ID: id, Text: "half"})
 		f.Append(int64(10*i+2), task.Result{ID: id, Text: text})
 		for range 2 {
-			if m := decode(<-got); m.ID != id || m.Text != text || m.Type != wire.TypeResult {
+			if m := decode(await.Value(t, "message", got)); m.ID != id || m.Text != text || m.Type != wire.TypeResult {
 				t.Errorf("told %.100v", m)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/fasthttp/websocket"
 	"golang.org/x/sys/unix"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
 )
@@ -142,7 +143,7 @@ func TestShardMissesNothing(t *testing.T) {
 	}()
 	busy.Wait()
 	conn.Close()
-	<-lost
+	await.Value(t, "end of the connection", lost)
 }
 
 func TestShardsLeaveNothingBehind(t *testing.T) {

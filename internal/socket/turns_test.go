@@ -14,6 +14,7 @@ import (
 
 	"github.com/fasthttp/websocket"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/task"
 	"github.com/revq/revq/internal/wire"
@@ -219,7 +220,7 @@ func TestLongTextsAreWrittenOneByOne(t *testing.T) {
 			t.Fatalf("text %d has %d bytes: %v", i, len(text), err)
 		}
 	}
-	<-stopped.over
+	await.Value(t, "end of the turn", stopped.over)
 	if cause := context.Cause(stopped.ctx); cause != errTurnOver {
 		t.Errorf("the slow one ended with %v", cause)
 	}

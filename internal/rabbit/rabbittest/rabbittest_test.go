@@ -14,6 +14,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 )
 
@@ -174,7 +175,7 @@ func TestCloseConnectionWhoseChannelHangs(t *testing.T) {
 	if got := rabbittest.CloseConnections(t, n, url, ""); got != 1 {
 		t.Errorf("CloseConnections() = %d, want 1", got)
 	}
-	<-closed
+	await.Value(t, "end of the connection", closed)
 }
 
 func TestAlarm(t *testing.T) {
