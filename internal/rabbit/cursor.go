@@ -18,9 +18,13 @@ import (
 
 const (
 	// readerPrefetch is how many messages may be on their way to the reader.
-	// The broker sends whole chunks of a stream. With a few thousand messages
-	// it does not have to wait for acknowledgements.
-	readerPrefetch = 4096
+	// The broker reads as many before it sends the first one, each with its own
+	// accesses to a file if they arrived one by one. Of 4,000 such messages the
+	// first one came after 0.7 s with 4,096, and after 0.11 s with 512, and the
+	// last one after 0.75 and 0.52 s. On a machine that was far too busy the
+	// reader waited for more than 16 s, and gave the broker up. Others come as
+	// fast with 512, 56,000 a second, and with 256 a fifth less.
+	readerPrefetch = 512
 
 	// readerWindow is how many bytes are read for the reader before it takes
 	// the messages in them. A longer message is read as a whole.
