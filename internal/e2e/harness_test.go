@@ -16,9 +16,11 @@ import (
 	"time"
 
 	"github.com/fasthttp/websocket"
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 	"github.com/revq/revq/internal/worker/workertest"
@@ -428,4 +430,40 @@ func names(prefix string, n int) []string {
 		ids[i] = fmt.Sprintf("%s-%d", prefix, i)
 	}
 	return ids
+}
+
+// foreignPublisher returns a function that publishes messages as another program
+// may, which have no more than ids and texts, and waits until they are confirmed.
+// Each is a message of its own.
+func (s *system) foreignPublisher(t *testing.T) func(key string, texts ...string) {
+	t.Helper()
+	conn, err := amqp.Dial(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	return func(key string, texts ...string) {
+		t.Helper()
+		ctx := await.Context(t)
+		var all []*amqp.DeferredConfirmation
+		for i := 0; i < len(texts); i += 2 {
+			confirmed, err := ch.PublishWithDeferredConfirm(rabbit.Exchange, key, true, false, amqp.Publishing{MessageId: texts[i], Body: []byte(texts[i+1])})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, confirmed)
+		}
+		for _, confirmed := range all {
+			if acked, err := confirmed.WaitContext(ctx); err != nil || !acked {
+				t.Fatalf("a message was not confirmed: %v", err)
+			}
+		}
+	}
 }

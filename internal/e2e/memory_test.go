@@ -3,13 +3,10 @@
 package e2e
 
 import (
-	"context"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
@@ -35,30 +32,7 @@ func TestLongTextsOverAMQP(t *testing.T) {
 	before := residentBytes(t, socket)
 	l := s.listen(t, "json")
 
-	conn, err := amqp.Dial(s.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	ch, err := conn.Channel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := ch.Confirm(false); err != nil {
-		t.Fatal(err)
-	}
-	publish := func(key, id, text string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), await.Patience)
-		defer cancel()
-		confirmed, err := ch.PublishWithDeferredConfirm(rabbit.Exchange, key, true, false, amqp.Publishing{MessageId: id, Body: []byte(text)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if acked, err := confirmed.WaitContext(ctx); err != nil || !acked {
-			t.Fatalf("%s was not confirmed: %v", id, err)
-		}
-	}
+	publish := s.foreignPublisher(t)
 	publish("tasks", "long-task", strings.Repeat("x", long))
 	await.True(t, "the long text is a dead letter", func() bool { return rabbittest.QueueLength(t, s.node, s.url, rabbit.DeadQueue) == 1 })
 	l.failed(t, "long-task")

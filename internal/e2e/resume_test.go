@@ -24,6 +24,7 @@ import (
 
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
+	"github.com/revq/revq/internal/feed"
 	"github.com/revq/revq/internal/rabbit"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/task"
@@ -487,6 +488,40 @@ func TestEveryGreetingIsAMark(t *testing.T) {
 		rabbittest.Restart(t, s.node)
 		check(t, s, await.Value(t, "greetings", marks))
 	})
+}
+
+// A result that a listener has from the broker is not sent again from what the
+// server has read since its start.
+func TestRepetitionAfterTheStartOfTheBacklog(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, rabbittest.Shared(t))
+	if err := <-s.publisher(t)("first"); err != nil { // which waits until the stream has begun
+		t.Fatal(err)
+	}
+	publish := s.foreignPublisher(t)
+	backlog := feed.DefaultConfig().Backlog
+	var rest []string
+	for i := range 2*backlog + 1000 {
+		id := fmt.Sprintf("filler-%d", i)
+		if i == backlog+1000-5 || i == backlog+1000+5 { // what the server reads at its start begins between them
+			id = "twice"
+		}
+		rest = append(rest, id, "text")
+	}
+	publish("results", rest...)
+	s.socket = s.startDaemon(t, "revq-socket", s.socketSockets)
+	s.socket.WaitReady(t)
+	l := s.listenAfter(t, "json", wire.Mark{Offset: -1}.String())
+	publish("results", "last", "last")
+	got := 0
+	for m := l.nextResult(t); m.ID != "last"; m = l.nextResult(t) {
+		if m.ID == "twice" {
+			got++
+		}
+	}
+	if got != 1 {
+		t.Errorf("got the result %d times, want once", got)
+	}
 }
 
 // A mark a little ahead of the end, of a stream that was re-created, is told as

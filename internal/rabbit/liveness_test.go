@@ -47,7 +47,7 @@ func TestHangingLoops(t *testing.T) {
 		publishResults(t, r.publisher(), 0, 1)
 		reader := NewReader(r.cfg, everything, r.log)
 		short(reader.link)
-		f := &follower{make(chan read), make(chan string), make(chan struct{})}
+		f := &follower{results: make(chan read), gaps: make(chan string), live: make(chan struct{})}
 		r.run(func(ctx context.Context) { reader.Run(ctx, f) })
 		eventually(t, "noticed", hangs(reader.Alive))
 		receive(t, "result", f.results)

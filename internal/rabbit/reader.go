@@ -18,6 +18,10 @@ var errMissing = errors.New("the last result received is no longer there: too fe
 // A Follower receives what a Reader reads. Its methods are called one at a
 // time.
 type Follower interface {
+	// Remember takes a result from before the backlog, of which a result in
+	// the backlog may be a repetition.
+	Remember(r task.Result)
+
 	// Append takes the next result. Offsets grow, but not always by one: most
 	// messages have fewer results than places, and the broker uses some
 	// offsets for itself.
@@ -64,13 +68,14 @@ type Reader struct {
 	live      atomic.Bool // GoLive was called
 
 	// Where the reader stands.
+	before int64 // the broker's offset of the first message of the backlog
 	gap    bool  // results are missing: it continues at the beginning of the stream
 	doubts int   // how many more nodes are to be asked before that is believed
 	last   entry // the last one received; its offset is -1 if none was received from this stream
 }
 
-// NewReader returns a Reader that begins with a backlog of that many messages.
-// Each has at least one result, or is a mark.
+// NewReader returns a Reader that begins with a backlog of that many messages,
+// and remembers as many before it. Each has at least one result, or is a mark.
 func NewReader(cfg Config, backlog int, log *slog.Logger) *Reader {
 	l := newLink(cfg, "reader", []string{ResultsQueue, MarksExchange}, log)
 	l.serves = func(ctx context.Context, s *session) error {
@@ -230,9 +235,15 @@ func (r *Reader) begin(end int64) (from int64, err error) {
 	case r.last.offset >= 0:
 		return messageOf(r.last.offset), nil
 	case r.gap:
+		r.before = 0
 		return 0, nil
 	}
-	return max(0, end-r.backlog), nil
+	if from = max(0, end-2*r.backlog); from > 0 {
+		r.before = end - r.backlog
+	} else {
+		r.before = 0 // nothing is left out
+	}
+	return from, nil
 }
 
 // meet returns the entries after last that are in the same message.
@@ -248,6 +259,10 @@ func meet(entries []entry, last entry) ([]entry, error) {
 func (r *Reader) pass(e entry, f Follower) {
 	r.last = entry{offset: e.offset, id: e.id}
 	switch {
+	case messageOf(e.offset) < r.before:
+		if !e.mark && e.invalid == nil {
+			f.Remember(e.result)
+		}
 	case e.mark && e.invalid == nil:
 		f.AppendMark(e.offset, e.id)
 	case e.mark: // another program's message: nobody can stand there

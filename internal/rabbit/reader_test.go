@@ -25,12 +25,14 @@ type read struct {
 
 // A follower records what a reader tells it.
 type follower struct {
+	before  []string // ids, until live is closed
 	results chan read
 	gaps    chan string
 	live    chan struct{}
 }
 
 func (f *follower) Append(offset int64, r task.Result) { f.results <- read{offset, r} }
+func (f *follower) Remember(r task.Result)             { f.before = append(f.before, r.ID) }
 func (f *follower) AppendMark(int64, string)           {}
 func (f *follower) AppendGap(reason string)            { f.gaps <- reason }
 func (f *follower) GoLive()                            { close(f.live) }
@@ -45,7 +47,7 @@ func (r *rig) follow(reader *Reader) <-chan read {
 }
 
 func (r *rig) followUntil(reader *Reader) (f *follower, stop func()) {
-	f = &follower{make(chan read, 100_000), make(chan string, 100), make(chan struct{})}
+	f = &follower{results: make(chan read, 100_000), gaps: make(chan string, 100), live: make(chan struct{})}
 	stop = r.run(func(ctx context.Context) { reader.Run(ctx, f) })
 	return f, stop
 }
@@ -157,6 +159,13 @@ func TestReaderBeginsWithTheBacklog(t *testing.T) {
 	receive(t, "end of the backlog", f.live)
 	if n := len(f.results); n < 10 || n > 20 {
 		t.Errorf("a backlog of %d results, want about 10", n)
+	}
+	before := []string{}
+	for i := range 10 {
+		before = append(before, result(100-len(f.results)-10+i).ID)
+	}
+	if !slices.Equal(f.before, before) {
+		t.Errorf("remembered %q before the backlog, want %q", f.before, before)
 	}
 	inOrder(t, f.results, 100-len(f.results), 100, -1)
 }
@@ -297,6 +306,7 @@ func (c *counter) Append(_ int64, r task.Result) {
 	c.n++
 	c.came <- r.ID
 }
+func (c *counter) Remember(task.Result)          {}
 func (c *counter) AppendMark(_ int64, id string) { c.marks = append(c.marks, id) }
 func (c *counter) AppendGap(string)              {}
 func (c *counter) GoLive()                       { c.live <- c.n }

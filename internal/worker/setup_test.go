@@ -77,6 +77,7 @@ func (f follower) Append(_ int64, r task.Result) {
 		f.told <- r
 	}
 }
+func (f follower) Remember(task.Result)     {}
 func (f follower) AppendMark(int64, string) {}
 func (f follower) AppendGap(string)         {}
 func (f follower) GoLive()                  {}
