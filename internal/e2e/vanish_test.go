@@ -128,17 +128,13 @@ func TestVanishedClients(t *testing.T) {
 		}
 		files, memory := openFiles(t, kind.from), residentBytes(t, kind.from)
 		var conns []net.Conn
-		n.on(t, func() error {
-			for range clients {
-				conn, err := net.Dial("tcp", kind.site)
-				if err != nil {
-					return err
-				}
-				conns = append(conns, conn)
-			}
-			return nil
-		})
-		for _, conn := range conns {
+		for range clients { // one by one: a server gives each only so long for its first request
+			var conn net.Conn
+			n.on(t, func() (err error) {
+				conn, err = net.Dial("tcp", kind.site)
+				return err
+			})
+			conns = append(conns, conn)
 			if err := conn.SetDeadline(time.Now().Add(await.Patience)); err != nil {
 				t.Fatal(err)
 			}
