@@ -21,6 +21,7 @@ import (
 	"github.com/revq/revq/internal/await"
 	"github.com/revq/revq/internal/daemon/daemontest"
 	"github.com/revq/revq/internal/rabbit"
+	"github.com/revq/revq/internal/rabbit/node"
 	"github.com/revq/revq/internal/rabbit/rabbittest"
 	"github.com/revq/revq/internal/wire"
 )
@@ -43,7 +44,7 @@ const (
 
 	// clusterSettings and clusterPartitions are what internal/rabbit/README.md
 	// recommends for advanced.config and rabbitmq.conf.
-	clusterSettings   = `[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}, {kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
+	clusterSettings   = "[" + node.Settings + `, {kernel, [{net_ticktime, 2}, {net_setuptime, 0.5}]}, {aten, [{poll_interval, 100}]}, {osiris, [{max_segment_size_chunks, 8192}]}]`
 	clusterPartitions = "cluster_partition_handling = pause_minority"
 
 	// clusterRest is how long everything works before a fault: each connection
@@ -212,8 +213,8 @@ func wanted(fault string) bool {
 func TestClusterSettings(t *testing.T) {
 	for page, want := range map[string][]string{
 		"../rabbit/README.md":     {clusterSettings + ".\n", clusterPartitions + "\n"},
-		"../../systemd/README.md": {clusterSettings + ".\n", clusterPartitions + "\n"},
-		"../../nix/module.nix":    {clusterSettings + ".\"", `"cluster_partition_handling" = mkDefault "pause_minority"`},
+		"../../systemd/README.md": {clusterSettings + ".\n", clusterPartitions + "\n", "[" + node.Settings + "].\n"},
+		"../../nix/module.nix":    {clusterSettings + ".\"", `"cluster_partition_handling" = mkDefault "pause_minority"`, "[" + node.Settings + "].\""},
 	} {
 		content, err := os.ReadFile(page)
 		if err != nil {
