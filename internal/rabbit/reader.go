@@ -234,15 +234,12 @@ func (r *Reader) begin(end int64) (from int64, err error) {
 		return 0, errMissing // the stream ends earlier: it was re-created
 	case r.last.offset >= 0:
 		return messageOf(r.last.offset), nil
-	case r.gap:
-		r.before = 0
-		return 0, nil
 	}
-	if from = max(0, end-2*r.backlog); from > 0 {
-		r.before = end - r.backlog
-	} else {
-		r.before = 0 // nothing is left out
+	r.before = 0
+	if from = end - 2*r.backlog; r.gap || from <= 0 {
+		return 0, nil // and nothing is left out
 	}
+	r.before = end - r.backlog
 	return from, nil
 }
 
