@@ -232,8 +232,8 @@ func (tc inboundCase) check(t *testing.T, c io.Writer, r *bufio.Reader, chopped 
 	}
 }
 
-// A listener that sends too much, however fast, is told so, and only then does its
-// connection end. After that it may send little more.
+// A listener that sends too much is told why before its connection ends, however
+// fast it sends. What it sends after that is bounded, too.
 func TestAFloodIsToldWhyItEnds(t *testing.T) {
 	cfg := DefaultConfig()
 	l := &listener{dialect: websocketDialect{}, counts: newCounts(feed.New(feed.DefaultConfig()))}
